@@ -1,0 +1,123 @@
+"""Every exception that iscsifs raises on purpose::
+
+    IscsifsError
+    ├── ConfigError              what the user gave cannot be used
+    ├── TransportError           the network: unreachable, refused, closed, silent
+    ├── ProtocolError            the peer broke a rule of RFC 7143
+    │   └── DigestError          a CRC32C did not match
+    ├── LoginError               the login ended without a session
+    │   ├── NegotiationError     a key's value cannot be accepted
+    │   ├── AuthenticationError  one of the two sides was not believed
+    │   ├── RedirectionError     the target has moved to where we cannot follow
+    │   └── LoginRefused         the target ended the login with a status
+    ├── CommandError             a SCSI command did not succeed
+    │   ├── StatusError          the target ended it with a SCSI status (and sense data)
+    │   ├── DataError            GOOD status, but not the data that were asked for
+    │   └── CommandTimeout       no answer in time, or the session could not be restored in time
+    └── UnitError                a logical unit that cannot be used as a disk
+
+Each message is one line that names the thing and the reason. Text from the network goes into a message
+only through `printable`.
+"""
+
+
+class IscsifsError(Exception):
+    """The root of the tree."""
+
+
+class ConfigError(IscsifsError):
+    """An option, a file or an argument cannot be used."""
+
+
+class TransportError(IscsifsError):
+    """A connection could not be made, or was lost (RFC 7143 section 7.14)."""
+
+
+class ProtocolError(IscsifsError):
+    """The peer broke a rule of RFC 7143; the connection cannot be used any more.
+
+    *section* is the section of RFC 7143 that holds the rule, *pdu* the name of the PDU that broke it.
+    """
+
+    def __init__(self, rule: str, *, section: str, pdu: str = "") -> None:
+        where = f"{pdu}: " if pdu else ""
+        super().__init__(f"{where}{rule} (RFC 7143 section {section})")
+        self.rule = rule
+        self.section = section
+        self.pdu = pdu
+
+
+class DigestError(ProtocolError):
+    """A header or data digest did not match (RFC 7143 section 7.8)."""
+
+
+class LoginError(IscsifsError):
+    """The login ended without a session."""
+
+
+class NegotiationError(LoginError):
+    """The value of *key* cannot be accepted (RFC 7143 sections 6.2 and 7.12)."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"{printable(key)}: {reason}")
+        self.key = key
+
+
+class AuthenticationError(LoginError):
+    """Authentication failed on our side of it; *key* is the key to blame (section 12.1)."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"{key}: {reason}")
+        self.key = key
+
+
+class RedirectionError(LoginError):
+    """A redirection (status class 1) that leads nowhere (RFC 7143 section 11.13.5)."""
+
+
+class LoginRefused(LoginError):
+    """The target ended the login with *status_class* and *status_detail* (RFC 7143 section 11.13.5)."""
+
+    def __init__(self, status_class: int, status_detail: int, meaning: str) -> None:
+        super().__init__(f"the target refused the login: {meaning} ({status_class:02x}{status_detail:02x}h)")
+        self.status_class = status_class
+        self.status_detail = status_detail
+
+
+class CommandError(IscsifsError):
+    """A SCSI command did not succeed."""
+
+
+class StatusError(CommandError):
+    """The target ended a command with a *status* other than GOOD (SAM), *sense* being its raw sense data."""
+
+    def __init__(self, message: str, *, status: int, sense: bytes = b"") -> None:
+        super().__init__(message)
+        self.status = status
+        self.sense = sense
+
+
+class DataError(CommandError):
+    """A command ended with GOOD status, but fewer bytes arrived than it asked for."""
+
+
+class CommandTimeout(CommandError):
+    """A command had no answer within its time, or the session did not come back within its time."""
+
+
+class UnitError(IscsifsError):
+    """A logical unit that cannot be used as a disk, with the reason."""
+
+
+def printable(text: str | bytes, limit: int = 255) -> str:
+    """Return *text* from the network fit for a terminal or a log.
+
+    Printable ASCII stays, everything else is escaped; what is longer than *limit* characters is cut.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "backslashreplace")
+    safe = "".join(
+        c if " " <= c <= "~" and c != "\\" else c.encode("unicode_escape").decode("ascii")
+        for c in text[:limit]
+    )
+    return safe + ("..." if len(text) > limit else "")
