@@ -12,7 +12,13 @@
     │   └── LoginRefused         the target ended the login with a status
     ├── CommandError             a SCSI command did not succeed
     │   ├── StatusError          the target ended it with a SCSI status (and sense data)
+    │   │   ├── MediumError          these blocks cannot be read or written
+    │   │   ├── WriteProtectedError  the unit takes no writes
+    │   │   ├── SpaceError           a thin unit has no room left
+    │   │   ├── NoMediumError        there is nothing in the drive, or it is not ready
+    │   │   └── ReservationError     another initiator has reserved the unit
     │   ├── DataError            GOOD status, but not the data that were asked for
+    │   ├── TaskAborted          it was aborted, rejected or lost with its session
     │   └── CommandTimeout       no answer in time, or the session could not be restored in time
     └── UnitError                a logical unit that cannot be used as a disk
 
@@ -97,8 +103,32 @@ class StatusError(CommandError):
         self.sense = sense
 
 
+class MediumError(StatusError):
+    """These blocks cannot be read or written (sense key MEDIUM ERROR or HARDWARE ERROR)."""
+
+
+class WriteProtectedError(StatusError):
+    """The unit takes no writes (sense 27h/00h to 06h)."""
+
+
+class SpaceError(StatusError):
+    """A thin-provisioned unit has no room left (sense 27h/07h)."""
+
+
+class NoMediumError(StatusError):
+    """There is no medium in the unit, or the unit is not ready (sense key NOT READY)."""
+
+
+class ReservationError(StatusError):
+    """Another initiator has reserved the unit (status RESERVATION CONFLICT)."""
+
+
 class DataError(CommandError):
     """A command ended with GOOD status, but fewer bytes arrived than it asked for."""
+
+
+class TaskAborted(CommandError):
+    """A command was aborted, rejected or lost with its session; it may have been done or not."""
 
 
 class CommandTimeout(CommandError):

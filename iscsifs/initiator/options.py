@@ -1,0 +1,45 @@
+"""What the initiator is told: who it is, how it proves that, and how long it waits."""
+
+import socket
+from dataclasses import dataclass
+from typing import Literal
+
+Digests = Literal["none", "header", "data", "all"]
+Authentication = Literal["none", "chap"]
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """One direction of CHAP: a name and its secret, at least 12 bytes of it (RFC 7143 section 9.2.1)."""
+
+    name: str
+    secret: bytes
+
+    def __repr__(self) -> str:
+        return f"Credentials({self.name!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class InitiatorOptions:
+    """The settings that all sessions of one initiator share.
+
+    *user* proves us to the target, *target_user* the target to us; *authentication* None means CHAP where
+    there is a *user*. *family* is the address family to connect over. Times are in seconds.
+    """
+
+    initiator_name: str
+    user: Credentials | None = None
+    target_user: Credentials | None = None
+    authentication: Authentication | None = None
+    digests: Digests = "none"
+    family: socket.AddressFamily = socket.AF_UNSPEC
+    login_timeout: float = 15.0
+    """From the first packet of a connection to the full feature phase."""
+    command_timeout: float = 30.0
+    """How long one command may be without an answer before it is aborted."""
+    ping_interval: float = 5.0
+    """How long a connection may be silent before a NOP-Out is sent; 0: none is."""
+    ping_timeout: float = 5.0
+    """How long after that ping it may stay silent before it is given up."""
+    replacement_timeout: float = 120.0
+    """How long commands wait for a lost session to come back before they fail."""

@@ -1,0 +1,189 @@
+"""PDUs on a byte stream (RFC 7143 section 11.2): headers, digests, padding, and payloads put in their place.
+
+`Receiver` cuts what arrives into PDUs. Small things are received into one scratch buffer, so that one
+system call may bring many PDUs; once the header of a large data segment is known, the rest of the segment
+is received directly where it belongs. `frame` is the other direction: the buffers of one PDU, for
+`sendmsg`.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from crc32c import crc32c
+
+from iscsifs.errors import DigestError, ProtocolError
+from iscsifs.iscsi.pdu import BHS_LENGTH, Pdu, opcode_of, pack, unpack
+
+Buffer = bytes | bytearray | memoryview
+
+DIGEST_LENGTH: Final = 4
+"""Bytes of a CRC32C digest (section 11.2.3)."""
+
+SCRATCH_LENGTH: Final = 64 * 1024
+"""Bytes of the buffer for headers and small data segments."""
+
+_PADDING: Final = tuple(bytes(-n % 4) for n in range(4))
+_LONGEST_PIECE: Final = BHS_LENGTH + 255 * 4 + DIGEST_LENGTH
+
+
+def digest(*pieces: Buffer) -> bytes:
+    """Return the CRC32C of *pieces* one after the other, in the byte order of the wire (section 13.1)."""
+    crc = 0
+    for piece in pieces:
+        crc = crc32c(piece, crc)
+    return crc.to_bytes(DIGEST_LENGTH, "little")
+
+
+def frame(
+    pdu: Pdu, data: Buffer = b"", ahs: bytes = b"", *, header_digest: bool = False, data_digest: bool = False
+) -> list[Buffer]:
+    """Return the buffers that carry *pdu*, its AHS and data segment; *data* is among them, not copied."""
+    length = len(data)
+    header = pack(pdu, length, len(ahs)) + ahs
+    if header_digest:
+        header += digest(header)
+    if not length:
+        return [header]
+    padding = _PADDING[length & 3]
+    if data_digest:
+        return [header, data, padding + digest(data, padding)]
+    return [header, data, padding] if padding else [header, data]
+
+
+HeaderArrived = Callable[[Pdu, bytes, int], memoryview | None]
+PduArrived = Callable[[Pdu, bytes, memoryview], None]
+
+
+class Receiver:
+    """Cuts a byte stream into PDUs.
+
+    *header_arrived(pdu, ahs, data_length)* is called as soon as a header is whole and its digest right. It
+    returns the memory, *data_length* bytes of it, that the data segment is to be received into, or None for
+    a buffer of its own. *pdu_arrived(pdu, ahs, data)* is called when the data segment is there as well and
+    its digest right. Both may raise ProtocolError, which `buffer_updated` passes on; after an error the
+    receiver is not to be used.
+
+    The two digest flags and `max_data_segment_length` (bytes, our own declaration, section 13.12) may be
+    changed by *pdu_arrived*; they hold from the next PDU on.
+    """
+
+    def __init__(
+        self,
+        header_arrived: HeaderArrived,
+        pdu_arrived: PduArrived,
+        *,
+        max_data_segment_length: int = 8192,
+        ahs_allowed: bool = False,
+    ) -> None:
+        self.max_data_segment_length = max_data_segment_length
+        self.header_digest = False
+        self.data_digest = False
+        self._header_arrived = header_arrived
+        self._pdu_arrived = pdu_arrived
+        self._ahs_allowed = ahs_allowed
+        self._scratch = memoryview(bytearray(SCRATCH_LENGTH))
+        self._start = 0  # of what has not been looked at in the scratch buffer
+        self._end = 0
+        self._pdu: Pdu | None = None  # the PDU whose data segment is on its way
+        self._ahs = b""
+        self._data = memoryview(b"")
+        self._filled = 0  # bytes of the data segment that are in place
+        self._tail = 0  # bytes of padding and digest behind it
+
+    @property
+    def in_pdu(self) -> bool:
+        """Whether a part of a PDU has arrived: the end of the stream now would cut it."""
+        return self._pdu is not None or self._start != self._end
+
+    def get_buffer(self) -> memoryview:
+        """Return the memory that the next bytes belong into; never empty."""
+        if self._pdu is not None and self._filled < len(self._data):
+            return self._data[self._filled :]
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif SCRATCH_LENGTH - self._start < _LONGEST_PIECE:
+            left = self._end - self._start
+            self._scratch[:left] = bytes(self._scratch[self._start : self._end])
+            self._start, self._end = 0, left
+        return self._scratch[self._end :]
+
+    def buffer_updated(self, count: int) -> None:
+        """Take note of *count* bytes received into what `get_buffer` returned.
+
+        Raises ProtocolError (with DigestError for a wrong CRC) when the peer broke a rule.
+        """
+        if self._pdu is not None and self._filled < len(self._data):
+            self._filled += count
+        else:
+            self._end += count
+        while self._header() if self._pdu is None else self._data_segment():
+            pass
+
+    def _header(self) -> bool:
+        """Read the next header from the scratch buffer; return False if it is not whole yet."""
+        start = self._start
+        available = self._end - start
+        if available < BHS_LENGTH:
+            return False
+        scratch = self._scratch
+        ahs_length = scratch[start + 4] * 4
+        if ahs_length and not self._ahs_allowed:
+            raise ProtocolError("an additional header segment is not allowed here", section="11.2.1.5")
+        end = start + BHS_LENGTH + ahs_length
+        if self.header_digest:
+            if available < BHS_LENGTH + ahs_length + DIGEST_LENGTH:
+                return False
+            if digest(scratch[start:end]) != scratch[end : end + DIGEST_LENGTH]:
+                raise DigestError("the header digest is wrong", section="7.8")
+        elif self._end < end:
+            return False
+        pdu = unpack(scratch[start : start + BHS_LENGTH])
+        length = int.from_bytes(scratch[start + 5 : start + 8], "big")
+        if length > self.max_data_segment_length:
+            raise ProtocolError(
+                f"a data segment of {length} bytes where {self.max_data_segment_length} were declared",
+                section="13.12",
+                pdu=pdu_name(pdu),
+            )
+        self._ahs = bytes(scratch[start + BHS_LENGTH : end]) if ahs_length else b""
+        self._start = end + DIGEST_LENGTH if self.header_digest else end
+        place = self._header_arrived(pdu, self._ahs, length)
+        if not length:
+            self._pdu_arrived(pdu, self._ahs, memoryview(b""))
+            return True
+        self._pdu = pdu
+        self._data = memoryview(bytearray(length)) if place is None else place
+        self._filled = 0
+        self._tail = -length % 4 + (DIGEST_LENGTH if self.data_digest else 0)
+        return True
+
+    def _data_segment(self) -> bool:
+        """Take the data segment's bytes out of the scratch buffer; return False if it is not whole yet."""
+        data = self._data
+        missing = len(data) - self._filled
+        if missing:
+            count = min(missing, self._end - self._start)
+            data[self._filled : self._filled + count] = self._scratch[self._start : self._start + count]
+            self._filled += count
+            self._start += count
+            if count < missing:
+                return False
+        tail = self._tail
+        if tail:
+            if self._end - self._start < tail:
+                return False
+            behind = self._scratch[self._start : self._start + tail]
+            self._start += tail
+            if self.data_digest and digest(data, behind[:-DIGEST_LENGTH]) != behind[-DIGEST_LENGTH:]:
+                assert self._pdu is not None
+                raise DigestError("the data digest is wrong", section="7.8", pdu=pdu_name(self._pdu))
+        pdu, self._pdu = self._pdu, None
+        self._data = memoryview(b"")
+        assert pdu is not None
+        self._pdu_arrived(pdu, self._ahs, data)
+        return True
+
+
+def pdu_name(pdu: Pdu) -> str:
+    """Return the name of *pdu* as messages give it, such as `DATA_IN`."""
+    return opcode_of(pdu).name

@@ -1,0 +1,145 @@
+"""PDUs on a byte stream: RFC 7143 section 11.2."""
+
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iscsifs.errors import DigestError, ProtocolError
+from iscsifs.iscsi import pdu
+from iscsifs.iscsi.framing import SCRATCH_LENGTH, Buffer, Receiver, digest, frame
+
+Arrived = tuple[pdu.Pdu, bytes, bytes]
+
+
+def text_response(number: int) -> pdu.TextResponse:
+    return pdu.TextResponse(pdu.FINAL, 0, number)
+
+
+def feed(receiver: Receiver, stream: bytes, cuts: Iterable[int] = ()) -> None:
+    """Let *stream* arrive in pieces of at most the lengths *cuts*, the rest as the receiver asks for it."""
+    lengths = iter(cuts)
+    position = 0
+    while position < len(stream):
+        place = receiver.get_buffer()
+        count = min(len(place), next(lengths, len(stream)), len(stream) - position)
+        place[:count] = stream[position : position + count]
+        position += count
+        receiver.buffer_updated(count)
+
+
+def collector(**options: int | bool) -> tuple[Receiver, list[Arrived]]:
+    arrived: list[Arrived] = []
+    receiver = Receiver(
+        lambda *_: None,
+        lambda fields, ahs, data: arrived.append((fields, ahs, bytes(data))),
+        max_data_segment_length=int(options.get("limit", 2**24 - 1)),
+        ahs_allowed=bool(options.get("ahs", False)),
+    )
+    receiver.header_digest = bool(options.get("header_digest"))
+    receiver.data_digest = bool(options.get("data_digest"))
+    return receiver, arrived
+
+
+def stream_of(pdus: list[tuple[bytes, bytes]], header_digest: bool, data_digest: bool) -> bytes:
+    buffers: list[Buffer] = []
+    for number, (ahs, data) in enumerate(pdus):
+        fields = text_response(number)
+        buffers += frame(fields, data, ahs, header_digest=header_digest, data_digest=data_digest)
+    return b"".join(buffers)
+
+
+segments = st.one_of(
+    st.binary(max_size=40), st.integers(0, 3 * SCRATCH_LENGTH).map(lambda n: (b"%x" % n * n)[:n])
+)
+ahs_segments = st.integers(0, 255).map(lambda words: b"ahs." * words)
+
+
+@given(
+    pdus=st.lists(st.tuples(ahs_segments, segments), min_size=1, max_size=6),
+    header_digest=st.booleans(),
+    data_digest=st.booleans(),
+    cuts=st.lists(st.integers(1, 100_000), max_size=40),
+)
+def test_any_split_of_the_stream_gives_the_same_pdus(
+    pdus: list[tuple[bytes, bytes]], header_digest: bool, data_digest: bool, cuts: list[int]
+) -> None:
+    receiver, arrived = collector(ahs=True, header_digest=header_digest, data_digest=data_digest)
+    feed(receiver, stream_of(pdus, header_digest, data_digest), cuts)
+    assert arrived == [(text_response(n), ahs, data) for n, (ahs, data) in enumerate(pdus)]
+    assert not receiver.in_pdu
+
+
+@given(st.binary(max_size=400), st.booleans(), st.booleans())
+def test_garbage_is_pdus_or_a_protocol_error(garbage: bytes, header_digest: bool, data_digest: bool) -> None:
+    receiver, _ = collector(header_digest=header_digest, data_digest=data_digest, limit=64)
+    try:
+        feed(receiver, garbage)
+    except ProtocolError:
+        return
+    assert receiver.in_pdu or len(garbage) % 4 == 0
+
+
+def test_the_digest_of_32_zero_bytes() -> None:
+    assert digest(bytes(32)) == bytes.fromhex("aa36918a")
+
+
+@pytest.mark.conformance("LOGIN-9.3")
+def test_digests_cover_padding_and_an_empty_segment_has_none() -> None:
+    fields = text_response(1)
+    header, data, tail = frame(fields, b"12345", header_digest=True, data_digest=True)
+    assert header[48:] == digest(header[:48])
+    assert (data, tail[:3], tail[3:]) == (b"12345", bytes(3), digest(b"12345\0\0\0"))
+    assert [len(piece) for piece in frame(fields, header_digest=True, data_digest=True)] == [52]
+
+
+def test_a_data_segment_is_received_into_its_place() -> None:
+    place = memoryview(bytearray(5000))
+    receiver = Receiver(lambda *_: place[1000:], lambda *_: None)
+    stream = b"".join(frame(text_response(1), b"x" * 4000))
+    feed(receiver, stream, [100])
+    assert place.tobytes() == bytes(1000) + b"x" * 4000
+    feed(receiver, stream[:60])
+    assert receiver.get_buffer().obj is place.obj
+
+
+@pytest.mark.conformance("ERR-1")
+@pytest.mark.parametrize("position", range(52))
+def test_a_wrong_header_digest_is_noticed_before_any_field_is_used(position: int) -> None:
+    receiver, arrived = collector(header_digest=True)
+    stream = bytearray(b"".join(frame(text_response(1), header_digest=True)))
+    stream[position] ^= 0x10
+    with pytest.raises(ProtocolError) as caught:
+        feed(receiver, bytes(stream) + bytes(2000))
+    assert isinstance(caught.value, DigestError) or position == 4  # byte 4 announces an AHS: not allowed
+    assert not arrived
+
+
+@pytest.mark.parametrize("position", range(12))
+def test_a_wrong_data_digest_is_noticed(position: int) -> None:
+    receiver, arrived = collector(data_digest=True)
+    stream = bytearray(b"".join(frame(text_response(1), b"1234567", data_digest=True)))
+    stream[48 + position] ^= 1
+    with pytest.raises(DigestError):
+        feed(receiver, bytes(stream))
+    assert not arrived
+
+
+@pytest.mark.conformance("HOSTILE-5")
+@pytest.mark.parametrize("length", [8193, 2**24 - 1])
+def test_a_segment_above_the_declared_limit_is_refused_at_its_header(length: int) -> None:
+    receiver, _ = collector(limit=8192)
+    with pytest.raises(ProtocolError, match="13.12"):
+        feed(receiver, pdu.pack(text_response(1), length))
+    receiver, arrived = collector(limit=8192)
+    feed(receiver, b"".join(frame(text_response(1), bytes(8192))))
+    assert len(arrived) == 1
+
+
+@pytest.mark.conformance("HOSTILE-4")
+@pytest.mark.parametrize("words", [1, 255])
+def test_an_ahs_from_a_target_is_refused_at_the_header(words: int) -> None:
+    receiver, _ = collector()
+    with pytest.raises(ProtocolError, match="11.2.1.5"):
+        feed(receiver, pdu.pack(text_response(1), 0, words * 4))
