@@ -1,0 +1,29 @@
+"""32-bit serial number arithmetic (RFC 1982), for CmdSN, StatSN and DataSN (RFC 7143 section 4.2.2).
+
+All numbers are unsigned and below 2**32. Of two numbers exactly 2**31 apart neither is the smaller one.
+"""
+
+from typing import Final
+
+_MASK: Final = 0xFFFFFFFF
+_HALF: Final = 0x80000000
+
+
+def add(number: int, count: int) -> int:
+    """Return the number *count* after *number* (before it, where *count* is negative)."""
+    return (number + count) & _MASK
+
+
+def lt(left: int, right: int) -> bool:
+    """Tell whether *left* comes before *right*."""
+    return 0 < ((right - left) & _MASK) < _HALF
+
+
+def le(left: int, right: int) -> bool:
+    """Tell whether *left* comes before *right* or is equal to it."""
+    return ((right - left) & _MASK) < _HALF
+
+
+def distance(start: int, end: int) -> int:
+    """Return how many steps lead from *start* to *end*: -2**31 to 2**31 - 1, negative for backwards."""
+    return ((end - start + _HALF) & _MASK) - _HALF
