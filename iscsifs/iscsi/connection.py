@@ -1,0 +1,537 @@
+"""The initiator's side of one connection without I/O: login, then the full feature phase (RFC 7143 section
+4.2).
+
+The caller moves the bytes. It receives into `get_buffer()`, says `buffer_updated(n)` or `receive_eof()`,
+looks at `events()`, and sends what `data_to_send()` gives, which may have grown by any of these calls. At
+ErrorRecoveryLevel 0 every broken rule ends the connection: the calls raise ProtocolError, and
+`take_unfinished` gives back the tasks that have no status, to be sent again in a new session.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Final
+
+from iscsifs.errors import CommandError, ProtocolError, TaskAborted, TransportError
+from iscsifs.iscsi import serial
+from iscsifs.iscsi.events import (
+    ConnectionDropped,
+    Event,
+    LoggedIn,
+    Logout,
+    LogoutRequested,
+    Management,
+    Noted,
+    Ping,
+    Request,
+    SenseReported,
+    Text,
+)
+from iscsifs.iscsi.framing import Buffer, Receiver, frame, pdu_name
+from iscsifs.iscsi.keys import Parameters
+from iscsifs.iscsi.login import InitiatorLogin
+from iscsifs.iscsi.pdu import (
+    BHS_LENGTH,
+    FINAL,
+    R2T,
+    RESERVED_TAG,
+    AsyncEvent,
+    AsyncMessage,
+    DataIn,
+    DataInFlag,
+    DataOut,
+    LoginResponse,
+    LogoutReason,
+    LogoutRequest,
+    LogoutResponse,
+    NopIn,
+    NopOut,
+    Pdu,
+    Reject,
+    RejectReason,
+    ScsiResponse,
+    SnackRequest,
+    TaskFunction,
+    TaskManagementRequest,
+    TaskManagementResponse,
+    TaskResponse,
+    TextFlag,
+    TextRequest,
+    TextResponse,
+    unpack,
+)
+from iscsifs.iscsi.task import Task
+from iscsifs.iscsi.text import Pair, TextCollector, encode_pairs
+
+MAX_TASKS: Final = 256
+"""Commands that may be on the wire of one connection at once, however wide the target's window is."""
+
+MAX_UNSENT_ANSWERS: Final = 64
+"""Answers to pings that may wait to be sent before the target is taken for a flooder."""
+
+MAX_LATE_TAGS: Final = 1024
+"""Tags of aborted tasks that are remembered, so that a late answer to them is not taken for an error."""
+
+VENDOR_EVENTS: Final = 248
+"""The first of the asynchronous events that a vendor may define (section 11.9.1)."""
+
+FAILURE_OF_REJECT: Final[dict[int, type[CommandError]]] = {
+    RejectReason.DATA_DIGEST_ERROR: TaskAborted,
+    RejectReason.PROTOCOL_ERROR: CommandError,
+    RejectReason.COMMAND_NOT_SUPPORTED: CommandError,
+    RejectReason.TOO_MANY_IMMEDIATE_COMMANDS: TaskAborted,
+    RejectReason.TASK_IN_PROGRESS: TaskAborted,
+    RejectReason.INVALID_PDU_FIELD: CommandError,
+    RejectReason.OUT_OF_RESOURCES: TaskAborted,
+}
+"""How a rejected command fails: only TaskAborted may be sent again, as a new task (section 7.3)."""
+
+
+class Connection:
+    """One connection of a session, the only one of it; see the module for its calls.
+
+    `parameters` hold what the login agreed on. `heard` is set by every byte that arrives, for whoever watches
+    the silence.
+    """
+
+    def __init__(self, login: InitiatorLogin) -> None:
+        self.login = login
+        self.heard = False
+        self.logged_in = False
+        self._receiver = Receiver(self._header_arrived, self._pdu_arrived)
+        self._out: list[Buffer] = []
+        self._events: list[Event] = []
+        self._cmd_sn = self._exp_cmd_sn = self._max_cmd_sn = self._exp_stat_sn = 0
+        self._queue: deque[Task] = deque()
+        self._requests: dict[int, Request] = {}
+        self._tasks_on_the_wire = 0
+        self._late_tags: dict[int, None] = {}
+        self._unsent_answers = 0
+        self._unsent_r2ts: list[Task] = []
+        self._last_tag = 0
+        self._logging_out = False
+        self._send(*login.start())
+
+    @property
+    def parameters(self) -> Parameters:
+        """What the login agreed on."""
+        return self.login.parameters
+
+    # Bytes in and out.
+
+    def get_buffer(self) -> memoryview:
+        """Return the memory that the next bytes from the target belong into."""
+        return self._receiver.get_buffer()
+
+    def buffer_updated(self, count: int) -> None:
+        """Take note of *count* bytes received into what `get_buffer` returned.
+
+        Raises ProtocolError for a rule that the target broke, LoginError for a login that cannot go on.
+        """
+        self.heard = True
+        self._receiver.buffer_updated(count)
+
+    def receive_eof(self) -> None:
+        """Take note that the target closed the connection; raises TransportError unless that ends a
+        logout."""
+        if not self._logging_out:
+            where = " in the middle of a PDU" if self._receiver.in_pdu else ""
+            raise TransportError(f"the target closed the connection{where}")
+
+    def events(self) -> list[Event]:
+        """Return what has happened since the last call, in order; a task is there when it has ended."""
+        events, self._events = self._events, []
+        return events
+
+    def data_to_send(self) -> list[Buffer]:
+        """Return the buffers to be sent next, in order; they must not be changed until that is done."""
+        out, self._out = self._out, []
+        self._unsent_answers = 0
+        for task in self._unsent_r2ts:
+            task.r2ts_unsent = 0
+        self._unsent_r2ts.clear()
+        return out
+
+    # What the layer above asks for.
+
+    @property
+    def tasks_on_the_wire(self) -> int:
+        """How many commands wait for their status; those still queued are not counted."""
+        return self._tasks_on_the_wire
+
+    def tasks(self) -> Iterator[Task]:
+        """Give the tasks on the wire in the order of their sending, then those that wait for the window."""
+        yield from (request for request in self._requests.values() if isinstance(request, Task))
+        yield from self._queue
+
+    def submit(self, task: Task) -> None:
+        """Send *task*, as soon as the command window is open (section 4.2.2.1)."""
+        self._queue.append(task)
+        self._fill_window()
+
+    def withdraw(self, task: Task) -> bool:
+        """Drop *task* if it is still unsent; return whether it was."""
+        try:
+            self._queue.remove(task)
+        except ValueError:
+            return False
+        return True
+
+    def take_unfinished(self) -> list[Task]:
+        """Return all tasks without a status, in the order of `tasks`; the connection forgets them."""
+        unfinished = list(self.tasks())
+        self._queue.clear()
+        self._requests.clear()
+        self._tasks_on_the_wire = 0
+        return unfinished
+
+    def abort_task(self, task: Task) -> Management:
+        """Abort *task*, which is on the wire; its tag stays reserved until the answer (section 11.5.1)."""
+        management = Management(TaskFunction.ABORT_TASK, [task])
+        self._manage(management, task.lun, task.initiator_task_tag, task.cmd_sn)
+        return management
+
+    def reset(self, function: TaskFunction, lun: int = 0) -> Management:
+        """Send a *function* that ends all tasks of *lun*, or with lun 0 of the target (section 11.5.1)."""
+        whole_target = function in (TaskFunction.TARGET_WARM_RESET, TaskFunction.TARGET_COLD_RESET)
+        affected = [
+            request
+            for request in self._requests.values()
+            if isinstance(request, Task) and (whole_target or request.lun == lun)
+        ]
+        management = Management(function, affected)
+        self._manage(management, lun, RESERVED_TAG, 0)
+        return management
+
+    def _manage(self, management: Management, lun: int, referenced_task_tag: int, ref_cmd_sn: int) -> None:
+        self._send(
+            TaskManagementRequest(
+                management.function,
+                lun,
+                self._new_tag(management),
+                referenced_task_tag,
+                self._cmd_sn,
+                self._exp_stat_sn,
+                ref_cmd_sn,
+            )
+        )
+
+    def ping(self) -> Ping:
+        """Send a NOP-Out that asks for an echo (section 11.18)."""
+        ping = Ping()
+        tag = self._new_tag(ping)
+        self._send(NopOut(0, tag, RESERVED_TAG, self._cmd_sn, self._exp_stat_sn, immediate=True))
+        return ping
+
+    def send_text(self, pairs: list[Pair]) -> Text:
+        """Start a text exchange with *pairs* (section 11.10), which fit one PDU; with none it only asks."""
+        text = Text(TextCollector("TEXT_RESPONSE"))
+        self._text_request(self._new_tag(text), 0, RESERVED_TAG, encode_pairs(pairs))
+        return text
+
+    def _text_request(self, tag: int, lun: int, target_transfer_tag: int, data: bytes) -> None:
+        self._send(
+            TextRequest(
+                FINAL, lun, tag, target_transfer_tag, self._cmd_sn, self._exp_stat_sn, immediate=True
+            ),
+            data,
+        )
+
+    def log_out(self) -> Logout:
+        """Ask the target to close the session (section 11.14); nothing may be sent after that."""
+        logout = Logout(LogoutReason.CLOSE_SESSION)
+        tag = self._new_tag(logout)
+        self._send(LogoutRequest(logout.reason, tag, self.login.cid, self._cmd_sn, self._exp_stat_sn))
+        self._logging_out = True
+        return logout
+
+    # Sending.
+
+    def _send(self, pdu: Pdu, data: Buffer = b"", ahs: bytes = b"") -> None:
+        receiver = self._receiver  # the digests are the same in both directions
+        self._out += frame(
+            pdu, data, ahs, header_digest=receiver.header_digest, data_digest=receiver.data_digest
+        )
+
+    def _new_tag(self, request: Request) -> int:
+        """Reserve an Initiator Task Tag for *request* (section 11.2.1.8)."""
+        tag = self._last_tag
+        while True:
+            tag = serial.add(tag, 1)
+            if tag != RESERVED_TAG and tag not in self._requests and tag not in self._late_tags:
+                break
+        self._last_tag = tag
+        self._requests[tag] = request
+        return tag
+
+    def _fill_window(self) -> None:
+        """Send queued tasks while the command window is open (section 4.2.2.1)."""
+        while (
+            self._queue
+            and serial.le(self._cmd_sn, self._max_cmd_sn)
+            and self._tasks_on_the_wire < MAX_TASKS
+            and not self._logging_out
+        ):
+            task = self._queue.popleft()
+            tag = self._new_tag(task)
+            self._tasks_on_the_wire += 1
+            command, ahs, immediate_data, burst = task.start(
+                self.parameters, tag, self._cmd_sn, self._exp_stat_sn
+            )
+            self._cmd_sn = serial.add(self._cmd_sn, 1)
+            self._send(command, immediate_data, ahs)
+            for pdu, data in burst:
+                self._send(pdu, data)
+
+    # Receiving.
+
+    def _header_arrived(self, pdu: Pdu, ahs: bytes, length: int) -> memoryview | None:
+        if type(pdu) is DataIn and self.logged_in:
+            task = self._task(pdu.initiator_task_tag, pdu)
+            return None if task is None else task.data_in_announced(pdu, length)
+        if length and isinstance(pdu, (R2T, TaskManagementResponse, LogoutResponse)):
+            raise ProtocolError("it has a data segment", section="11.2.1.6", pdu=pdu_name(pdu))
+        return None
+
+    def _pdu_arrived(self, pdu: Pdu, ahs: bytes, data: memoryview) -> None:
+        if not self.logged_in:
+            self._login_response(pdu, data)
+            return
+        match pdu:
+            case DataIn():
+                self._data_in(pdu, len(data))
+            case ScsiResponse():
+                self._scsi_response(pdu, data)
+            case R2T():
+                self._r2t(pdu)
+            case NopIn():
+                self._nop_in(pdu, data)
+            case TaskManagementResponse():
+                self._management_response(pdu)
+            case TextResponse():
+                self._text_response(pdu, data)
+            case AsyncMessage():
+                self._asynchronous(pdu, data)
+            case Reject():
+                self._reject(pdu, data)
+            case LogoutResponse():
+                self._logout_response(pdu)
+            case _:
+                raise ProtocolError("not from a target in this phase", section="7.13", pdu=pdu_name(pdu))
+        self._fill_window()
+
+    def _login_response(self, pdu: Pdu, data: memoryview) -> None:
+        if not isinstance(pdu, LoginResponse):
+            raise ProtocolError("sent before the login was done", section="4.2.4", pdu=pdu_name(pdu))
+        login = self.login
+        request = login.receive(pdu, bytes(data))
+        if request is not None:
+            self._send(*request)
+            return
+        self._cmd_sn, self._exp_stat_sn = login.cmd_sn, login.exp_stat_sn
+        self._exp_cmd_sn, self._max_cmd_sn = login.exp_cmd_sn, login.max_cmd_sn
+        self._receiver.header_digest = login.parameters.header_digest
+        self._receiver.data_digest = login.parameters.data_digest
+        self._receiver.max_data_segment_length = login.parameters.max_recv_data_segment_length
+        self.logged_in = True
+        self._events.append(LoggedIn())
+
+    def _update_window(self, pdu: Pdu, exp_cmd_sn: int, max_cmd_sn: int) -> None:
+        """Take the command window of a PDU (sections 4.2.2.1 and 11.4.11)."""
+        if serial.lt(max_cmd_sn, serial.add(exp_cmd_sn, -1)):
+            return
+        if serial.lt(self._cmd_sn, exp_cmd_sn):
+            raise ProtocolError("ExpCmdSN is ahead of CmdSN", section="4.2.2.1", pdu=pdu_name(pdu))
+        if serial.lt(self._exp_cmd_sn, exp_cmd_sn):
+            self._exp_cmd_sn = exp_cmd_sn
+        if serial.lt(self._max_cmd_sn, max_cmd_sn):
+            self._max_cmd_sn = max_cmd_sn
+
+    def _advance(self, pdu: Pdu, stat_sn: int, exp_cmd_sn: int, max_cmd_sn: int) -> None:
+        """Count the StatSN of a PDU that has one of its own, and take its window (section 4.2.2.2)."""
+        if stat_sn != self._exp_stat_sn:
+            raise ProtocolError(
+                f"StatSN {stat_sn} where {self._exp_stat_sn} was due", section="4.2.2.2", pdu=pdu_name(pdu)
+            )
+        self._exp_stat_sn = serial.add(stat_sn, 1)
+        self._update_window(pdu, exp_cmd_sn, max_cmd_sn)
+
+    def _unknown_tag(self, tag: int, pdu: Pdu) -> ProtocolError:
+        return ProtocolError(f"task tag {tag:08x}h is not in use", section="4.2.5.3", pdu=pdu_name(pdu))
+
+    def _task(self, tag: int, pdu: Pdu) -> Task | None:
+        """Return the SCSI task of *tag*, None for one that was aborted; raises ProtocolError for any
+        other."""
+        task = self._requests.get(tag)
+        if isinstance(task, Task):
+            return task
+        if tag in self._late_tags:
+            return None
+        raise self._unknown_tag(tag, pdu)
+
+    def _end_task(self, task: Task) -> None:
+        del self._requests[task.initiator_task_tag]
+        self._tasks_on_the_wire -= 1
+        self._events.append(task)
+
+    def _data_in(self, pdu: DataIn, length: int) -> None:
+        if pdu.flags & DataInFlag.STATUS:
+            self._advance(pdu, pdu.stat_sn, pdu.exp_cmd_sn, pdu.max_cmd_sn)
+        else:
+            self._update_window(pdu, pdu.exp_cmd_sn, pdu.max_cmd_sn)
+        task = self._task(pdu.initiator_task_tag, pdu)
+        if task is None or pdu.data_sn != task.next_data_sn:  # late, or a repetition
+            return
+        task.data_in_arrived(pdu, length)
+        if task.ended:
+            self._end_task(task)
+
+    def _scsi_response(self, pdu: ScsiResponse, data: memoryview) -> None:
+        self._advance(pdu, pdu.stat_sn, pdu.exp_cmd_sn, pdu.max_cmd_sn)
+        task = self._task(pdu.initiator_task_tag, pdu)
+        if task is not None:
+            task.response_arrived(pdu, data)
+            self._end_task(task)
+
+    def _r2t(self, pdu: R2T) -> None:
+        self._update_window(pdu, pdu.exp_cmd_sn, pdu.max_cmd_sn)
+        task = self._task(pdu.initiator_task_tag, pdu)
+        if task is None:
+            return
+        for data_out, data in task.solicited(pdu, self.parameters, self._exp_stat_sn):
+            self._send(data_out, data)
+        self._unsent_r2ts.append(task)
+
+    def _nop_in(self, pdu: NopIn, data: memoryview) -> None:
+        if pdu.initiator_task_tag == RESERVED_TAG:
+            self._update_window(pdu, pdu.exp_cmd_sn, pdu.max_cmd_sn)
+            if pdu.target_transfer_tag == RESERVED_TAG:
+                return
+            if data:
+                raise ProtocolError("a ping with data", section="11.19", pdu="NOP_IN")
+            self._unsent_answers += 1
+            if self._unsent_answers > MAX_UNSENT_ANSWERS:
+                raise ProtocolError(
+                    "pings faster than their answers are taken", section="11.18", pdu="NOP_IN"
+                )
+            answer = NopOut(
+                pdu.lun,
+                RESERVED_TAG,
+                pdu.target_transfer_tag,
+                self._cmd_sn,
+                self._exp_stat_sn,
+                immediate=True,
+            )
+            self._send(answer)
+            return
+        if pdu.target_transfer_tag != RESERVED_TAG:
+            raise ProtocolError("both task tags are set", section="11.19", pdu="NOP_IN")
+        self._advance(pdu, pdu.stat_sn, pdu.exp_cmd_sn, pdu.max_cmd_sn)
+        ping = self._requests.get(pdu.initiator_task_tag)
+        if not isinstance(ping, Ping):
+            raise self._unknown_tag(pdu.initiator_task_tag, pdu)
+        del self._requests[pdu.initiator_task_tag]
+        self._events.append(ping)
+
+    def _management_response(self, pdu: TaskManagementResponse) -> None:
+        self._advance(pdu, pdu.stat_sn, pdu.exp_cmd_sn, pdu.max_cmd_sn)
+        management = self._requests.get(pdu.initiator_task_tag)
+        if not isinstance(management, Management):
+            raise self._unknown_tag(pdu.initiator_task_tag, pdu)
+        del self._requests[pdu.initiator_task_tag]
+        management.response = pdu.response
+        if management.succeeded:
+            for task in management.tasks:
+                if not task.ended:
+                    self._remember_late(task.initiator_task_tag)
+                    task.fail(management.failure)
+                    self._end_task(task)
+        self._events.append(management)
+
+    def _remember_late(self, tag: int) -> None:
+        """Keep *tag* out of use: the target may still answer a task that it has aborted (section 4.2.3.3)."""
+        self._late_tags[tag] = None
+        if len(self._late_tags) > MAX_LATE_TAGS:
+            del self._late_tags[next(iter(self._late_tags))]
+
+    def _text_response(self, pdu: TextResponse, data: memoryview) -> None:
+        self._advance(pdu, pdu.stat_sn, pdu.exp_cmd_sn, pdu.max_cmd_sn)
+        text = self._requests.get(pdu.initiator_task_tag)
+        if not isinstance(text, Text):
+            raise self._unknown_tag(pdu.initiator_task_tag, pdu)
+        final = bool(pdu.flags & TextFlag.FINAL)
+        if final and pdu.flags & TextFlag.CONTINUE:
+            raise ProtocolError("C=1 with F=1", section="11.11.2", pdu="TEXT_RESPONSE")
+        if not final and pdu.target_transfer_tag == RESERVED_TAG:
+            raise ProtocolError("F=0 without a Target Transfer Tag", section="11.11.4", pdu="TEXT_RESPONSE")
+        # Some targets cut a long answer with F=0 alone, so the cut may be anywhere with C=0 as well.
+        pairs = text.collector.add(data, more=not final)
+        if pairs is None:
+            self._text_request(pdu.initiator_task_tag, pdu.lun, pdu.target_transfer_tag, b"")
+            return
+        text.pairs = pairs
+        del self._requests[pdu.initiator_task_tag]
+        self._events.append(text)
+
+    def _logout_response(self, pdu: LogoutResponse) -> None:
+        self._advance(pdu, pdu.stat_sn, pdu.exp_cmd_sn, pdu.max_cmd_sn)
+        logout = self._requests.get(pdu.initiator_task_tag)
+        if not isinstance(logout, Logout):
+            raise self._unknown_tag(pdu.initiator_task_tag, pdu)
+        del self._requests[pdu.initiator_task_tag]
+        logout.response = pdu.response
+        logout.time2wait = pdu.time2wait
+        self._events.append(logout)
+
+    def _asynchronous(self, pdu: AsyncMessage, data: memoryview) -> None:
+        self._advance(pdu, pdu.stat_sn, pdu.exp_cmd_sn, pdu.max_cmd_sn)
+        match pdu.async_event:
+            case AsyncEvent.SCSI:
+                sense_length = int.from_bytes(data[:2], "big")
+                self._events.append(SenseReported(pdu.lun, bytes(data[2 : 2 + sense_length])))
+            case AsyncEvent.LOGOUT_REQUESTED:
+                self._events.append(LogoutRequested(pdu.parameter3))
+            case AsyncEvent.CONNECTION_DROPPED if pdu.parameter1 != self.login.cid:
+                self._events.append(Noted(f"the target drops connection {pdu.parameter1}, which is not ours"))
+            case AsyncEvent.CONNECTION_DROPPED | AsyncEvent.ALL_CONNECTIONS_DROPPED:
+                self._events.append(ConnectionDropped(pdu.parameter2))
+            case AsyncEvent.NEGOTIATION_REQUESTED:
+                self.send_text([])
+            case event if event >= VENDOR_EVENTS:
+                self._events.append(Noted(f"the target reports its own event {event}"))
+            case event:
+                raise ProtocolError(f"event {event} was not agreed on", section="11.9.1", pdu="ASYNC_MESSAGE")
+
+    def _reject(self, pdu: Reject, data: memoryview) -> None:
+        """Draw the consequences for the PDU whose header the target sends back (sections 7.3 and 11.17)."""
+        self._advance(pdu, pdu.stat_sn, pdu.exp_cmd_sn, pdu.max_cmd_sn)
+        if len(data) < BHS_LENGTH:
+            raise ProtocolError("the rejected header is cut short", section="11.17.4", pdu="REJECT")
+        if pdu.reason == RejectReason.WAITING_FOR_LOGOUT:
+            self._events.append(LogoutRequested(0))
+            return
+        if pdu.reason not in FAILURE_OF_REJECT:
+            raise ProtocolError(f"reason {pdu.reason:02x}h has no cause", section="11.17.1", pdu="REJECT")
+        reason = RejectReason(pdu.reason)
+        rejected = unpack(data[:BHS_LENGTH])
+        self._events.append(Noted(f"the target rejected a {pdu_name(rejected)}: {reason.name}"))
+        if isinstance(rejected, (DataOut, NopOut)):
+            return
+        if isinstance(rejected, SnackRequest):
+            raise ProtocolError("no SNACK was sent", section="11.17.1", pdu="REJECT")
+        tag = rejected.initiator_task_tag
+        match self._requests.get(tag):
+            case Task() as task:
+                if reason != RejectReason.TASK_IN_PROGRESS:
+                    # ABORT TASK also fills the gap that the rejected command left in CmdSN (section 11.6.1).
+                    failure = FAILURE_OF_REJECT[reason](f"the target rejected the command: {reason.name}")
+                    self.abort_task(task).failure = failure
+            case Management() as management:
+                del self._requests[tag]
+                management.response = TaskResponse.REJECTED
+                management.refused_for_now = reason == RejectReason.TOO_MANY_IMMEDIATE_COMMANDS
+                self._events.append(management)
+            case Text() | Logout() as request:
+                del self._requests[tag]
+                self._events.append(request)
+            case _:
+                raise self._unknown_tag(tag, pdu)

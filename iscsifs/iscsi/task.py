@@ -1,0 +1,297 @@
+"""A SCSI task on the initiator's side: its data, both ways, and how it ends (RFC 7143 sections 11.3 to 11.8).
+
+A task knows the rules for its own Data-In, Data-Out, R2T and status. What it shares with other tasks, the
+windows and the tags, belongs to `connection.Connection`.
+"""
+
+from collections.abc import Iterator
+
+from iscsifs.errors import DataError, IscsifsError, ProtocolError, TaskAborted
+from iscsifs.iscsi.keys import Parameters
+from iscsifs.iscsi.pdu import (
+    FINAL,
+    R2T,
+    RESERVED_TAG,
+    CommandFlag,
+    DataIn,
+    DataInFlag,
+    DataOut,
+    ResponseFlag,
+    ScsiCommand,
+    ScsiResponse,
+)
+
+GOOD = 0x00
+CHECK_CONDITION = 0x02
+COMMAND_COMPLETED_AT_TARGET = 0x00
+TARGET_FAILURE = 0x01
+
+NOTHING = memoryview(b"")
+
+
+class Task:
+    """One SCSI command, from the queue to its end.
+
+    *lun* is the 64-bit LUN, *cdb* at least 6 bytes; what is longer than 16 travels in an AHS. *data_in* is
+    the memory that a read fills, *data_out* what a write sends; at most one of them is not empty.
+
+    When the task has `ended`, `failure` says why there is no status, or is None. Then `status` and `sense`
+    are the target's, `received` counts the bytes in *data_in*, and `residual` those that the target did not
+    transfer out of the expected ones (section 11.4.5); negative means that it had more.
+    """
+
+    __slots__ = (
+        "cdb",
+        "cmd_sn",
+        "data_in",
+        "data_out",
+        "ended",
+        "failure",
+        "initiator_task_tag",
+        "lun",
+        "next_data_sn",
+        "next_r2t_sn",
+        "owner",
+        "r2ts_unsent",
+        "received",
+        "residual",
+        "sense",
+        "sent",
+        "sequence_end",
+        "status",
+        "ticks",
+    )
+
+    def __init__(
+        self, lun: int, cdb: bytes, *, data_in: memoryview = NOTHING, data_out: memoryview = NOTHING
+    ) -> None:
+        self.lun = lun
+        self.cdb = cdb
+        self.data_in = data_in
+        self.data_out = data_out
+        self.owner: object = None  # whoever is to be woken, for the layer above
+        self.reset()
+
+    def reset(self) -> None:
+        """Make the task new, to be sent again under another tag and CmdSN."""
+        self.initiator_task_tag = RESERVED_TAG
+        self.cmd_sn = 0
+        self.ticks = 0
+        self.received = 0
+        self.next_data_sn = 0
+        self.sent = 0  # bytes of Data-Out and immediate data
+        self.sequence_end = 0  # the offset behind the last sequence of them
+        self.next_r2t_sn = 0
+        self.r2ts_unsent = 0
+        self.ended = False
+        self.failure: IscsifsError | None = None
+        self.status = GOOD
+        self.sense = b""
+        self.residual = 0
+
+    @property
+    def on_the_wire(self) -> bool:
+        """Whether the target may know of this task."""
+        return self.initiator_task_tag != RESERVED_TAG and not self.ended
+
+    def fail(self, failure: IscsifsError) -> None:
+        """End the task without a status."""
+        self.failure = failure
+        self.ended = True
+
+    # Sending: the command with its unsolicited data, then what R2Ts ask for.
+
+    def start(
+        self, parameters: Parameters, tag: int, cmd_sn: int, exp_stat_sn: int
+    ) -> tuple[ScsiCommand, bytes, memoryview, list[tuple[DataOut, memoryview]]]:
+        """Return the command, its AHS and immediate data, and the unsolicited Data-Outs behind it (section
+        4.2.5.2)."""
+        self.initiator_task_tag = tag
+        self.cmd_sn = cmd_sn
+        flags = CommandFlag.SIMPLE
+        immediate = unsolicited = 0
+        if self.data_out:
+            flags |= CommandFlag.WRITE
+            first_burst = min(parameters.first_burst_length, len(self.data_out))
+            if parameters.immediate_data:
+                immediate = _whole_words(parameters.max_send_data_segment_length, first_burst)
+            if not parameters.initial_r2t:
+                unsolicited = first_burst - immediate
+        elif self.data_in:
+            flags |= CommandFlag.READ
+        if not unsolicited:
+            flags |= CommandFlag.FINAL
+        self.sent = self.sequence_end = immediate + unsolicited
+        command = ScsiCommand(
+            flags,
+            self.lun,
+            tag,
+            len(self.data_in) or len(self.data_out),
+            cmd_sn,
+            exp_stat_sn,
+            self.cdb[:16],  # `struct` fills up with zeros
+        )
+        burst = self._data_out(parameters, exp_stat_sn, RESERVED_TAG, immediate, unsolicited)
+        return command, _extended_cdb(self.cdb), self.data_out[:immediate], list(burst)
+
+    def solicited(
+        self, r2t: R2T, parameters: Parameters, exp_stat_sn: int
+    ) -> Iterator[tuple[DataOut, memoryview]]:
+        """Check *r2t* and return the Data-Outs that answer it (section 11.8); none for a repeated one.
+
+        Raises ProtocolError before anything is sent for an R2T that breaks a rule.
+        """
+
+        def broken(rule: str, section: str) -> ProtocolError:
+            return ProtocolError(rule, section=section, pdu="R2T")
+
+        if r2t.lun != self.lun:
+            raise broken("it names another LUN than the command", "11.8")
+        if not self.data_out:
+            raise broken("the command writes no data", "4.2.5.2")
+        if r2t.r2t_sn != self.next_r2t_sn:
+            if r2t.r2t_sn < self.next_r2t_sn:
+                return iter(())
+            raise broken(f"R2TSN {r2t.r2t_sn} where {self.next_r2t_sn} was due", "11.8.2")
+        if r2t.target_transfer_tag == RESERVED_TAG:
+            raise broken("its Target Transfer Tag is the reserved one", "11.8.5")
+        offset, length = r2t.buffer_offset, r2t.desired_data_transfer_length
+        if not 0 < length <= parameters.max_burst_length:
+            raise broken(
+                f"it asks for {length} bytes; MaxBurstLength is {parameters.max_burst_length}", "11.8.4"
+            )
+        if offset + length > len(self.data_out):
+            raise broken(
+                f"it asks for bytes {offset} to {offset + length} of {len(self.data_out)}", "4.2.5.2"
+            )
+        if parameters.data_sequence_in_order and offset < self.sequence_end:
+            raise broken(f"offset {offset} below {self.sequence_end} with DataSequenceInOrder=Yes", "13.19")
+        self.r2ts_unsent += 1
+        if self.r2ts_unsent > parameters.max_outstanding_r2t:
+            raise broken(f"more than MaxOutstandingR2T ({parameters.max_outstanding_r2t}) at once", "13.17")
+        self.next_r2t_sn += 1
+        self.sent += length
+        self.sequence_end = offset + length
+        return self._data_out(parameters, exp_stat_sn, r2t.target_transfer_tag, offset, length)
+
+    def _data_out(
+        self, parameters: Parameters, exp_stat_sn: int, target_transfer_tag: int, offset: int, length: int
+    ) -> Iterator[tuple[DataOut, memoryview]]:
+        """Cut *length* bytes at *offset* into one sequence of Data-Outs (section 11.7)."""
+        lun = 0 if target_transfer_tag == RESERVED_TAG else self.lun
+        end = offset + length
+        data_sn = 0
+        while offset < end:
+            size = _whole_words(parameters.max_send_data_segment_length, end - offset)
+            flags = FINAL if offset + size == end else 0
+            tag = self.initiator_task_tag
+            yield (
+                DataOut(flags, lun, tag, target_transfer_tag, exp_stat_sn, data_sn, offset),
+                self.data_out[offset : offset + size],
+            )
+            offset += size
+            data_sn += 1
+
+    # Receiving: Data-In, then the status in the last of them or in a SCSI Response.
+
+    def data_in_announced(self, pdu: DataIn, length: int) -> memoryview | None:
+        """Check the header of a Data-In and return where its *length* bytes belong (section 11.7).
+
+        None means that the PDU repeats an earlier one, and that its bytes are to be thrown away.
+        """
+
+        def broken(rule: str, section: str) -> ProtocolError:
+            return ProtocolError(rule, section=section, pdu="DATA_IN")
+
+        if not self.data_in:
+            raise broken("the command reads no data", "4.2.5.3")
+        if pdu.data_sn != self.next_data_sn:
+            if pdu.data_sn < self.next_data_sn and not pdu.flags & DataInFlag.STATUS:
+                return None
+            raise broken(f"DataSN {pdu.data_sn} where {self.next_data_sn} was due", "7.9")
+        if pdu.buffer_offset + length > len(self.data_in):
+            raise broken(
+                f"{length} bytes at offset {pdu.buffer_offset} go beyond the {len(self.data_in)} expected",
+                "11.7.6",
+            )
+        # DataPDUInOrder=Yes and DataSequenceInOrder=Yes is all that is ever agreed to for reads.
+        if pdu.buffer_offset != self.received:
+            raise broken(f"offset {pdu.buffer_offset} where {self.received} was due", "11.7.6")
+        if pdu.flags & DataInFlag.STATUS:
+            if not pdu.flags & DataInFlag.FINAL:
+                raise broken("S=1 without F=1", "11.7.3")
+            if pdu.status == CHECK_CONDITION:
+                raise broken("a status with sense data cannot come in a Data-In", "11.7.3")
+        return self.data_in[self.received : self.received + length]
+
+    def data_in_arrived(self, pdu: DataIn, length: int) -> None:
+        """Count the *length* bytes of a Data-In that is now in place; end the task if it carries the
+        status."""
+        self.next_data_sn += 1
+        self.received += length
+        if pdu.flags & DataInFlag.STATUS:
+            self.status = pdu.status
+            self._end(
+                pdu.flags & DataInFlag.UNDERFLOW,
+                pdu.flags & DataInFlag.OVERFLOW,
+                pdu.residual_count,
+                "DATA_IN",
+            )
+
+    def response_arrived(self, pdu: ScsiResponse, data: memoryview) -> None:
+        """End the task with a SCSI Response and its data segment (section 11.4)."""
+
+        def broken(rule: str, section: str) -> ProtocolError:
+            return ProtocolError(rule, section=section, pdu="SCSI_RESPONSE")
+
+        if pdu.response != COMMAND_COMPLETED_AT_TARGET:
+            if pdu.response != TARGET_FAILURE and pdu.response < 0x80:
+                raise broken(f"response {pdu.response:02x}h is reserved", "11.4.3")
+            self.fail(TaskAborted(f"the target gave up the command (response {pdu.response:02x}h)"))
+            return
+        if self.data_in and pdu.exp_data_sn != self.next_data_sn:
+            raise broken(f"ExpDataSN {pdu.exp_data_sn} after {self.next_data_sn} Data-In", "11.4.8")
+        if pdu.flags & ResponseFlag.BIDI_UNDERFLOW and pdu.flags & ResponseFlag.BIDI_OVERFLOW:
+            raise broken("u and o are both set", "11.4.1")
+        self.status = pdu.status
+        if data:
+            sense_length = int.from_bytes(data[:2], "big")
+            if sense_length > len(data) - 2:
+                raise broken(f"SenseLength {sense_length} in a data segment of {len(data)} bytes", "11.4.7")
+            self.sense = bytes(data[2 : 2 + sense_length])
+        if self.status == CHECK_CONDITION and not self.sense:
+            raise broken("CHECK CONDITION without sense data", "11.4.7")
+        self._end(
+            pdu.flags & ResponseFlag.UNDERFLOW,
+            pdu.flags & ResponseFlag.OVERFLOW,
+            pdu.residual_count,
+            "SCSI_RESPONSE",
+        )
+
+    def _end(self, underflow: int, overflow: int, residual_count: int, pdu: str) -> None:
+        """End the task with its status; check the residual count by what was transferred (section 11.4.5)."""
+        if underflow and overflow:
+            raise ProtocolError("U and O are both set", section="11.4.1", pdu=pdu)
+        self.ended = True
+        self.residual = -residual_count if overflow else residual_count if underflow else 0
+        if self.status != GOOD:
+            return
+        expected = len(self.data_in) or len(self.data_out)
+        transferred = self.received + self.sent
+        if max(self.residual, 0) != expected - transferred:
+            self.failure = DataError(
+                f"{transferred} of {expected} bytes moved, with GOOD status and residual {self.residual}"
+            )
+
+
+def _whole_words(limit: int, length: int) -> int:
+    """Return how much of *length* fits *limit*; in whole words if more is to follow (section 11.7.7)."""
+    return length if length <= limit else limit & ~3
+
+
+def _extended_cdb(cdb: bytes) -> bytes:
+    """Return the Extended CDB AHS for a *cdb* of more than 16 bytes (section 11.2.2.3)."""
+    if len(cdb) <= 16:
+        return b""
+    rest = cdb[16:]
+    return (len(rest) + 1).to_bytes(2, "big") + b"\x01\x00" + rest + bytes(-len(rest) % 4)
