@@ -1,0 +1,90 @@
+"""Fixtures and policies of the whole suite.
+
+A test that needs a program or a device that this machine lacks is skipped with the reason; with CI=true, or
+with ISCSIFS_TEST_ALL=1, which contrib/test sets, it fails.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import hypothesis
+import pytest
+from targets import D, Daemon, Istgt, Serve, Tgt, make_image
+
+EVERYTHING = os.environ.get("CI") == "true" or os.environ.get("ISCSIFS_TEST_ALL") == "1"
+
+# Deadlines measure the machine, and CI has to find the same today as tomorrow.
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
+
+# An ordinary user's PATH lacks the directories of the daemons and of the file systems' tools.
+os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+
+
+def absent(reason: str) -> None:
+    """End the test that runs: a failure where everything has to be there, elsewhere a skip."""
+    if EVERYTHING:
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def require_programs(*programs: str) -> None:
+    """End the test that runs unless each of *programs* is on this machine."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing:
+        absent(f"not installed: {' '.join(missing)} (contrib/test installs what the tests need)")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Hold the marker `mount` to its word."""
+    if item.get_closest_marker("mount"):
+        require_programs("fusermount3")
+        if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+            absent("/dev/fuse cannot be opened: load the module fuse, or have root run chmod 666 /dev/fuse")
+
+
+@pytest.fixture
+def require() -> Callable[..., None]:
+    """Require programs by name: ``require("mkfs.ext4", "losetup")``."""
+    return require_programs
+
+
+@pytest.fixture
+def require_root() -> None:
+    """Require root, for loop devices, mount(8) and the like."""
+    if os.geteuid() != 0:
+        absent("needs root")
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A file of 64 MiB to serve as a disk."""
+    return make_image(tmp_path / "disk.img", 64 << 20)
+
+
+@pytest.fixture(params=[Tgt, Istgt])
+def either(request: pytest.FixtureRequest) -> type[Daemon]:
+    """Each real daemon in turn, for what both have to agree on."""
+    kind: type[Daemon] = request.param
+    return kind
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Start daemons, as in ``tgt = serve(Tgt(tmp_path, Target(...)))``, and end them after the test.
+
+    Their logs stand in the report of a test that fails. A daemon that ended by itself is an error.
+    """
+    with ExitStack() as stack:
+
+        def start(daemon: D) -> D:
+            require_programs(daemon.program)
+            stack.callback(lambda: print(f"{daemon.log}:\n{daemon.log_text()}"))
+            stack.enter_context(daemon)
+            return daemon
+
+        yield start
