@@ -3,6 +3,6 @@
 Nothing here knows of iSCSI: a command is bytes, an answer is bytes. Each module holds both directions of one
 piece of the standards, so that the initiator and the embedded target share the same tables.
 
-Clauses are those of SPC-3 (the edition that RFC 7143 refers to), SBC-3 and SAM-5. Pages that are cited without
-a number are cited by their title.
+Clauses are those of SPC-3 (the edition that RFC 7143 refers to), SBC-3 and SAM-5; what is cited without a
+number is cited by its title.
 """

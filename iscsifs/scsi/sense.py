@@ -408,11 +408,10 @@ class Sense:
         return _TEXTS.get((self.asc, self.ascq), "")
 
     def __str__(self) -> str:
-        parts = [f"{'deferred ' if self.deferred else ''}{self.key.name.replace('_', ' ')}"]
+        parts = ["deferred " if self.deferred else "", self.key.name.replace("_", " ")]
         parts.append(f" {self.asc:02x}/{self.ascq:02x}")
         if self.text:
             parts.append(f": {self.text}")
-        if self.information is not None:
-            name = "LBA" if self.key in _INFORMATION_IS_LBA else "information"
-            parts.append(f", {name} {self.information}")
+        if self.information is not None and self.key in _INFORMATION_IS_LBA:
+            parts.append(f", LBA {self.information}")
         return "".join(parts)

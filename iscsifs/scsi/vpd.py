@@ -135,10 +135,9 @@ def pack_designators(designators: Iterable[Designator], device_type: DeviceType 
     return _pack(Page.DEVICE_IDENTIFICATION, payload, device_type)
 
 
-# The names of a logical unit, best first: those that are unique in the world and fixed before those that
-# depend on a vendor's care, and of one kind the longer ones first. NAA 3 is locally assigned: unique only as
-# far as an administrator made it so. This is the order in which sg3_utils' udev rules choose too.
-# (type, NAA or length of the EUI-64; None for any)
+# The names of a logical unit, best first, as (type, NAA or length of the EUI-64; None for any): NAA before
+# the others as in udev's scsi_id, and of one kind the longer ones first. The last two come last because they
+# are unique only as far as an administrator (NAA 3 is locally assigned) or a serial number makes them so.
 _WWID_ORDER: tuple[tuple[DesignatorType, int | None], ...] = (
     (DesignatorType.NAA, 6),
     (DesignatorType.NAA, 5),
@@ -147,8 +146,8 @@ _WWID_ORDER: tuple[tuple[DesignatorType, int | None], ...] = (
     (DesignatorType.EUI_64, 12),
     (DesignatorType.EUI_64, 8),
     (DesignatorType.SCSI_NAME_STRING, None),
-    (DesignatorType.T10_VENDOR_ID, None),
     (DesignatorType.NAA, 3),
+    (DesignatorType.T10_VENDOR_ID, None),
 )
 _NAA_LENGTH = {2: 8, 3: 8, 5: 8, 6: 16}
 _WWID_LIMIT = 255
@@ -181,7 +180,9 @@ def _name(designator: Designator) -> tuple[tuple[int, int | None], str]:
         case DesignatorType.EUI_64:
             return (designator.type, len(value)), f"eui.{value.hex()}"
         case DesignatorType.SCSI_NAME_STRING:
-            text = _safe(value).lower()
+            text = _safe(value)
+            if text.startswith(("naa.", "eui.")):
+                text = text.lower()  # hexadecimal, as the binary forms give it
             return (designator.type, None), text if text.startswith(("naa.", "eui.", "iqn.")) else ""
         case DesignatorType.T10_VENDOR_ID:
             text = value.hex() if designator.code_set == CodeSet.BINARY else _safe(value)
