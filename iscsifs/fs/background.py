@@ -1,0 +1,66 @@
+"""Going to the background, once all is mounted, as sshfs does."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+Ready = Callable[[int], None]
+"""Called with an exit status by a process in the foreground that goes to the background."""
+
+_CRASHED: Final = 70  # EX_SOFTWARE
+
+
+def run_in_background(serve: Callable[[Ready], int]) -> int:
+    """Run *serve* in a new process and return the exit status for this one.
+
+    That is what *serve* gives to its argument when all is well, after which it goes on in a session of its
+    own, without a terminal; or what it returns, if it ends before. Until then both processes belong to the
+    terminal, so that its ^C ends both. To be called before there are threads or sockets.
+    """
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _serve(serve, writer)
+    os.close(writer)
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child has it as well, and tells its end
+    signal.signal(signal.SIGTERM, lambda signum, frame: os.kill(child, signum))
+    try:
+        with open(reader, "rb") as pipe:
+            status = pipe.read(1)
+        if status:
+            return status[0]
+        exit_code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return exit_code if exit_code >= 0 else 128 - exit_code
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+
+
+def _serve(serve: Callable[[Ready], int], writer: int) -> NoReturn:
+    """Run *serve* in the child, which ends here whatever happens."""
+
+    def ready(status: int) -> None:
+        os.setsid()
+        os.chdir("/")  # keeps no file system busy
+        sys.stdout.flush()
+        sys.stderr.flush()
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in range(3):
+            os.dup2(null, descriptor)
+        os.close(null)
+        os.write(writer, bytes([status]))
+        os.close(writer)
+
+    status = _CRASHED
+    try:
+        status = serve(ready)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

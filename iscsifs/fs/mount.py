@@ -1,0 +1,115 @@
+"""The life of a mount: the mount point is looked at, the file system mounted, served and unmounted."""
+
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+import pyfuse3
+import trio
+
+from iscsifs.errors import ConfigError
+from iscsifs.fs.operations import Operations
+
+log = logging.getLogger(__name__)
+
+# A request that is in work keeps a task of pyfuse3 to itself. With its default of 99 as many processes that
+# wait for a unit that is away would stop all other units as well, so there is a task for every process.
+_MAX_TASKS: Final = 1 << 16
+
+# Idle tasks that are kept: fewer, and under a queue of 32 requests tasks are made and ended all the time.
+_MIN_TASKS: Final = 32
+
+
+class MountError(ConfigError):
+    """The file system cannot be mounted."""
+
+
+def check_mount_point(mount_point: Path) -> None:
+    """Raise MountError unless *mount_point* is an empty directory on which this user can mount."""
+    try:
+        if os.path.ismount(mount_point):
+            raise MountError(f"{mount_point}: is mounted already; unmount with: fusermount3 -u {mount_point}")
+        entries = os.listdir(mount_point)
+    except FileNotFoundError:
+        raise MountError(f"{mount_point}: no such directory; make it with: mkdir {mount_point}") from None
+    except NotADirectoryError:
+        raise MountError(f"{mount_point}: not a directory; give an empty directory to mount on") from None
+    except OSError as exc:
+        raise MountError(f"{mount_point}: {exc.strerror}; give an empty directory to mount on") from None
+    if entries:
+        raise MountError(f"{mount_point}: the directory is not empty; give an empty one to mount on")
+    if not os.access(mount_point, os.W_OK):
+        raise MountError(f"{mount_point}: no permission to write; give a directory of your own to mount on")
+    if not os.path.exists("/dev/fuse"):
+        raise MountError("/dev/fuse: no such device; have root load it with: modprobe fuse")
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        raise MountError("fusermount3: not found, only root can mount without it; install the package fuse3")
+
+
+class Mount:
+    """A mounted file system. There is one for each process: pyfuse3 keeps its state in globals."""
+
+    def __init__(self, operations: Operations, mount_point: Path, options: Iterable[str]) -> None:
+        """Mount on *mount_point* with FUSE's *options*; raise MountError."""
+        self._mount_point = mount_point
+        complaints = _StandardError()
+        try:
+            with complaints:
+                pyfuse3.init(
+                    operations,
+                    str(mount_point),
+                    {"subtype=iscsifs", *pyfuse3.default_options, *options},
+                )
+        except RuntimeError as exc:
+            reason = "; ".join(complaints.lines) or str(exc)
+            raise MountError(f"{mount_point}: cannot mount: {reason}") from None
+
+    async def serve(self, stop: trio.Event, mounted: Callable[[], None]) -> None:
+        """Answer requests until the file system is unmounted from outside, or until *stop*.
+
+        *mounted* is called when the first request can be answered. After *stop* what mmap(2) has changed is
+        written back, new requests stay unread, and the ones in work are finished. Cancel to give those up.
+        """
+        async with trio.open_nursery() as nursery:
+
+            async def leave() -> None:
+                mounted()
+                await stop.wait()
+                await self._write_back()
+                pyfuse3.terminate()
+
+            nursery.start_soon(leave)
+            await pyfuse3.main(_MIN_TASKS, _MAX_TASKS)
+            nursery.cancel_scope.cancel()
+
+    def close(self) -> None:
+        """Unmount, even when files are still open; do nothing where that has been done from outside."""
+        pyfuse3.close()
+
+    async def _write_back(self) -> None:
+        """Have the kernel write the pages that mmap(2) has changed; all others were written at once."""
+        try:
+            await trio.to_thread.run_sync(pyfuse3.syncfs, str(self._mount_point), abandon_on_cancel=True)
+        except OSError as exc:
+            log.error("%s: cannot write back: %s", self._mount_point, exc.strerror)
+
+
+class _StandardError:
+    """Keep what libfuse and fusermount3 say to the standard error, from where only *lines* tells it."""
+
+    def __enter__(self) -> None:
+        sys.stderr.flush()
+        self._kept = os.memfd_create("stderr")
+        self._saved = os.dup(2)
+        os.dup2(self._kept, 2)
+
+    def __exit__(self, *_: object) -> None:
+        os.dup2(self._saved, 2)
+        os.close(self._saved)
+        with open(self._kept, "rb") as kept:
+            kept.seek(0)
+            self.lines = kept.read().decode(errors="replace").splitlines()

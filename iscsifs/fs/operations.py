@@ -1,0 +1,291 @@
+"""What FUSE asks for, answered from the tree. This is the one place that knows errno.
+
+A `storage` file behaves as the node of a block device does: its size is the capacity and nothing changes it,
+a write past the end is ENOSPC, fsync is a flush of the unit's cache.
+"""
+
+import errno
+import functools
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar
+
+import pyfuse3
+from pyfuse3 import (
+    EntryAttributes,
+    FileInfo,
+    FUSEError,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+)
+
+from iscsifs.errors import (
+    DataError,
+    IscsifsError,
+    MediumError,
+    NoMediumError,
+    ReservationError,
+    SpaceError,
+    WriteProtectedError,
+)
+from iscsifs.fs.tree import MAX_NAME, Directory, File, Link, Node, Storage, Tree
+
+log = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+ERRNO: Final[dict[type[BaseException], int]] = {
+    MediumError: errno.EIO,
+    WriteProtectedError: errno.EROFS,
+    SpaceError: errno.ENOSPC,
+    NoMediumError: errno.ENOMEDIUM,
+    ReservationError: errno.EBADE,
+    IscsifsError: errno.EIO,
+    MemoryError: errno.ENOMEM,
+}
+"""What a failed operation is answered with; a class that is not here has its base's."""
+
+_SECTOR: Final = 512  # the unit of st_blocks, and of what statfs answers
+
+# A name can come to stand for another unit (a LUN that was replaced); an attribute changes only with
+# `Operations.changed`.
+_ENTRY_TIMEOUT: Final = 1.0
+_ATTR_TIMEOUT: Final = 300.0
+
+
+def error_number(exc: Exception) -> int:
+    """Return the errno for what an operation raised."""
+    return next((ERRNO[kind] for kind in type(exc).__mro__ if kind in ERRNO), errno.EIO)
+
+
+def _handler(
+    method: "Callable[Concatenate[Operations, _P], Coroutine[Any, Any, _R]]",
+) -> "Callable[Concatenate[Operations, _P], Coroutine[Any, Any, _R]]":
+    """Let *method* raise nothing but FUSEError: anything else would end the main loop, and so the mount."""
+
+    @functools.wraps(method)
+    async def guarded(self: "Operations", /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return await method(self, *args, **kwargs)
+        except FUSEError:
+            raise
+        except Exception as exc:
+            if isinstance(exc, IscsifsError):
+                log.error("%s: %s", method.__name__, exc)
+            else:
+                log.exception("%s: unexpected error", method.__name__)
+            raise FUSEError(error_number(exc)) from exc
+
+    return guarded
+
+
+class Operations(pyfuse3.Operations):
+    """The handlers of one mount.
+
+    *uid* and *gid* own every file. With *read_only* no unit is written to. With *direct_io* the kernel's page
+    cache is left out, for units that others write to as well.
+
+    Of the operations that are not here, those that would change the tree are refused, and the others answered
+    with ENOSYS, after which the kernel spares itself the question (extended attributes: one for each write).
+    Permissions are checked by the kernel (default_permissions).
+    """
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(self, tree: Tree, *, uid: int, gid: int, read_only: bool, direct_io: bool) -> None:
+        super().__init__()
+        self._tree = tree
+        self._uid = uid
+        self._gid = gid
+        self._read_only = read_only
+        self._direct_io = direct_io
+        # A device has no times of its own. They stand still on purpose: a changed mtime makes the kernel drop
+        # all pages that it has of the file.
+        self._time_ns = time.time_ns()
+        self._handle = 0
+        self._files: dict[int, Storage] = {}
+        self._listings: dict[int, list[tuple[bytes, Node]]] = {}
+
+    def changed(self, storage: Storage) -> None:
+        """Have the kernel ask again for the size and the mode of *storage*, which are others now."""
+        for file in self._tree.files():
+            if file.storage is storage:
+                try:
+                    pyfuse3.invalidate_inode(file.inode, attr_only=True)
+                except FileNotFoundError:
+                    log.debug("inode %d is not known to the kernel", file.inode)
+
+    @_handler
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        """Find *name* in a directory."""
+        parent = self._node(parent_inode)
+        if not isinstance(parent, Directory):
+            raise FUSEError(errno.ENOTDIR)
+        if (node := parent.entries.get(name)) is None:
+            raise FUSEError(errno.ENOENT)
+        return self._attributes(node)
+
+    @_handler
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        """Return what stat(2) shows."""
+        return self._attributes(self._node(inode))
+
+    @_handler
+    async def setattr(
+        self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Let truncation and touch(1) succeed without effect, refuse everything else."""
+        node = self._node(inode)
+        if fields.update_mode or fields.update_uid or fields.update_gid:
+            raise FUSEError(errno.EPERM)
+        if fields.update_size and isinstance(node, File) and self._is_read_only(node.storage):
+            raise FUSEError(errno.EROFS)
+        return self._attributes(node)
+
+    @_handler
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        """Return where a symbolic link leads."""
+        node = self._node(inode)
+        if not isinstance(node, Link):
+            raise FUSEError(errno.EINVAL)
+        return node.target
+
+    @_handler
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        """Open a directory; what is listed is what is in it now."""
+        node = self._node(inode)
+        if not isinstance(node, Directory):
+            raise FUSEError(errno.ENOTDIR)
+        self._handle += 1
+        self._listings[self._handle] = node.listing()
+        return self._handle
+
+    @_handler
+    async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
+        """Answer with as many entries from *start_id* on as have room."""
+        listing = self._listings[fh]
+        for position in range(start_id, len(listing)):
+            name, node = listing[position]
+            if not pyfuse3.readdir_reply(token, name, self._attributes(node), position + 1):
+                return
+
+    @_handler
+    async def releasedir(self, fh: int) -> None:
+        """Close a directory."""
+        del self._listings[fh]
+
+    @_handler
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """Do nothing: a directory has no data of its own."""
+
+    @_handler
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        """Return the size of all units together, all of it in use."""
+        data = StatvfsData()
+        data.f_bsize = data.f_frsize = _SECTOR
+        data.f_blocks = sum(file.storage.size for file in self._tree.files()) // _SECTOR
+        data.f_files = len(self._tree.nodes)
+        data.f_namemax = MAX_NAME
+        return data
+
+    @_handler
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        """Open a storage file. O_TRUNC changes nothing; pages cached before are dropped."""
+        node = self._node(inode)
+        if not isinstance(node, File):
+            raise FUSEError(errno.EISDIR if isinstance(node, Directory) else errno.ELOOP)
+        if flags & os.O_ACCMODE != os.O_RDONLY and self._is_read_only(node.storage):
+            raise FUSEError(errno.EROFS)
+        self._handle += 1
+        self._files[self._handle] = node.storage
+        return FileInfo(fh=self._handle, direct_io=self._direct_io, keep_cache=False)
+
+    @_handler
+    async def read(  # type: ignore[override]  # any buffer will do, the annotation in pyfuse3 is narrower
+        self, fh: int, off: int, size: int
+    ) -> bytes | bytearray | memoryview:
+        """Read, stopping at the end of the unit."""
+        storage = self._files[fh]
+        wanted = min(size, storage.size - off)
+        if wanted <= 0:
+            return b""
+        data = await storage.read(off, wanted)
+        # The kernel takes a short answer for the end of the file, and fills up with zeros.
+        if len(data) < wanted and off + len(data) < storage.size:
+            raise DataError(f"{len(data)} bytes at {off}, where {wanted} were asked for")
+        return data
+
+    @_handler
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        """Write as much as fits in front of the end of the unit."""
+        storage = self._files[fh]
+        room = storage.size - off
+        if room <= 0:
+            raise FUSEError(errno.ENOSPC)
+        if len(buf) > room:
+            buf = buf[:room]
+        await storage.write(off, buf)
+        return len(buf)
+
+    @_handler
+    async def flush(self, fh: int) -> None:
+        """Let a close(2) succeed: no error is kept back, as every write has been answered with its own."""
+
+    @_handler
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """Have all that was written so far put on stable storage."""
+        storage = self._files[fh]
+        if not self._is_read_only(storage):
+            await storage.flush()
+
+    @_handler
+    async def release(self, fh: int) -> None:
+        """Forget an open file."""
+        del self._files[fh]
+
+    async def _refuse(self, *args: Any) -> NoReturn:
+        """Refuse to change the tree."""
+        raise FUSEError(errno.EPERM)
+
+    _refused: Any = _refuse  # whatever the arguments
+    create = link = mkdir = mknod = rename = rmdir = symlink = unlink = _refused
+
+    def _node(self, inode: int) -> Node:
+        node = self._tree.nodes.get(inode)
+        if node is None:
+            raise FUSEError(errno.ESTALE)
+        return node
+
+    def _is_read_only(self, storage: Storage) -> bool:
+        return self._read_only or storage.read_only
+
+    def _attributes(self, node: Node) -> EntryAttributes:
+        attributes = EntryAttributes()
+        attributes.st_ino = node.inode
+        attributes.st_uid = self._uid
+        attributes.st_gid = self._gid
+        attributes.st_nlink = node.nlink
+        attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = self._time_ns
+        attributes.entry_timeout = _ENTRY_TIMEOUT
+        attributes.attr_timeout = _ATTR_TIMEOUT
+        match node:
+            case Directory():
+                attributes.st_mode = stat.S_IFDIR | 0o555
+                attributes.attr_timeout = _ENTRY_TIMEOUT
+            case Link():
+                attributes.st_mode = stat.S_IFLNK | 0o777
+                attributes.st_size = len(node.target)
+            case File():
+                storage = node.storage
+                attributes.st_mode = stat.S_IFREG | (0o400 if self._is_read_only(storage) else 0o600)
+                attributes.st_size = storage.size
+                attributes.st_blocks = storage.size // _SECTOR
+                attributes.st_blksize = storage.preferred_size
+        return attributes

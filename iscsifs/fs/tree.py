@@ -1,0 +1,368 @@
+"""The tree of files that shows targets and their logical units::
+
+    <host>/<target>/   hostname ip port targetname     symlinks: where it is
+                       vendor product version serial   symlinks: what it is
+                       storage                         the disk
+                       lun0/ lun1/ ...                 all of them, with wwid type blocksize as well
+    by-id/<wwid> -> ../<host>/<target>/lunN
+
+Nothing here knows of FUSE or of iSCSI. A tree is built from descriptions, and its names depend on these
+only, not on the order in which they came. An inode lives as long as what it stands for is there; its number
+is never given to anything else.
+"""
+
+import hashlib
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import ClassVar, Final, Protocol, TypeVar
+
+ROOT_INODE: Final = 1
+"""The inode of the root directory (FUSE_ROOT_ID)."""
+
+MAX_NAME: Final = 255
+"""Bytes of a path component (NAME_MAX)."""
+
+DIRECT_ACCESS: Final = 0x00
+"""The peripheral device type of a disk (SPC-4 table 138)."""
+
+_BY_ID: Final = b"by-id"
+_OF_TARGET: Final = frozenset({b"vendor", b"product", b"version", b"serial"})
+_ALLOWED: Final = frozenset((string.ascii_letters + string.digits + " +,-.:=@_").encode())
+_FIRST: Final = frozenset((string.ascii_letters + string.digits + "_").encode())
+_DIGITS: Final = re.compile(rb"(\d+)")
+
+
+class Storage(Protocol):
+    """A logical unit as a range of bytes. What it raises is an `iscsifs.errors.IscsifsError`."""
+
+    @property
+    def size(self) -> int:
+        """The capacity in bytes; it may change (`Operations.changed`)."""
+
+    @property
+    def block_size(self) -> int:
+        """The length of a logical block in bytes."""
+
+    @property
+    def preferred_size(self) -> int:
+        """The length in bytes with which transfers go best."""
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the unit is write-protected."""
+
+    async def read(self, offset: int, size: int) -> bytes | bytearray | memoryview:
+        """Return *size* bytes from *offset*, fewer only at the end of the unit."""
+
+    async def write(self, offset: int, data: bytes) -> None:
+        """Write *data* at *offset*, all of it within the unit."""
+
+    async def flush(self) -> None:
+        """Return when every write that was received before is on stable storage."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitDescription:
+    """A logical unit, *label* being its number as text. A text that is empty or None has no link.
+
+    *storage* is None where the unit cannot be read by block. Whatever came from the network stands here as it
+    came.
+    """
+
+    label: str
+    device_type: int
+    type_name: str
+    vendor: str = ""
+    product: str = ""
+    version: str = ""
+    serial: str | None = None
+    wwid: str | None = None
+    block_size: int | None = None
+    storage: Storage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TargetDescription:
+    """A target; *host* is its host's name, *address* (a numeric one) and *port* are where it was reached."""
+
+    host: str
+    address: str
+    port: int
+    name: str
+    units: tuple[UnitDescription, ...] = ()
+
+
+def safe_name(text: str) -> bytes:
+    """Return *text* from the network as a path component: the one allow-list for all of them.
+
+    ASCII letters, digits and `` +,-.:=@_`` stay, the first character being a letter, a digit or "_"; every
+    other byte of its UTF-8 becomes ``%XX``. So the result is never empty, "." or "..", no option to a
+    command, and different for different texts. What is longer than 255 bytes ends in a hash of the whole.
+    """
+    raw = text.encode("utf-8", "surrogatepass")
+    name = b"".join(
+        bytes((byte,)) if byte in (_ALLOWED if i else _FIRST) else b"%%%02X" % byte
+        for i, byte in enumerate(raw)
+    )
+    if len(name) > MAX_NAME:
+        digest = hashlib.sha256(raw).hexdigest()[:16].encode()
+        name = name[: MAX_NAME - 1 - len(digest)] + b"~" + digest
+    return name or b"%"
+
+
+@dataclass(slots=True, eq=False)
+class Link:
+    """A symbolic link."""
+
+    inode: int
+    target: bytes
+    nlink: ClassVar[int] = 1
+
+
+@dataclass(slots=True, eq=False)
+class File:
+    """A `storage` file: the bytes of one logical unit."""
+
+    inode: int
+    storage: Storage
+    nlink: int = 1
+
+
+class Directory:
+    """A directory, *path* being its place below the root; *entries* maps names to nodes."""
+
+    __slots__ = ("entries", "inode", "path")
+
+    def __init__(self, inode: int, path: bytes) -> None:
+        self.inode = inode
+        self.path = path
+        self.entries: dict[bytes, Node] = {}
+
+    @property
+    def nlink(self) -> int:
+        """Return 2 and one more for each directory in this one, as find(1) expects."""
+        return 2 + sum(isinstance(node, Directory) for node in self.entries.values())
+
+    def listing(self) -> "list[tuple[bytes, Node]]":
+        """Return the entries in the order of their names, numbers by value: lun2 before lun10."""
+        return sorted(self.entries.items(), key=lambda entry: _natural(entry[0]))
+
+
+Node = Directory | Link | File
+AnyNode = TypeVar("AnyNode", bound=Node)
+
+
+class UnitDirectory(Directory):
+    """The directory of one logical unit."""
+
+    __slots__ = ("unit",)
+
+    def __init__(self, inode: int, path: bytes, unit: UnitDescription) -> None:
+        super().__init__(inode, path)
+        self.unit = unit
+
+
+class TargetDirectory(Directory):
+    """The directory of one target; *main* is the unit that it shows as its own, None where there is none."""
+
+    __slots__ = ("main", "target")
+
+    def __init__(self, inode: int, path: bytes, target: TargetDescription) -> None:
+        super().__init__(inode, path)
+        self.target = target
+        self.main: UnitDirectory | None = None
+
+    def units(self) -> list[UnitDirectory]:
+        """Return the directories of the logical units, the lowest number first."""
+        return [node for _, node in self.listing() if isinstance(node, UnitDirectory)]
+
+
+class Tree:
+    """All the nodes, by inode number."""
+
+    def __init__(self) -> None:
+        self._inodes = count(ROOT_INODE)
+        self.nodes: dict[int, Node] = {}
+        self.root = self._add(Directory(next(self._inodes), b""))
+        self._by_id = self._add(Directory(next(self._inodes), _BY_ID))
+        self.root.entries[_BY_ID] = self._by_id
+        self._targets: list[TargetDirectory] = []
+
+    def add_targets(self, targets: Iterable[TargetDescription]) -> list[TargetDirectory]:
+        """Add *targets* and return their directories, in the order of host, name and address.
+
+        Targets of one host that would have the same short name, all within this call, have their whole names.
+        What is in the tree already keeps its name. Raises ValueError for one that is there twice.
+        """
+        ordered = sorted(targets, key=lambda t: (t.host, t.name, t.port, t.address))
+        short_names = Counter((target.host, _short(target.name)) for target in ordered)
+        directories = []
+        for target in ordered:
+            host = self._host(target.host)
+            unique = short_names[target.host, _short(target.name)] == 1
+            name = next(name for name in _names(target, unique) if name not in host.entries)
+            directory = self._add(TargetDirectory(next(self._inodes), host.path + b"/" + name, target))
+            host.entries[name] = directory
+            self._add_links(directory, hostname=target.host, port=str(target.port), targetname=target.name)
+            # Numeric, from the socket: not the network's text, and the "%" of a zone belongs to it.
+            self._add_link(directory, b"ip", target.address.encode())
+            self._set_units(directory, target.units)
+            self._targets.append(directory)
+            directories.append(directory)
+        self._name_by_id()
+        return directories
+
+    def replace_units(self, directory: TargetDirectory, units: Sequence[UnitDescription]) -> None:
+        """Let *directory* have these logical units.
+
+        A unit that was there keeps its inodes; one with the same number but another identity does not.
+        """
+        self._set_units(directory, units)
+        self._name_by_id()
+
+    def files(self) -> Iterator[File]:
+        """Yield every storage file, once."""
+        return (node for node in self.nodes.values() if isinstance(node, File))
+
+    def _add(self, node: AnyNode) -> AnyNode:
+        self.nodes[node.inode] = node
+        return node
+
+    def _host(self, host: str) -> Directory:
+        """Return the directory of *host*, a new one if need be."""
+        name = safe_name(host)
+        if name == _BY_ID:
+            name = name.replace(b"-", b"%2D")
+        node = self.root.entries.get(name)
+        if not isinstance(node, Directory):
+            node = self.root.entries[name] = self._add(Directory(next(self._inodes), name))
+        return node
+
+    def _add_links(self, directory: Directory, **links: str | None) -> None:
+        for name, text in links.items():
+            if text:
+                self._add_link(directory, name.encode(), safe_name(text))
+
+    def _add_link(self, directory: Directory, name: bytes, target: bytes) -> None:
+        directory.entries[name] = self._add(Link(next(self._inodes), target))
+
+    def _set_units(self, directory: TargetDirectory, units: Sequence[UnitDescription]) -> None:
+        wanted = {_unit_name(unit): unit for unit in sorted(units, key=_unit_order)}
+        for old in directory.units():
+            name = _unit_name(old.unit)
+            new = wanted.get(name)
+            if new is not None and _identity(new) == _identity(old.unit):
+                del wanted[name]
+                self._renew(old, new)
+            else:
+                self._remove(directory.entries.pop(name))
+                if directory.main is old:
+                    self._show_as_main(directory, None)
+        for name, unit in wanted.items():
+            directory.entries[name] = self._unit(directory.path + b"/" + name, unit)
+        if directory.main is None or not _is_disk(directory.main):
+            self._show_as_main(directory, _main_unit(directory.units()))
+
+    def _unit(self, path: bytes, unit: UnitDescription) -> UnitDirectory:
+        directory = self._add(UnitDirectory(next(self._inodes), path, unit))
+        self._add_links(
+            directory,
+            vendor=unit.vendor,
+            product=unit.product,
+            version=unit.version,
+            serial=unit.serial,
+            wwid=unit.wwid,
+            type=unit.type_name,
+            blocksize=str(unit.block_size) if unit.block_size else None,
+        )
+        if unit.storage is not None:
+            directory.entries[b"storage"] = self._add(File(next(self._inodes), unit.storage))
+        return directory
+
+    @staticmethod
+    def _renew(directory: UnitDirectory, unit: UnitDescription) -> None:
+        """Give the *directory* of a unit that stayed the storage of its new description."""
+        directory.unit = unit
+        file = directory.entries.get(b"storage")
+        if isinstance(file, File) and unit.storage is not None:
+            file.storage = unit.storage
+
+    def _remove(self, node: Node) -> None:
+        if isinstance(node, Directory):
+            for entry in node.entries.values():
+                self._remove(entry)
+        del self.nodes[node.inode]
+
+    def _show_as_main(self, directory: TargetDirectory, unit: UnitDirectory | None) -> None:
+        """Let *directory* show what *unit* has as its own."""
+        if directory.main is not None:
+            for name in _OF_TARGET & directory.entries.keys():
+                self._remove(directory.entries.pop(name))
+            directory.entries.pop(b"storage", None)
+        directory.main = unit
+        if unit is not None:
+            for name, node in unit.entries.items():
+                if isinstance(node, Link) and name in _OF_TARGET:
+                    self._add_link(directory, name, node.target)
+                elif isinstance(node, File) and _is_disk(unit):
+                    directory.entries[name] = node
+                    node.nlink = 2
+
+    def _name_by_id(self) -> None:
+        """Make by-id anew; where a unit is reached in several ways, the name of the first one stays."""
+        links: dict[bytes, bytes] = {}
+        for directory in self._targets:
+            for unit in directory.units():
+                if unit.unit.wwid:
+                    links.setdefault(safe_name(unit.unit.wwid), b"../" + unit.path)
+        for name, node in list(self._by_id.entries.items()):
+            if isinstance(node, Link) and links.get(name) != node.target:
+                self._remove(self._by_id.entries.pop(name))
+        for name, target in links.items():
+            if name not in self._by_id.entries:
+                self._add_link(self._by_id, name, target)
+
+
+def _short(name: str) -> str:
+    return name.rpartition(":")[2] or name
+
+
+def _names(target: TargetDescription, unique: bool) -> Iterator[bytes]:
+    """Yield the names that the directory of *target* may have, the best first; then raise ValueError."""
+    if unique:
+        yield safe_name(_short(target.name))
+    yield safe_name(target.name)
+    yield safe_name(f"{target.name},{target.port}")
+    yield safe_name(f"{target.name},{target.port},{target.address}")
+    raise ValueError(f"{target.name} at {target.address} port {target.port} is in the tree already")
+
+
+def _unit_name(unit: UnitDescription) -> bytes:
+    return b"lun" + safe_name(unit.label)
+
+
+def _unit_order(unit: UnitDescription) -> list[bytes | int]:
+    return _natural(_unit_name(unit))
+
+
+def _identity(unit: UnitDescription) -> tuple[object, ...]:
+    """Return what tells *unit* from another one under its number: all but how to get at its bytes."""
+    return replace(unit, storage=None), unit.storage is None
+
+
+def _is_disk(unit: UnitDirectory) -> bool:
+    return unit.unit.device_type == DIRECT_ACCESS
+
+
+def _main_unit(units: list[UnitDirectory]) -> UnitDirectory | None:
+    """Choose the lowest-numbered disk, even one that cannot be used: no other must appear in its place."""
+    return next(iter([unit for unit in units if _is_disk(unit)] or units), None)
+
+
+def _natural(name: bytes) -> list[bytes | int]:
+    """Return a key that sorts numbers in *name* by value."""
+    return [int(part) if i % 2 else part for i, part in enumerate(_DIGITS.split(name))]
