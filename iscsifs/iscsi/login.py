@@ -1,0 +1,362 @@
+"""The initiator's login phase (RFC 7143 section 6.3) as a conversation of requests and responses.
+
+    login = InitiatorLogin(config, random_bytes=os.urandom, memory=memory)
+    request, text = login.start()
+    while True:
+        ...  # send the request, receive the response
+        outcome = login.receive(response, text)
+        if outcome is None: break                       # logged in: see login.parameters
+        if isinstance(outcome, Redirect): ...           # close, and try again over there
+        request, text = outcome
+
+Whatever is wrong is raised, and then the connection must be closed: ProtocolError, NegotiationError,
+AuthenticationError, RedirectionError or LoginRefused. To ask the same again has sense only where
+`LoginRefused.status_class` is 3; `retry_with_md5` may have something else to ask.
+"""
+
+import logging
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Final
+
+from iscsifs.errors import AuthenticationError, ConfigError, LoginRefused, ProtocolError, RedirectionError
+from iscsifs.iscsi import serial
+from iscsifs.iscsi.chap import ALGORITHMS, ChallengeMemory, ChapInitiator, Credentials, RandomBytes
+from iscsifs.iscsi.keys import INITIATOR_OFFER, Parameters, Role, Value, check_offer
+from iscsifs.iscsi.names import Portal, TargetAddress, check_name
+from iscsifs.iscsi.negotiation import Negotiation
+from iscsifs.iscsi.pdu import LoginFlag, LoginRequest, LoginResponse, Stage, TargetPdu
+from iscsifs.iscsi.text import Pair, TextCollector, cut_text, decode_pairs, encode_pairs
+
+log = logging.getLogger(__name__)
+
+MAX_EXCHANGES: Final = 100
+"""Login Requests in one login: an end to a target that always asks for another one (section 6.2)."""
+
+MAX_REDIRECTIONS: Final = 8
+"""Redirections that are followed for one login."""
+
+LOGIN_SEGMENT_LENGTH: Final = 8192
+"""Bytes of a data segment during login: the default of MaxRecvDataSegmentLength (section 6.3)."""
+
+STATUS: Final[Mapping[tuple[int, int], str]] = MappingProxyType(
+    {
+        (1, 0x01): "the target has moved temporarily",
+        (1, 0x02): "the target has moved permanently",
+        (2, 0x00): "initiator error",
+        (2, 0x01): "authentication failure; check the user and the secret",
+        (2, 0x02): "authorization failure; the target must be told to let this initiator in",
+        (2, 0x03): "not found; there is no target of this name here",
+        (2, 0x04): "the target was removed",
+        (2, 0x05): "unsupported version",
+        (2, 0x06): "too many connections",
+        (2, 0x07): "missing parameter",
+        (2, 0x08): "can't include in session",
+        (2, 0x09): "session type not supported",
+        (2, 0x0A): "session does not exist",
+        (2, 0x0B): "invalid request type during login",
+        (3, 0x00): "target error",
+        (3, 0x01): "service unavailable",
+        (3, 0x02): "out of resources",
+    }
+)
+"""Status-Class and Status-Detail of a Login Response, and what they mean (section 11.13.5)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoginConfig:
+    """What an initiator logs in with; raises ConfigError for what cannot be used.
+
+    Without *target_name* the session is a discovery session. *isid* and *tsih* say which session the
+    connection is for: TSIH 0 is a new one, or the reinstatement of the one with the same ISID (6.3.5).
+    """
+
+    initiator_name: str
+    target_name: str | None
+    isid: bytes
+    tsih: int = 0
+    cid: int = 0
+    cmd_sn: int = 1
+    credentials: Credentials | None = None
+    allow_none: bool = False
+    """Whether to log in without authentication too, where the target does not want the credentials."""
+    algorithms: tuple[int, ...] = (8, 7, 6, 5)
+    """Values of CHAP_A to offer, in order of preference."""
+    first_stage: Stage = Stage.SECURITY
+    """OPERATIONAL skips the security stage, where there are no credentials."""
+    offer: Mapping[str, Value] = field(default_factory=lambda: INITIATOR_OFFER)
+    """The operational keys to offer, by their names on the wire."""
+    target_portal_group_tag: int | None = None
+    """The tag that discovery gave for this portal; another one is logged."""
+    zone: str | None = None
+    """The zone of the connection, for link-local addresses in redirections."""
+
+    def __post_init__(self) -> None:
+        check_name(self.initiator_name, "initiator name")
+        if self.target_name is not None:
+            check_name(self.target_name, "target name")
+        check_offer(self.offer)
+        if len(self.isid) != 6 or self.isid[0] >> 6 == 3:
+            raise ConfigError(f"ISID {self.isid.hex()}: give six bytes, the first below c0h")
+        if 5 not in self.algorithms or not set(self.algorithms) <= ALGORITHMS.keys():
+            raise ConfigError(
+                f"CHAP algorithms {self.algorithms}: give some of {sorted(ALGORITHMS)}, 5 always among them"
+            )
+        if self.first_stage is Stage.FULL_FEATURE or (
+            self.credentials and self.first_stage is not Stage.SECURITY
+        ):
+            raise ConfigError("a login with credentials begins with the security stage")
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """The target has moved to one of *portals* (Status-Class 1)."""
+
+    portals: tuple[Portal, ...]
+    permanent: bool
+
+
+Outgoing = tuple[LoginRequest, bytes]
+"""A Login Request and its data segment."""
+
+_Conversation = Generator[Outgoing, tuple[LoginResponse, bytes], None]
+_Exchange = Generator[Outgoing, tuple[LoginResponse, bytes], tuple[Stage, list[Pair]]]
+
+
+class InitiatorLogin:
+    """One login on one connection.
+
+    *random_bytes* and *memory* serve CHAP (see `chap`). The attributes are those of the session and the
+    connection as they stand when `receive` has returned None.
+    """
+
+    def __init__(
+        self,
+        config: LoginConfig,
+        *,
+        random_bytes: RandomBytes,
+        memory: ChallengeMemory,
+        initiator_task_tag: int = 0,
+    ) -> None:
+        self.parameters = Parameters()
+        self.tsih = config.tsih
+        self.exp_stat_sn = 0
+        self.exp_cmd_sn = 0
+        self.max_cmd_sn = 0
+        self.chap: ChapInitiator | None = None
+        """The CHAP exchange, once the target chose to have one."""
+        self.config = config
+        self._random_bytes = random_bytes
+        self._memory = memory
+        self._negotiation = Negotiation(
+            Role.INITIATOR, config.offer, discovery=config.target_name is None, leading=config.tsih == 0
+        )
+        self._text = TextCollector("Login Response")
+        self._request = LoginRequest(
+            flags=0,
+            version_max=0,
+            version_min=0,
+            isid=config.isid,
+            tsih=config.tsih,
+            initiator_task_tag=initiator_task_tag,
+            cid=config.cid,
+            cmd_sn=config.cmd_sn,
+        )
+        self._requests = 0
+        self._conversation = self._converse()
+
+    def start(self) -> Outgoing:
+        """Return the first request."""
+        return next(self._conversation)
+
+    def receive(self, response: TargetPdu, text: bytes) -> Outgoing | Redirect | None:
+        """Take a response and its data segment.
+
+        Returns the next request, or None when the login is complete, or where to log in instead.
+        """
+        if not isinstance(response, LoginResponse):
+            raise ProtocolError(
+                "only Login Responses may come during login", section="4.2.4", pdu=type(response).__name__
+            )
+        if response.status_class == 1:
+            return self._redirect(response, text)
+        self._check(response)
+        try:
+            return self._conversation.send((response, text))
+        except StopIteration:
+            self._finish(response)
+            return None
+
+    def _converse(self) -> _Conversation:
+        """The whole login, from the first request to the final response."""
+        config, negotiation = self.config, self._negotiation
+        pairs = [negotiation.send("InitiatorName", config.initiator_name)]
+        if config.target_name is not None:
+            pairs.append(negotiation.send("TargetName", config.target_name))
+        if config.tsih == 0:
+            session_type = "Discovery" if config.target_name is None else "Normal"
+            pairs.append(negotiation.send("SessionType", session_type))
+        if config.first_stage is Stage.SECURITY:
+            yield from self._security_stage(pairs)
+            pairs = []
+        pairs += negotiation.offer()
+        stage = Stage.OPERATIONAL
+        while stage is Stage.OPERATIONAL:
+            stage, received = yield from self._exchange(stage, pairs, Stage.FULL_FEATURE)
+            pairs, _ = negotiation.receive(received, Stage.OPERATIONAL, final=stage is Stage.FULL_FEATURE)
+
+    def _security_stage(self, pairs: list[Pair]) -> Generator[Outgoing, tuple[LoginResponse, bytes], None]:
+        config, negotiation = self.config, self._negotiation
+        methods: tuple[str, ...] = ("None",)
+        if config.credentials:
+            methods = ("CHAP", "None") if config.allow_none else ("CHAP",)
+        pairs = [*pairs, negotiation.send("AuthMethod", methods)]
+        # Where there may be an exchange of CHAP to come, it is not yet time to ask for the next stage.
+        next_stage = None if config.credentials else Stage.OPERATIONAL
+        stage = Stage.SECURITY
+        while stage is Stage.SECURITY:
+            stage, received = yield from self._exchange(stage, pairs, next_stage)
+            pairs, step = negotiation.receive(received, Stage.SECURITY, final=stage is not Stage.SECURITY)
+            if step:
+                raise AuthenticationError(step[0][0], "it is not expected in this step of the login")
+            method = negotiation.values.get("AuthMethod")
+            if method == "CHAP" and config.credentials and self.chap is None:
+                stage, pairs = yield from self._authenticate(config.credentials, pairs)
+            if method is not None:
+                next_stage = Stage.OPERATIONAL
+
+    def _authenticate(self, credentials: Credentials, pairs: list[Pair]) -> _Exchange:
+        """Go through CHAP; *pairs* are what else the first request has to say."""
+        chap = ChapInitiator(credentials, self.config.algorithms, self._random_bytes, self._memory)
+        self.chap = chap
+        stage, received = yield from self._exchange(Stage.SECURITY, [*pairs, *chap.propose()], None)
+        pairs, step = self._negotiation.receive(received, Stage.SECURITY, final=False)
+        pairs += chap.answer(step)
+        stage, received = yield from self._exchange(Stage.SECURITY, pairs, Stage.OPERATIONAL)
+        pairs, step = self._negotiation.receive(received, Stage.SECURITY, final=stage is not Stage.SECURITY)
+        chap.verify(step)
+        return stage, pairs
+
+    def _exchange(self, stage: Stage, pairs: list[Pair], next_stage: Stage | None) -> _Exchange:
+        """Send *pairs* and ask for *next_stage*; return the stage that we are in then, and what came back."""
+        *firsts, last = cut_text(encode_pairs(pairs), LOGIN_SEGMENT_LENGTH)
+        for piece in firsts:
+            response, text = yield self._outgoing(LoginFlag.CONTINUE | stage << 2, piece)
+            if text or response.flags & LoginFlag.CONTINUE:
+                raise _broken("data in answer to a request with C=1", "6.2")
+        flags = stage << 2 if next_stage is None else LoginFlag.TRANSIT | stage << 2 | next_stage
+        response, text = yield self._outgoing(flags, last)
+        while (received := self._text.add(text, more=bool(response.flags & LoginFlag.CONTINUE))) is None:
+            response, text = yield self._outgoing(flags, b"")
+        return Stage(response.flags & 3) if response.flags & LoginFlag.TRANSIT else stage, received
+
+    def _outgoing(self, flags: int, text: bytes) -> Outgoing:
+        self._requests += 1
+        if self._requests > MAX_EXCHANGES:
+            raise _broken("the login does not come to an end", "6.2")
+        self._request = self._request._replace(flags=flags, exp_stat_sn=self.exp_stat_sn)
+        return self._request, text
+
+    def _check(self, response: LoginResponse) -> None:
+        """Check a response against the request that it answers (section 11.13), its status first."""
+        status = response.status_class, response.status_detail
+        if response.status_class in (2, 3):
+            raise LoginRefused(*status, STATUS.get(status, "for a reason that has no name"))
+        if response.status_class:
+            raise _broken(f"Status-Class {response.status_class}", "11.13.5")
+        request = self._request
+        if response.initiator_task_tag != request.initiator_task_tag:
+            raise _broken("another Initiator Task Tag than that of the request", "6.3")
+        if response.isid != request.isid:
+            raise _broken("another ISID than that of the request", "6.3")
+        if response.version_active != 0:
+            raise _broken(f"Version-active {response.version_active}", "11.13.2")
+        if self._requests > 1 and response.stat_sn != self.exp_stat_sn:
+            raise _broken(f"StatSN {response.stat_sn}, not {self.exp_stat_sn}", "11.13.4")
+        self.exp_stat_sn = serial.add(response.stat_sn, 1)
+        asked, flags = request.flags, response.flags
+        current, following = flags >> 2 & 3, flags & 3
+        if current != asked >> 2 & 3:
+            raise _broken(f"an answer in stage {current} to a request in stage {asked >> 2 & 3}", "6.3")
+        if flags & LoginFlag.TRANSIT:
+            if flags & LoginFlag.CONTINUE:
+                raise _broken("both T and C are set", "11.13.7")
+            if not asked & LoginFlag.TRANSIT:
+                raise _broken("T is set, but not in the request", "11.13.6")
+            if following == 2 or not current < following <= asked & 3:
+                raise _broken(f"from stage {current} to {following}, where {asked & 3} was asked for", "6.3")
+
+    def _redirect(self, response: LoginResponse, text: bytes) -> Redirect:
+        name = self.config.target_name or "the portal"
+        portals = []
+        try:
+            pairs = decode_pairs(text, pdu="Login Response")
+        except ProtocolError as exc:
+            raise RedirectionError(f"{name} has moved, but where to cannot be read: {exc}") from exc
+        for key, value in pairs:
+            if key == "TargetAddress":
+                try:
+                    portals.append(TargetAddress.parse(value, zone=self.config.zone).portal)
+                except ProtocolError as exc:
+                    log.warning("%s has moved, but not there: %s", name, exc)
+        if not portals:
+            raise RedirectionError(f"{name} has moved, but gives no address to follow it to")
+        permanent = response.status_detail == 2
+        if permanent:
+            log.warning("%s has moved to %s for good; change its address", name, portals[0])
+        return Redirect(tuple(portals), permanent)
+
+    def _finish(self, response: LoginResponse) -> None:
+        config = self.config
+        if response.tsih == 0 or (config.tsih != 0 and response.tsih != config.tsih):
+            raise _broken(f"TSIH {response.tsih} at the end of the login", "11.13.3")
+        self.tsih = response.tsih
+        self.exp_cmd_sn = response.exp_cmd_sn
+        self.max_cmd_sn = response.max_cmd_sn
+        self.parameters = self._negotiation.conclude()
+        tag = self.parameters.target_portal_group_tag
+        if tag is None and config.target_name is not None:
+            log.warning("%s does not say its TargetPortalGroupTag", config.target_name)
+        elif config.target_portal_group_tag not in (None, tag):
+            log.warning(
+                "%s: portal group %s, where discovery said %s",
+                config.target_name,
+                tag,
+                config.target_portal_group_tag,
+            )
+
+
+class Redirections:
+    """The way from the configured *portal* over the redirections of one login."""
+
+    def __init__(self, portal: Portal) -> None:
+        self._visited = {portal}
+
+    def follow(self, redirect: Redirect) -> Portal:
+        """Return where to try next; the same *redirect* again gives its next portal, if one fails.
+
+        Raises RedirectionError where all of them were tried, and after MAX_REDIRECTIONS.
+        """
+        if len(self._visited) > MAX_REDIRECTIONS:
+            raise RedirectionError(f"still no login after {MAX_REDIRECTIONS} redirections")
+        for portal in redirect.portals:
+            if portal not in self._visited:
+                self._visited.add(portal)
+                return portal
+        raise RedirectionError(f"redirected in a circle, back to {redirect.portals[0]}")
+
+
+def retry_with_md5(login: InitiatorLogin, refused: LoginRefused) -> LoginConfig | None:
+    """Return the configuration to try once more with after *login* was *refused*, or None to give up.
+
+    tgt 1.0.85 takes CHAP_A=7 for SHA-1: where another algorithm than MD5 was used, MD5 gets one try alone.
+    """
+    chosen = None if login.chap is None else login.chap.algorithm
+    if chosen in (None, 5) or (refused.status_class, refused.status_detail) not in ((2, 0x00), (2, 0x01)):
+        return None
+    return replace(login.config, algorithms=(5,))
+
+
+def _broken(rule: str, section: str) -> ProtocolError:
+    return ProtocolError(rule, section=section, pdu="Login Response")
