@@ -4,33 +4,21 @@ import socket
 from dataclasses import dataclass
 from typing import Literal
 
+from iscsifs.iscsi.chap import Credentials
+
 Digests = Literal["none", "header", "data", "all"]
-Authentication = Literal["none", "chap"]
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """One direction of CHAP: a name and its secret, at least 12 bytes of it (RFC 7143 section 9.2.1)."""
-
-    name: str
-    secret: bytes
-
-    def __repr__(self) -> str:
-        return f"Credentials({self.name!r})"
 
 
 @dataclass(frozen=True, slots=True)
 class InitiatorOptions:
     """The settings that all sessions of one initiator share.
 
-    *user* proves us to the target, *target_user* the target to us; *authentication* None means CHAP where
-    there is a *user*. *family* is the address family to connect over. Times are in seconds.
+    With *credentials* the target has to ask for CHAP. *family* is the address family to connect over. Times
+    are in seconds.
     """
 
     initiator_name: str
-    user: Credentials | None = None
-    target_user: Credentials | None = None
-    authentication: Authentication | None = None
+    credentials: Credentials | None = None
     digests: Digests = "none"
     family: socket.AddressFamily = socket.AF_UNSPEC
     login_timeout: float = 15.0

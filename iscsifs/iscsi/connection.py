@@ -28,7 +28,7 @@ from iscsifs.iscsi.events import (
 )
 from iscsifs.iscsi.framing import Buffer, Receiver, frame, pdu_name
 from iscsifs.iscsi.keys import Parameters
-from iscsifs.iscsi.login import InitiatorLogin
+from iscsifs.iscsi.login import InitiatorLogin, Redirect
 from iscsifs.iscsi.pdu import (
     BHS_LENGTH,
     FINAL,
@@ -39,7 +39,6 @@ from iscsifs.iscsi.pdu import (
     DataIn,
     DataInFlag,
     DataOut,
-    LoginResponse,
     LogoutReason,
     LogoutRequest,
     LogoutResponse,
@@ -202,6 +201,15 @@ class Connection:
         self._manage(management, lun, RESERVED_TAG, 0)
         return management
 
+    def repeat(self, management: Management) -> Management:
+        """Send a task management function again that was refused for want of room (section 7.3)."""
+        if management.function is TaskFunction.ABORT_TASK:
+            again = self.abort_task(management.tasks[0])
+        else:
+            again = self.reset(management.function, management.tasks[0].lun if management.tasks else 0)
+        again.failure = management.failure
+        return again
+
     def _manage(self, management: Management, lun: int, referenced_task_tag: int, ref_cmd_sn: int) -> None:
         self._send(
             TaskManagementRequest(
@@ -240,7 +248,7 @@ class Connection:
         """Ask the target to close the session (section 11.14); nothing may be sent after that."""
         logout = Logout(LogoutReason.CLOSE_SESSION)
         tag = self._new_tag(logout)
-        self._send(LogoutRequest(logout.reason, tag, self.login.cid, self._cmd_sn, self._exp_stat_sn))
+        self._send(LogoutRequest(logout.reason, tag, self.login.config.cid, self._cmd_sn, self._exp_stat_sn))
         self._logging_out = True
         return logout
 
@@ -294,7 +302,7 @@ class Connection:
 
     def _pdu_arrived(self, pdu: Pdu, ahs: bytes, data: memoryview) -> None:
         if not self.logged_in:
-            self._login_response(pdu, data)
+            self._log_in(pdu, data)
             return
         match pdu:
             case DataIn():
@@ -319,15 +327,16 @@ class Connection:
                 raise ProtocolError("not from a target in this phase", section="7.13", pdu=pdu_name(pdu))
         self._fill_window()
 
-    def _login_response(self, pdu: Pdu, data: memoryview) -> None:
-        if not isinstance(pdu, LoginResponse):
-            raise ProtocolError("sent before the login was done", section="4.2.4", pdu=pdu_name(pdu))
+    def _log_in(self, pdu: Pdu, data: memoryview) -> None:
         login = self.login
-        request = login.receive(pdu, bytes(data))
-        if request is not None:
-            self._send(*request)
+        outcome = login.receive(pdu, bytes(data))
+        if isinstance(outcome, Redirect):
+            self._events.append(outcome)
             return
-        self._cmd_sn, self._exp_stat_sn = login.cmd_sn, login.exp_stat_sn
+        if outcome is not None:
+            self._send(*outcome)
+            return
+        self._cmd_sn, self._exp_stat_sn = login.config.cmd_sn, login.exp_stat_sn
         self._exp_cmd_sn, self._max_cmd_sn = login.exp_cmd_sn, login.max_cmd_sn
         self._receiver.header_digest = login.parameters.header_digest
         self._receiver.data_digest = login.parameters.data_digest
@@ -490,7 +499,7 @@ class Connection:
                 self._events.append(SenseReported(pdu.lun, bytes(data[2 : 2 + sense_length])))
             case AsyncEvent.LOGOUT_REQUESTED:
                 self._events.append(LogoutRequested(pdu.parameter3))
-            case AsyncEvent.CONNECTION_DROPPED if pdu.parameter1 != self.login.cid:
+            case AsyncEvent.CONNECTION_DROPPED if pdu.parameter1 != self.login.config.cid:
                 self._events.append(Noted(f"the target drops connection {pdu.parameter1}, which is not ours"))
             case AsyncEvent.CONNECTION_DROPPED | AsyncEvent.ALL_CONNECTIONS_DROPPED:
                 self._events.append(ConnectionDropped(pdu.parameter2))

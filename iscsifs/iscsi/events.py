@@ -7,6 +7,7 @@ command, `task.Task`.
 from dataclasses import dataclass, field
 
 from iscsifs.errors import CommandError, TaskAborted
+from iscsifs.iscsi.login import Redirect
 from iscsifs.iscsi.pdu import LogoutReason, TaskFunction, TaskResponse
 from iscsifs.iscsi.task import Task
 from iscsifs.iscsi.text import Pair, TextCollector
@@ -94,4 +95,4 @@ class Noted:
     text: str
 
 
-Event = Request | LoggedIn | LogoutRequested | ConnectionDropped | SenseReported | Noted
+Event = Request | LoggedIn | Redirect | LogoutRequested | ConnectionDropped | SenseReported | Noted

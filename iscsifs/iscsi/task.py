@@ -41,6 +41,7 @@ class Task:
     """
 
     __slots__ = (
+        "attempts",
         "cdb",
         "cmd_sn",
         "data_in",
@@ -69,7 +70,9 @@ class Task:
         self.cdb = cdb
         self.data_in = data_in
         self.data_out = data_out
-        self.owner: object = None  # whoever is to be woken, for the layer above
+        # For the layer above: whom to wake, and how often the task was sent.
+        self.owner: object = None
+        self.attempts = 0
         self.reset()
 
     def reset(self) -> None:
@@ -254,13 +257,11 @@ class Task:
         if pdu.flags & ResponseFlag.BIDI_UNDERFLOW and pdu.flags & ResponseFlag.BIDI_OVERFLOW:
             raise broken("u and o are both set", "11.4.1")
         self.status = pdu.status
-        if data:
+        if data:  # istgt sends none with some errors, against section 11.4.7
             sense_length = int.from_bytes(data[:2], "big")
             if sense_length > len(data) - 2:
                 raise broken(f"SenseLength {sense_length} in a data segment of {len(data)} bytes", "11.4.7")
             self.sense = bytes(data[2 : 2 + sense_length])
-        if self.status == CHECK_CONDITION and not self.sense:
-            raise broken("CHECK CONDITION without sense data", "11.4.7")
         self._end(
             pdu.flags & ResponseFlag.UNDERFLOW,
             pdu.flags & ResponseFlag.OVERFLOW,

@@ -1,0 +1,162 @@
+"""SCSI commands to one logical unit, with the patience that SCSI asks for: what is worth repeating is
+repeated."""
+
+import logging
+import math
+import random
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Final
+
+import trio
+
+from iscsifs.errors import (
+    CommandError,
+    DataError,
+    MediumError,
+    NoMediumError,
+    ReservationError,
+    SpaceError,
+    StatusError,
+    TaskAborted,
+    WriteProtectedError,
+)
+from iscsifs.initiator.session import Session
+from iscsifs.iscsi.framing import Buffer
+from iscsifs.iscsi.task import NOTHING, Task
+from iscsifs.scsi.cdb import describe
+from iscsifs.scsi.sense import Condition, Sense
+from iscsifs.scsi.status import Status
+
+log = logging.getLogger(__name__)
+
+MAX_REPEATS: Final = 8
+"""How often a command is repeated at once because of unit attentions and the like."""
+
+FIRST_DELAY: Final = 0.02
+"""Seconds before a busy unit is asked again; the delay doubles each time, up to LONGEST_DELAY."""
+
+LONGEST_DELAY: Final = 2.0
+"""Seconds at most between two attempts at a busy unit."""
+
+_BUSY: Final = frozenset({Status.BUSY, Status.TASK_SET_FULL, Status.TASK_ABORTED, Status.ACA_ACTIVE})
+
+
+class Unsupported(StatusError):
+    """The unit does not know the command, or a field in it."""
+
+
+class Repeat(Enum):
+    """Whether a command that failed is worth another attempt."""
+
+    NEVER = auto()
+    AT_ONCE = auto()
+    LATER = auto()
+
+
+_ERRORS: Final[dict[Condition, type[StatusError]]] = {
+    Condition.MEDIUM_ERROR: MediumError,
+    Condition.WRITE_PROTECTED: WriteProtectedError,
+    Condition.NO_SPACE: SpaceError,
+    Condition.NO_MEDIUM: NoMediumError,
+    Condition.NOT_READY: NoMediumError,
+    Condition.BECOMING_READY: NoMediumError,
+    Condition.UNSUPPORTED: Unsupported,
+}
+
+
+class Commands:
+    """The commands of one initiator to logical unit *lun* of one target.
+
+    *patience* is how many seconds a unit may be busy. *on_condition* is told what each unit attention means,
+    before the command that it came with is repeated.
+    """
+
+    def __init__(self, session: Session, lun: int, *, name: str, patience: float) -> None:
+        self.session = session
+        self.lun = lun
+        self.name = name
+        self.on_condition: Callable[[Condition, Sense], None] = lambda *_: None
+        self._patience = patience
+
+    def at(self, lun: int) -> "Commands":
+        """Return the commands to another unit of the same target."""
+        return Commands(self.session, lun, name=self.name, patience=self._patience)
+
+    async def read(self, cdb: bytes, length: int, *, probe: bool = False) -> bytes:
+        """Run *cdb*, which returns up to *length* bytes, and return what came. Raises CommandError."""
+        buffer = bytearray(length)
+        task = await self.run(cdb, data_in=memoryview(buffer), probe=probe)
+        return bytes(buffer[: task.received])
+
+    async def read_into(self, cdb: bytes, buffer: memoryview) -> None:
+        """Run *cdb*, and fill the whole *buffer*. Raises CommandError, DataError for fewer bytes."""
+        task = await self.run(cdb, data_in=buffer)
+        if task.received != len(buffer):
+            raise DataError(f"{self.name}: {describe(cdb)}: {task.received} of {len(buffer)} bytes arrived")
+
+    async def run(
+        self, cdb: bytes, *, data_in: memoryview = NOTHING, data_out: Buffer = b"", probe: bool = False
+    ) -> Task:
+        """Run *cdb* until it succeeds or is not worth repeating; return the task with its counts.
+
+        Raises StatusError or one of its children, TaskAborted, DataError or CommandTimeout.
+        """
+        task = Task(self.lun, cdb, data_in=data_in, data_out=memoryview(data_out))
+        repeats = 0
+        delay = FIRST_DELAY
+        give_up_at = math.inf
+        while True:
+            failure, repeat = await self._attempt(task, probe)
+            if failure is None:
+                return task
+            if repeat is Repeat.AT_ONCE and repeats < MAX_REPEATS:
+                repeats += 1
+            elif repeat is Repeat.LATER and trio.current_time() < give_up_at:
+                if give_up_at is math.inf:
+                    give_up_at = trio.current_time() + self._patience
+                await trio.sleep(delay * random.uniform(0.5, 1.0))
+                delay = min(2 * delay, LONGEST_DELAY)
+            else:
+                log.warning("%s", failure)
+                raise failure
+            task.reset()
+            task.attempts = 0
+
+    async def _attempt(self, task: Task, probe: bool) -> tuple[CommandError | None, Repeat]:
+        """Run *task* once; return how it failed, or None, and whether it is worth repeating."""
+        try:
+            await self.session.execute(task, probe=probe)
+        except TaskAborted as aborted:
+            return aborted, Repeat.AT_ONCE
+        status = task.status
+        if status in (Status.GOOD, Status.CONDITION_MET):
+            return None, Repeat.NEVER
+        if status == Status.CHECK_CONDITION:
+            return self._check_condition(task, Sense.parse(task.sense))
+        if status in _BUSY:
+            return self._error(
+                StatusError, task, f"{Status(status).name} for {self._patience:g} s"
+            ), Repeat.LATER
+        if status == Status.RESERVATION_CONFLICT:
+            return self._error(
+                ReservationError, task, "another initiator has reserved the unit"
+            ), Repeat.NEVER
+        return self._error(StatusError, task, f"status {status:02x}h"), Repeat.NEVER
+
+    def _check_condition(self, task: Task, sense: Sense) -> tuple[CommandError | None, Repeat]:
+        condition = sense.condition
+        if condition is Condition.RECOVERED:
+            log.info("%s: %s: %s", self.name, describe(task.cdb), sense)
+            return None, Repeat.NEVER
+        error = self._error(_ERRORS.get(condition, StatusError), task, str(sense))
+        if condition is Condition.BECOMING_READY:
+            return error, Repeat.LATER
+        if condition.repeatable:
+            self.on_condition(condition, sense)
+            return error, Repeat.AT_ONCE
+        return error, Repeat.NEVER
+
+    def _error(self, kind: type[StatusError], task: Task, reason: str) -> StatusError:
+        message = f"{self.name}: {describe(task.cdb)}: {reason}"
+        return kind(message, status=task.status, sense=task.sense)

@@ -1,0 +1,60 @@
+"""A discovery session: log in, SendTargets, log out (RFC 7143 section 4.3)."""
+
+import trio
+
+from iscsifs.errors import ProtocolError, TransportError
+from iscsifs.initiator.dial import Dialler
+from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.iscsi.chap import ChallengeMemory
+from iscsifs.iscsi.discovery import DiscoveredTarget, read_targets
+from iscsifs.iscsi.events import Event, Logout, LogoutRequested, Text
+from iscsifs.iscsi.names import Portal, TargetAddress
+
+ANSWER_TIMEOUT = 30.0
+"""Seconds that the whole answer may take."""
+
+LOGOUT_TIMEOUT = 2.0
+"""Seconds for the logout; the result is there by then, so nothing is lost without it."""
+
+
+async def discover(
+    portal: Portal, options: InitiatorOptions, memory: ChallengeMemory, isid: bytes
+) -> list[DiscoveredTarget]:
+    """Ask *portal* for its targets.
+
+    Raises TransportError, LoginError or ProtocolError. An answer that is whole counts, whatever happens
+    behind it.
+    """
+    link = await Dialler(options, memory, None, [TargetAddress(portal)], isid)()
+    answered, logged_out = trio.Event(), trio.Event()
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Text):
+            answered.set()
+        elif isinstance(event, Logout):
+            logged_out.set()
+        elif isinstance(event, LogoutRequested):
+            link.fail(TransportError(f"{portal}: the target wants no discovery now"))
+
+    async def run() -> None:
+        await link.run(on_event)
+        answered.set()
+        logged_out.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        text = link.connection.send_text([("SendTargets", "All")])
+        link.kick()
+        with trio.move_on_after(ANSWER_TIMEOUT):
+            await answered.wait()
+        if text.pairs is not None and link.failure is None:
+            link.connection.log_out()
+            link.kick()
+            with trio.move_on_after(LOGOUT_TIMEOUT):
+                await logged_out.wait()
+        failure = link.failure
+        link.close()
+    if text.pairs is None:
+        raise failure or ProtocolError("no answer to SendTargets", section="C", pdu="TEXT_RESPONSE")
+    zone = portal.host.partition("%")[2] or None
+    return read_targets(text.pairs, portal, zone)

@@ -1,0 +1,172 @@
+"""A connection on a socket: the bytes of `iscsi.connection.Connection`, moved by trio.
+
+One task reads from the socket, and one function writes to it. What a caller queues while the line is quiet
+is sent at once; while much is under way it is left to the sender task, which takes what all callers queued
+in this turn of the loop and sends it in one system call.
+"""
+
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from iscsifs.errors import IscsifsError, TransportError
+from iscsifs.iscsi.connection import Connection
+from iscsifs.iscsi.events import Event
+from iscsifs.iscsi.framing import Buffer
+from iscsifs.iscsi.login import Redirect
+
+MAX_BUFFERS: Final = 1024
+"""Buffers for one `sendmsg` (IOV_MAX on Linux)."""
+
+QUIET: Final = 2
+"""Commands on the wire up to which a new one is sent at once instead of together with others."""
+
+MAX_READS: Final = 32
+"""Reads in a row from a socket that always has more, before other tasks get their turn."""
+
+
+class Link:
+    """A `Connection` on a connected, non-blocking socket; *peer* names the other end in messages.
+
+    Any failure ends the link for good: `failure` then holds the reason, and `run` returns.
+    """
+
+    def __init__(self, sock: socket.socket, connection: Connection, peer: str) -> None:
+        self.connection = connection
+        self.failure: IscsifsError | None = None
+        self._socket = sock
+        self._peer = peer
+        self._unsent: list[Buffer] = []  # taken from the connection, but the socket is full
+        self._idle_sender: trio.lowlevel.Task | None = None
+        self._scope = trio.CancelScope()
+
+    async def log_in(self) -> Redirect | None:
+        """Exchange login PDUs until the full feature phase, or until the target sends us elsewhere.
+
+        The caller sets the deadline. Raises LoginError, ProtocolError or TransportError; the caller closes
+        the link then.
+        """
+        while True:
+            self._flush()
+            while self._unsent:
+                await trio.lowlevel.wait_writable(self._socket)
+                self._flush()
+            if self.failure:
+                raise self.failure
+            await self._receive()
+            for event in self.connection.events():
+                return event if isinstance(event, Redirect) else None
+
+    async def run(self, on_event: Callable[[Event], None]) -> None:
+        """Move bytes and give events to *on_event* until the link fails or is closed; never raises the
+        failure."""
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._guarded, self._send_loop)
+                nursery.start_soon(self._guarded, self._receive_loop, on_event)
+        self._socket.close()
+
+    def fail(self, failure: IscsifsError) -> None:
+        """End the link because of *failure*; the first one counts."""
+        if self.failure is None:
+            self.failure = failure
+        self._scope.cancel()
+
+    def close(self) -> None:
+        """Close the socket and end `run`."""
+        self.fail(TransportError(f"{self._peer}: the connection was closed"))
+        self._socket.close()
+
+    def kick(self) -> None:
+        """See that what the connection has queued is sent: now, or with what others queue, if the line is
+        busy."""
+        if self.connection.tasks_on_the_wire <= QUIET:
+            self._flush()
+        else:
+            self._wake_sender()
+
+    def _wake_sender(self) -> None:
+        if self._idle_sender is not None:
+            trio.lowlevel.reschedule(self._idle_sender)
+            self._idle_sender = None
+
+    async def _guarded(self, loop: Callable[..., Awaitable[None]], *args: object) -> None:
+        try:
+            await loop(*args)
+        except IscsifsError as error:
+            self.fail(error)
+
+    async def _receive_loop(self, on_event: Callable[[Event], None]) -> None:
+        reads = 0
+        while True:
+            waited = await self._receive()
+            for event in self.connection.events():
+                on_event(event)
+            self._flush()
+            reads = 0 if waited else reads + 1
+            if reads == MAX_READS:
+                reads = 0
+                await trio.lowlevel.checkpoint()
+
+    async def _receive(self) -> bool:
+        """Receive once; return whether there was a wait for it. Raises TransportError at the stream's end."""
+        connection = self.connection
+        waited = False
+        while True:
+            try:
+                count = self._socket.recv_into(connection.get_buffer())
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._socket)
+                waited = True
+                continue
+            except OSError as error:
+                raise self._lost(error) from None
+            if not count:
+                connection.receive_eof()
+                raise TransportError(f"{self._peer}: the connection was closed")
+            connection.buffer_updated(count)
+            return waited
+
+    async def _send_loop(self) -> None:
+        while True:
+            if self._unsent:
+                await trio.lowlevel.wait_writable(self._socket)
+            else:
+                self._idle_sender = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(self._abort_wait)
+            self._flush()
+
+    def _abort_wait(self, _: object) -> trio.lowlevel.Abort:
+        self._idle_sender = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _flush(self) -> None:
+        """Send what there is until the socket is full; the one place that writes to it."""
+        while self.failure is None:
+            if not self._unsent:
+                self._unsent = self.connection.data_to_send()
+                if not self._unsent:
+                    return
+            try:
+                sent = self._socket.sendmsg(self._unsent[:MAX_BUFFERS])
+            except BlockingIOError:
+                self._wake_sender()
+                return
+            except OSError as error:
+                self.fail(self._lost(error))
+                return
+            self._unsent = _behind(self._unsent, sent)
+
+    def _lost(self, error: OSError) -> TransportError:
+        return TransportError(f"{self._peer}: the connection was lost: {error.strerror}")
+
+
+def _behind(buffers: list[Buffer], sent: int) -> list[Buffer]:
+    """Return what is left of *buffers* behind their first *sent* bytes."""
+    for index, buffer in enumerate(buffers):
+        if sent < len(buffer):
+            return [memoryview(buffer)[sent:], *buffers[index + 1 :]]
+        sent -= len(buffer)
+    return []

@@ -1,0 +1,182 @@
+"""What a target has and what a logical unit is: REPORT LUNS, INQUIRY, VPD pages, capacity, mode pages."""
+
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+from iscsifs.errors import CommandError, CommandTimeout, NoMediumError, TransportError, UnitError
+from iscsifs.initiator.commands import Commands
+from iscsifs.scsi import cdb, mode
+from iscsifs.scsi.capacity import Capacity
+from iscsifs.scsi.inquiry import DeviceType, InquiryData
+from iscsifs.scsi.luns import is_well_known, lun_from_number, parse_luns
+from iscsifs.scsi.vpd import (
+    Association,
+    BlockLimits,
+    Designator,
+    Page,
+    Provisioning,
+    parse_designators,
+    parse_serial,
+    parse_supported_pages,
+    wwid,
+)
+
+log = logging.getLogger(__name__)
+
+INQUIRY_LENGTH: Final = 96
+VPD_LENGTH: Final = 1024
+FIRST_LUNS_LENGTH: Final = 8 + 8 * 256
+"""Bytes of the first REPORT LUNS; a target with more units is asked again."""
+
+SEQUENTIAL_LUNS: Final = 8
+"""LUNs that are asked one by one where the target knows no REPORT LUNS: what SCSI-2 could address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a logical unit says of itself.
+
+    *capacity* is None where the unit cannot be read by block, *no_storage* then says why. *volatile_cache* is
+    None where the unit does not say whether it has one. *designators* are those of the unit itself.
+    """
+
+    inquiry: InquiryData
+    serial: str
+    designators: tuple[Designator, ...]
+    capacity: Capacity | None
+    no_storage: str
+    limits: BlockLimits
+    provisioning: Provisioning
+    write_protected: bool
+    volatile_cache: bool | None
+
+    @property
+    def wwid(self) -> str | None:
+        """The worldwide name (VPD page 83h), where the unit has one."""
+        return wwid(self.designators)
+
+    def is_same_unit(self, other: "Description") -> bool:
+        """Whether *other* is this unit at another time: names, serial number and block size."""
+
+        def identity(unit: Description) -> object:
+            return (
+                unit.inquiry.device_type,
+                unit.inquiry.vendor,
+                unit.inquiry.product,
+                unit.serial,
+                unit.designators,
+                unit.capacity and unit.capacity.block_size,
+            )
+
+        return identity(self) == identity(other)
+
+
+async def report_luns(commands: Commands, *, probe: bool = False) -> list[int]:
+    """Return the LUNs of a target, by *commands* to its LUN 0 (SPC-3 section 6.21).
+
+    Where REPORT LUNS is unknown, the first few LUNs are asked for INQUIRY data one by one. Raises
+    CommandError.
+    """
+    length = FIRST_LUNS_LENGTH
+    try:
+        answer = parse_luns(await commands.read(cdb.report_luns(length), length, probe=probe))
+        if answer.cut and answer.allocation_length > length:
+            length = answer.allocation_length
+            answer = parse_luns(await commands.read(cdb.report_luns(length), length, probe=probe))
+    except (CommandTimeout, TransportError):
+        raise
+    except CommandError as error:
+        log.info("%s; asking unit by unit", error)
+        return await _sequential_luns(commands, probe)
+    if answer.reported > len(answer.luns):
+        log.warning(
+            "%s: %d of the %d logical units are used", commands.name, len(answer.luns), answer.reported
+        )
+    return [lun for lun in answer.luns if not is_well_known(lun)]
+
+
+async def _sequential_luns(commands: Commands, probe: bool) -> list[int]:
+    luns = []
+    for lun in map(lun_from_number, range(SEQUENTIAL_LUNS)):
+        try:
+            data = await commands.at(lun).read(cdb.inquiry(INQUIRY_LENGTH), INQUIRY_LENGTH, probe=probe)
+            if InquiryData.parse(data).connected:
+                luns.append(lun)
+        except (CommandTimeout, TransportError):
+            raise
+        except (CommandError, UnitError):
+            continue
+    return luns
+
+
+async def describe(commands: Commands, *, probe: bool = False) -> Description:
+    """Ask a logical unit what it is.
+
+    Raises CommandError where it does not answer, UnitError where the LUN has no device.
+    """
+    inquiry = InquiryData.parse(await commands.read(cdb.inquiry(INQUIRY_LENGTH), INQUIRY_LENGTH, probe=probe))
+    if not inquiry.connected:
+        raise UnitError(f"{commands.name}: there is no device")
+
+    async def optional(command: bytes, length: int) -> bytes:
+        """Return the data of a command that not every unit knows; nothing if it fails."""
+        try:
+            return await commands.read(command, length, probe=probe)
+        except (CommandTimeout, TransportError):
+            raise
+        except CommandError:
+            return b""
+
+    pages = parse_supported_pages(await optional(cdb.inquiry(VPD_LENGTH, Page.SUPPORTED_PAGES), VPD_LENGTH))
+
+    async def vpd(page: Page) -> bytes:
+        return await optional(cdb.inquiry(VPD_LENGTH, page), VPD_LENGTH) if page in pages else b""
+
+    serial = parse_serial(await vpd(Page.UNIT_SERIAL_NUMBER))
+    designators = tuple(
+        designator
+        for designator in parse_designators(await vpd(Page.DEVICE_IDENTIFICATION))
+        if designator.association == Association.LOGICAL_UNIT
+    )
+    capacity: Capacity | None = None
+    no_storage = "its type is not read by block"
+    limits, provisioning, modes = BlockLimits(), Provisioning(), mode.ModeData()
+    if inquiry.device_type.addressed_by_block:
+        try:
+            capacity = await _capacity(commands, inquiry, probe)
+        except (NoMediumError, UnitError) as error:
+            no_storage = str(error)
+        else:
+            limits = BlockLimits.parse(await vpd(Page.BLOCK_LIMITS))
+            provisioning = Provisioning.parse(await vpd(Page.LOGICAL_BLOCK_PROVISIONING))
+            modes = mode.parse_6(await optional(cdb.mode_sense_6(mode.CACHING_PAGE), 255))
+            if not modes.pages:
+                modes = mode.parse_6(await optional(cdb.mode_sense_6(mode.ALL_PAGES), 255))
+    return Description(
+        inquiry=inquiry,
+        serial=serial,
+        designators=designators,
+        capacity=capacity,
+        no_storage=no_storage,
+        limits=limits,
+        provisioning=provisioning,
+        write_protected=modes.write_protected or inquiry.device_type == DeviceType.CD_DVD,
+        volatile_cache=None if modes.caching is None else modes.caching.wce,
+    )
+
+
+async def _capacity(commands: Commands, inquiry: InquiryData, probe: bool) -> Capacity:
+    """Wait until the unit is ready and return its capacity; raises UnitError for one that cannot be used."""
+    await commands.run(cdb.test_unit_ready(), probe=probe)
+    if inquiry.device_type == DeviceType.DISK:
+        try:
+            return Capacity.parse_16(await commands.read(cdb.read_capacity_16(), 32, probe=probe))
+        except (NoMediumError, CommandTimeout, TransportError):
+            raise
+        except CommandError as error:
+            log.info("%s; asking for the short form", error)
+    capacity = Capacity.parse_10(await commands.read(cdb.read_capacity_10(), 8, probe=probe))
+    if capacity is None:
+        capacity = Capacity.parse_16(await commands.read(cdb.read_capacity_16(), 32, probe=probe))
+    return capacity

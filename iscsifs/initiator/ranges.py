@@ -1,0 +1,55 @@
+"""Writes under way, by the blocks that they touch: those that overlap go one after the other."""
+
+import trio
+
+
+class Range:
+    """Blocks *start* to *end* (exclusive) of a write under way."""
+
+    __slots__ = ("_done", "end", "start")
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start = start
+        self.end = end
+        self._done: trio.Event | None = None
+
+    async def wait(self) -> None:
+        """Wait until the write is over."""
+        if self._done is None:
+            self._done = trio.Event()
+        await self._done.wait()
+
+    def finish(self) -> None:
+        """Wake who waits."""
+        if self._done is not None:
+            self._done.set()
+
+
+class Ranges:
+    """The writes of one logical unit, in the order of their arrival."""
+
+    def __init__(self) -> None:
+        self._active: dict[Range, None] = {}
+
+    async def enter(self, start: int, end: int) -> Range:
+        """Wait until no earlier write touches blocks *start* to *end*; the caller must `leave` it again."""
+        overlapping = [other for other in self._active if other.start < end and start < other.end]
+        mine = Range(start, end)
+        self._active[mine] = None
+        try:
+            for other in overlapping:
+                await other.wait()
+        except BaseException:
+            self.leave(mine)
+            raise
+        return mine
+
+    def leave(self, mine: Range) -> None:
+        """Say that the write is over, well or not."""
+        del self._active[mine]
+        mine.finish()
+
+    async def drain(self) -> None:
+        """Wait until every write that is under way now is over."""
+        for other in list(self._active):
+            await other.wait()

@@ -1,0 +1,237 @@
+"""A logical unit as a range of bytes."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from iscsifs.errors import CommandError, IscsifsError, UnitError
+from iscsifs.initiator.commands import Commands, Unsupported
+from iscsifs.initiator.probe import Description, describe
+from iscsifs.initiator.ranges import Ranges
+from iscsifs.scsi import cdb
+from iscsifs.scsi.capacity import Capacity
+from iscsifs.scsi.luns import lun_label
+
+log = logging.getLogger(__name__)
+
+LONGEST_TRANSFER: Final = 4 * 1024 * 1024
+"""Bytes of one READ or WRITE at most, also where the unit has no limit."""
+
+PREFERRED_TRANSFER: Final = 1024 * 1024
+"""Bytes of a transfer that goes well, where the unit does not say it."""
+
+
+class LogicalUnit:
+    """One logical unit; where it `is_block`, its bytes can be read, written and flushed.
+
+    Offsets and sizes are bytes and may be anything within the unit: what is no whole block is read, changed
+    and written back. All methods raise CommandError, and UnitError once there is another unit under the
+    LUN.
+    """
+
+    def __init__(self, commands: Commands, description: Description) -> None:
+        self.label = lun_label(commands.lun)
+        self.name = commands.name
+        self.description = description
+        self.failure: IscsifsError | None = None
+        """Why the unit cannot be used any more."""
+        self._commands = commands
+        self._ranges = Ranges()
+
+    @property
+    def lun(self) -> int:
+        """The 64-bit LUN."""
+        return self._commands.lun
+
+    @property
+    def device_type(self) -> int:
+        """The peripheral device type (SPC-3 section 6.4.2)."""
+        return self.description.inquiry.device_type
+
+    @property
+    def type_name(self) -> str:
+        """The peripheral device type as a word."""
+        return self.description.inquiry.device_type.label
+
+    @property
+    def vendor(self) -> str:
+        """The T10 vendor identification."""
+        return self.description.inquiry.vendor
+
+    @property
+    def product(self) -> str:
+        """The product identification."""
+        return self.description.inquiry.product
+
+    @property
+    def revision(self) -> str:
+        """The product revision level."""
+        return self.description.inquiry.revision
+
+    @property
+    def serial(self) -> str | None:
+        """The unit serial number (VPD page 80h), where there is one."""
+        return self.description.serial or None
+
+    @property
+    def wwid(self) -> str | None:
+        """The worldwide name (VPD page 83h), where there is one."""
+        return self.description.wwid
+
+    @property
+    def is_block(self) -> bool:
+        """Whether the unit has bytes to read."""
+        return self.description.capacity is not None
+
+    @property
+    def capacity(self) -> Capacity:
+        """The capacity; raises UnitError where the unit is not read by block."""
+        capacity = self.description.capacity
+        if capacity is None:
+            raise UnitError(f"{self.name}: {self.description.no_storage}")
+        return capacity
+
+    @property
+    def size(self) -> int:
+        """The capacity in bytes."""
+        return self.capacity.size
+
+    @property
+    def block_size(self) -> int:
+        """Bytes of a logical block."""
+        return self.capacity.block_size
+
+    @property
+    def preferred_size(self) -> int:
+        """Bytes of a transfer that goes well: whole physical blocks, within the unit's limits."""
+        optimal = self.description.limits.optimal_transfer_length * self.block_size
+        preferred = optimal or PREFERRED_TRANSFER
+        return max(min(preferred, self._longest_transfer), self.capacity.physical_block_size)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the unit takes no writes."""
+        return self.description.write_protected
+
+    @property
+    def _longest_transfer(self) -> int:
+        limit = self.description.limits.max_transfer_length * self.block_size
+        return min(limit or LONGEST_TRANSFER, LONGEST_TRANSFER)
+
+    async def read(self, offset: int, size: int) -> memoryview:
+        """Return *size* bytes from *offset*; fewer, or none, at the end of the unit."""
+        self._check()
+        size = min(size, self.size - offset)
+        if size <= 0:
+            return memoryview(b"")
+        block_size = self.block_size
+        first = offset // block_size
+        last = -(-(offset + size) // block_size)
+        buffer = memoryview(bytearray((last - first) * block_size))
+        await self._read_blocks(first, buffer)
+        start = offset - first * block_size
+        return buffer[start : start + size]
+
+    async def write(self, offset: int, data: bytes) -> None:
+        """Write *data* at *offset*; the caller has seen to it that it ends within the unit."""
+        self._check()
+        block_size = self.block_size
+        first = offset // block_size
+        last = -(-(offset + len(data)) // block_size)
+        mine = await self._ranges.enter(first, last)
+        try:
+            head = offset - first * block_size
+            tail = last * block_size - offset - len(data)
+            if not head and not tail:
+                await self._write_blocks(first, memoryview(data))
+                return
+            blocks = memoryview(bytearray((last - first) * block_size))
+            if head:
+                await self._read_blocks(first, blocks[:block_size])
+            if tail and (last - first > 1 or not head):
+                await self._read_blocks(last - 1, blocks[-block_size:])
+            blocks[head : head + len(data)] = data
+            await self._write_blocks(first, blocks)
+        finally:
+            self._ranges.leave(mine)
+
+    async def flush(self) -> None:
+        """Return when all writes that were received before are on stable storage (SYNCHRONIZE CACHE)."""
+        self._check()
+        await self._ranges.drain()
+        if self.read_only:
+            return
+        command = cdb.synchronize_cache_16() if self._is_large else cdb.synchronize_cache_10()
+        try:
+            await self._commands.run(command)
+        except Unsupported:
+            # Without the command there is no cache that could be told of, unless the unit says otherwise.
+            if self.description.volatile_cache:
+                raise
+
+    async def check(self) -> None:
+        """After a new login, see whether this is still the same unit; if not, `failure` says so from now on.
+
+        What changed about the same unit, its size for instance, is taken over.
+        """
+        try:
+            now = await describe(self._commands, probe=True)
+        except (CommandError, UnitError) as error:
+            self.failure = UnitError(f"{self.name}: gone after the new login: {error}")
+        else:
+            if self.description.is_same_unit(now):
+                self.description = now
+                self.failure = None
+            else:
+                self.failure = UnitError(f"{self.name}: there is another unit under this number now")
+        if self.failure is not None:
+            log.error("%s", self.failure)
+
+    @property
+    def _is_large(self) -> bool:
+        """Whether some block is beyond the reach of the ten-byte commands."""
+        return self.capacity.blocks > 1 << 32
+
+    def _check(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+    async def _read_blocks(self, lba: int, buffer: memoryview) -> None:
+        make = cdb.read_16 if self._is_large else cdb.read_10
+
+        async def piece(lba: int, part: memoryview) -> None:
+            await self._commands.read_into(make(lba, len(part) // self.block_size), part)
+
+        await self._in_pieces(lba, buffer, piece)
+
+    async def _write_blocks(self, lba: int, data: memoryview) -> None:
+        make = cdb.write_16 if self._is_large else cdb.write_10
+
+        async def piece(lba: int, part: memoryview) -> None:
+            await self._commands.run(make(lba, len(part) // self.block_size), data_out=part)
+
+        await self._in_pieces(lba, data, piece)
+
+    async def _in_pieces(
+        self, lba: int, data: memoryview, transfer: Callable[[int, memoryview], Awaitable[None]]
+    ) -> None:
+        """Let *transfer* do all of *data*, in parallel pieces where it is longer than one command may be."""
+        longest = self._longest_transfer
+        if len(data) <= longest:
+            await transfer(lba, data)
+            return
+        failures: list[CommandError] = []
+
+        async def piece(start: int) -> None:
+            try:
+                await transfer(lba + start // self.block_size, data[start : start + longest])
+            except CommandError as error:
+                failures.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for start in range(0, len(data), longest):
+                nursery.start_soon(piece, start)
+        if failures:
+            raise failures[0]
