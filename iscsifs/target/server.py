@@ -1,0 +1,200 @@
+"""Targets on TCP portals (trio): who listens, who is logged in, and what SendTargets gives."""
+
+import os
+import socket
+from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from itertools import count
+from types import TracebackType
+from typing import Self
+
+import trio
+
+from iscsifs.errors import ConfigError
+from iscsifs.iscsi.chap import ChallengeMemory
+from iscsifs.iscsi.names import Portal, TargetAddress
+from iscsifs.iscsi.text import Pair
+from iscsifs.target.device import Device
+from iscsifs.target.login import TargetConfig, TargetLogin
+from iscsifs.target.script import Script
+from iscsifs.target.session import Session
+from iscsifs.target.wire import Wire
+
+ANY_PORT = Portal("127.0.0.1", 0)
+"""A free port on loopback."""
+
+
+class Server:
+    """Serves *devices* at *portals*; as an async context manager, from entry to exit::
+
+        async with Server([device]) as server:
+            ...  # log in at server.portals[0]
+            await server.stop()  # all connections are cut, nobody listens
+            server.start()  # at the same ports, with the same devices
+
+    *config* says who is let in and what is negotiated; its `target_names` are those of the devices, whatever
+    it says. Where a port is 0 a free one is taken, and kept. A *script* may be put in and taken away at any
+    time; it holds for the connections that come. `login_timeout` is in seconds.
+
+    Raises ConfigError where a portal cannot be listened at.
+    """
+
+    def __init__(
+        self,
+        devices: Iterable[Device] = (),
+        *,
+        portals: Sequence[Portal] = (ANY_PORT,),
+        config: TargetConfig | None = None,
+        script: Script | None = None,
+        login_timeout: float = 30.0,
+    ) -> None:
+        self.devices = {device.name: device for device in devices}
+        self.portals = tuple(portals)
+        self.config = config or TargetConfig(target_names=frozenset())
+        self.script = script
+        self.login_timeout = login_timeout
+        self.sessions: list[Session] = []
+        self._memory = ChallengeMemory()
+        self._numbers = count()
+        self._listeners: list[socket.socket] = []
+        self._serving = trio.CancelScope()
+        self._stack = AsyncExitStack()
+        self._nursery: trio.Nursery | None = None
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            self._nursery = await stack.enter_async_context(trio.open_nursery())
+            self.start()
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        await self.stop()
+        return await self._stack.__aexit__(kind, error, traceback)
+
+    def start(self) -> None:
+        """Listen at the portals."""
+        assert self._nursery is not None, "the server is an async context manager"
+        self._serving = trio.CancelScope()
+        try:
+            for portal in self.portals:
+                self._listeners.append(_listen(portal))
+        except ConfigError:
+            self._close_listeners()
+            raise
+        self.portals = tuple(
+            Portal(portal.host, listener.getsockname()[1])
+            for portal, listener in zip(self.portals, self._listeners, strict=True)
+        )
+        for listener in self._listeners:
+            self._nursery.start_soon(self._accept, listener)
+
+    async def stop(self) -> None:
+        """Close the portals and cut all connections."""
+        self._serving.cancel()
+        self._close_listeners()
+        for session in list(self.sessions):
+            session.wire.close()
+            await session.ended.wait()
+
+    def drop_connections(self, *, reset: bool = False) -> None:
+        """Cut all connections, with RST if *reset*; new ones are welcome."""
+        for session in self.sessions:
+            if reset:
+                session.wire.reset()
+            else:
+                session.wire.close()
+
+    async def serve(self, sock: socket.socket) -> None:
+        """Serve one connection, from its login to its end, on a *sock* that is connected already."""
+        sock.setblocking(False)
+        names = frozenset(self.devices)
+        number = next(self._numbers)
+        login = TargetLogin(
+            replace(self.config, target_names=names),
+            tsih=number % 0xFFFF + 1,
+            random_bytes=os.urandom,
+            memory=self._memory,
+        )
+        session = Session(self, Wire(sock), login, number)
+        self.sessions.append(session)
+        try:
+            await session.run()
+        finally:
+            self.sessions.remove(session)
+            session.ended.set()
+
+    # For the sessions.
+
+    def establish(self, session: Session) -> None:
+        """Take note of a login; an older session of the same name ends (RFC 7143 section 6.3.5)."""
+        login = session.connection.login
+        session.device = None if login.target_name is None else self.devices[login.target_name]
+        for other in self.sessions:
+            if (
+                other is not session
+                and other.device is session.device is not None
+                and other.connection.login.initiator_name == login.initiator_name
+                and other.connection.isid == session.connection.isid
+            ):
+                other.connection.abort()
+                other.wire.close()
+
+    def send_targets(self, session: Session, value: str) -> list[Pair]:
+        """Answer SendTargets=*value* (RFC 7143 appendix C)."""
+        own = session.connection.login.target_name
+        if session.connection.login.discovery:
+            names = sorted(self.devices) if value == "All" else [value] if value in self.devices else []
+        else:
+            names = [own] if own and value in ("", own) else []
+        addresses = [
+            ("TargetAddress", str(TargetAddress(portal, self.config.portal_group_tag)))
+            for portal in self._addresses(session)
+        ]
+        return [pair for name in names for pair in [("TargetName", name), *addresses]]
+
+    def _addresses(self, session: Session) -> list[Portal]:
+        """The portals as this initiator can reach them."""
+        wildcards = ("", "0.0.0.0", "::")
+        return [
+            Portal(session.wire.local_address, portal.port) if portal.host in wildcards else portal
+            for portal in self.portals
+        ]
+
+    async def _accept(self, listener: socket.socket) -> None:
+        assert self._nursery is not None
+        with self._serving:
+            while True:
+                await trio.lowlevel.wait_readable(listener)
+                try:
+                    sock, _ = listener.accept()
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    # The peer has gone again, or there are too many open files: both pass.
+                    await trio.sleep(0.1)
+                    continue
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._nursery.start_soon(self.serve, sock)
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            trio.lowlevel.notify_closing(listener)
+            listener.close()
+        self._listeners.clear()
+
+
+def _listen(portal: Portal) -> socket.socket:
+    family = socket.AF_INET6 if ":" in portal.host else socket.AF_INET
+    try:
+        listener = socket.create_server((portal.host, portal.port), family=family, backlog=128)
+    except OSError as exc:
+        raise ConfigError(f"cannot listen at {portal}: {exc.strerror}") from None
+    listener.setblocking(False)
+    return listener
