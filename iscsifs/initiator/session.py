@@ -194,11 +194,13 @@ class Session:
         self._silent_since = trio.current_time()
         self._pinged_at = None
         self._leaving = False
+        self._logged_out = trio.Event()
         async with trio.open_nursery() as nursery:
             if self.state is not State.UP:
                 nursery.start_soon(self._resume)
             await self._link.run(self._on_event)
             nursery.cancel_scope.cancel()
+        self._logged_out.set()  # the end of the connection answers a logout as well
         unfinished = self._link.connection.take_unfinished()
         self._managements.clear()
         if self.state is State.UP:

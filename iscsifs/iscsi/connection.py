@@ -230,19 +230,25 @@ class Connection:
         self._send(NopOut(0, tag, RESERVED_TAG, self._cmd_sn, self._exp_stat_sn, immediate=True))
         return ping
 
-    def send_text(self, pairs: list[Pair]) -> Text:
-        """Start a text exchange with *pairs* (section 11.10), which fit one PDU; with none it only asks."""
-        text = Text(TextCollector("TEXT_RESPONSE"))
-        self._text_request(self._new_tag(text), 0, RESERVED_TAG, encode_pairs(pairs))
+    def send_text(self, pairs: list[Pair], *, immediate: bool = False) -> Text:
+        """Start a text exchange with *pairs* (section 11.10), which fit one PDU.
+
+        It takes no notice of the command window: one exchange at a time, while no commands are sent. An
+        *immediate* one is independent of the window (some targets count its CmdSN all the same).
+        """
+        text = Text(TextCollector("TEXT_RESPONSE"), immediate)
+        self._text_request(text, 0, self._new_tag(text), RESERVED_TAG, encode_pairs(pairs))
         return text
 
-    def _text_request(self, tag: int, lun: int, target_transfer_tag: int, data: bytes) -> None:
+    def _text_request(self, text: Text, lun: int, tag: int, target_transfer_tag: int, data: bytes) -> None:
         self._send(
             TextRequest(
-                FINAL, lun, tag, target_transfer_tag, self._cmd_sn, self._exp_stat_sn, immediate=True
+                FINAL, lun, tag, target_transfer_tag, self._cmd_sn, self._exp_stat_sn, text.immediate
             ),
             data,
         )
+        if not text.immediate:
+            self._cmd_sn = serial.add(self._cmd_sn, 1)
 
     def log_out(self) -> Logout:
         """Ask the target to close the session (section 11.14); nothing may be sent after that."""
@@ -475,7 +481,7 @@ class Connection:
         # Some targets cut a long answer with F=0 alone, so the cut may be anywhere with C=0 as well.
         pairs = text.collector.add(data, more=not final)
         if pairs is None:
-            self._text_request(pdu.initiator_task_tag, pdu.lun, pdu.target_transfer_tag, b"")
+            self._text_request(text, pdu.lun, pdu.initiator_task_tag, pdu.target_transfer_tag, b"")
             return
         text.pairs = pairs
         del self._requests[pdu.initiator_task_tag]
@@ -504,7 +510,7 @@ class Connection:
             case AsyncEvent.CONNECTION_DROPPED | AsyncEvent.ALL_CONNECTIONS_DROPPED:
                 self._events.append(ConnectionDropped(pdu.parameter2))
             case AsyncEvent.NEGOTIATION_REQUESTED:
-                self.send_text([])
+                self.send_text([], immediate=True)
             case event if event >= VENDOR_EVENTS:
                 self._events.append(Noted(f"the target reports its own event {event}"))
             case event:

@@ -40,6 +40,7 @@ class Text:
     """A text exchange (section 11.10); *pairs* are the answer, None where the target rejected the request."""
 
     collector: TextCollector
+    immediate: bool
     pairs: list[Pair] | None = None
 
 
