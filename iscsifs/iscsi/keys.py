@@ -107,7 +107,8 @@ _ROWS: Final = (
     Key("DataSequenceInOrder", _BOOLEAN, _OR, _LO, _BOTH, True, normal_only=True),
     Key("TaskReporting", _LIST, _CHOICE, _LO, _BOTH, "RFC3720", normal_only=True, later=True),
     Key("iSCSIProtocolLevel", _NUMBER, _MINIMUM, _LO, _BOTH, 1, (0, 31), later=True),  # RFC 7144
-    Key("X#NodeArchitecture", _TEXT, _DECLARED, _LO, _BOTH, later=True),
+    # No behaviour may depend on this one (section 13.26.2): not even on the stage that it comes in.
+    Key("X#NodeArchitecture", _TEXT, _DECLARED, _LO, _BOTH, stages=_ANY_STAGE, later=True),
 )
 
 TABLE: Final[Mapping[str, Key]] = MappingProxyType({key.name: key for key in _ROWS})

@@ -111,7 +111,7 @@ class Negotiation:
         settled = dict(self.values)
         for name, offered in self._sent.items():
             key = TABLE.get(name)
-            if key is None or key.result is Result.DECLARED or name in settled:
+            if key is None or key.default is None or key.result is Result.DECLARED or name in settled:
                 continue
             if decides(key, offered) and name not in self._received:
                 settled[name] = offered

@@ -135,17 +135,18 @@ class TargetLogin:
                 return self._send_piece(response)
             pairs = self._text.add(text, more=bool(request.flags & LoginFlag.CONTINUE))
             answer = [] if pairs is None else self._answer(pairs)
+            if request.flags & LoginFlag.TRANSIT and self._trusted:
+                following = request.flags & 3
+                response = response._replace(flags=LoginFlag.TRANSIT | following)
+                if following == Stage.FULL_FEATURE:
+                    self.parameters = self._negotiation.conclude()
+                    response = response._replace(tsih=self.tsih)
         except _Refused as refused:
             return self._refusal(response, refused.status)
         except AuthenticationError:
             return self._refusal(response, AUTHENTICATION_FAILURE)
         except (NegotiationError, ProtocolError):
             return self._refusal(response, INITIATOR_ERROR)
-        if request.flags & LoginFlag.TRANSIT and self._trusted:
-            following = Stage(request.flags & 3)
-            response = response._replace(flags=LoginFlag.TRANSIT | following)
-            if following is Stage.FULL_FEATURE:
-                response = response._replace(tsih=self.tsih)
         return self._send(response, answer)
 
     def _send(self, response: LoginResponse, pairs: list[Pair]) -> tuple[LoginResponse, bytes]:
@@ -156,7 +157,8 @@ class TargetLogin:
             return self._send_piece(response._replace(flags=0))
         self.stat_sn = serial.add(response.stat_sn, 1)
         if response.flags & LoginFlag.TRANSIT and response.status_class == 0:
-            self._move(response.flags & 3)
+            self.done = response.flags & 3 == Stage.FULL_FEATURE
+            self._stage = Stage.OPERATIONAL
         return response, self._unsent.pop()
 
     def _send_piece(self, response: LoginResponse) -> tuple[LoginResponse, bytes]:
@@ -258,12 +260,6 @@ class TargetLogin:
         proof = self._chap.verify(step)
         self._trusted = True
         return proof
-
-    def _move(self, following: int) -> None:
-        if following == Stage.OPERATIONAL:
-            self._stage = Stage.OPERATIONAL
-        elif following == Stage.FULL_FEATURE:
-            self.done = True
 
 
 class _Refused(Exception):
