@@ -65,7 +65,7 @@ class HostSpec:
         user, at, address = host.rpartition("@")
         if at and not user:
             raise ConfigError(f'"{printable(text)}": no user before the "@"')
-        # Other programs take a secret here: user:secret@ or user%secret@. A user may be called as an initiator.
+        # Other programs take a secret here (user:secret@, user%secret@); but a user may be called iqn.x:y.
         if re.search("[:%]", user) and name_fault(user):
             raise ConfigError(
                 f'"{printable(address)}": everybody can see a secret on the command line;'
@@ -101,7 +101,7 @@ def _has_port(address: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """How the file system is mounted; *fuse* are the options for FUSE, *uid* and *gid* the owner of the files."""
+    """How the file system is mounted; *fuse* are options for FUSE, *uid* and *gid* own the files."""
 
     uid: int
     gid: int

@@ -20,41 +20,42 @@ log = logging.getLogger(__name__)
 # wait for a unit that is away would stop all other units as well, so there is a task for every process.
 _MAX_TASKS: Final = 1 << 16
 
+_GRACE: Final = 30.0
+"""Seconds that requests in work have after the end was asked for."""
+
 # Idle tasks that are kept: fewer, and under a queue of 32 requests tasks are made and ended all the time.
 _MIN_TASKS: Final = 32
 
 
-class MountError(ConfigError):
-    """The file system cannot be mounted."""
-
-
 def check_mount_point(mount_point: Path) -> None:
-    """Raise MountError unless *mount_point* is an empty directory on which this user can mount."""
+    """Raise ConfigError unless *mount_point* is an empty directory on which this user can mount."""
     try:
         if os.path.ismount(mount_point):
-            raise MountError(f"{mount_point}: is mounted already; unmount with: fusermount3 -u {mount_point}")
+            raise ConfigError(
+                f"{mount_point}: is mounted already; unmount with: fusermount3 -u {mount_point}"
+            )
         entries = os.listdir(mount_point)
     except FileNotFoundError:
-        raise MountError(f"{mount_point}: no such directory; make it with: mkdir {mount_point}") from None
+        raise ConfigError(f"{mount_point}: no such directory; make it with: mkdir {mount_point}") from None
     except NotADirectoryError:
-        raise MountError(f"{mount_point}: not a directory; give an empty directory to mount on") from None
+        raise ConfigError(f"{mount_point}: not a directory; give an empty directory to mount on") from None
     except OSError as exc:
-        raise MountError(f"{mount_point}: {exc.strerror}; give an empty directory to mount on") from None
+        raise ConfigError(f"{mount_point}: {exc.strerror}; give an empty directory to mount on") from None
     if entries:
-        raise MountError(f"{mount_point}: the directory is not empty; give an empty one to mount on")
+        raise ConfigError(f"{mount_point}: the directory is not empty; give an empty one to mount on")
     if not os.access(mount_point, os.W_OK):
-        raise MountError(f"{mount_point}: no permission to write; give a directory of your own to mount on")
+        raise ConfigError(f"{mount_point}: no permission to write; give a directory of your own to mount on")
     if not os.path.exists("/dev/fuse"):
-        raise MountError("/dev/fuse: no such device; have root load it with: modprobe fuse")
+        raise ConfigError("/dev/fuse: no such device; have root load it with: modprobe fuse")
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
-        raise MountError("fusermount3: not found, only root can mount without it; install the package fuse3")
+        raise ConfigError("fusermount3: not found, only root can mount without it; install the package fuse3")
 
 
 class Mount:
     """A mounted file system. There is one for each process: pyfuse3 keeps its state in globals."""
 
     def __init__(self, operations: Operations, mount_point: Path, options: Iterable[str]) -> None:
-        """Mount on *mount_point* with FUSE's *options*; raise MountError."""
+        """Mount on *mount_point* with FUSE's *options*; raise ConfigError."""
         self._mount_point = mount_point
         complaints = _StandardError()
         try:
@@ -66,19 +67,20 @@ class Mount:
                 )
         except RuntimeError as exc:
             reason = "; ".join(complaints.lines) or str(exc)
-            raise MountError(f"{mount_point}: cannot mount: {reason}") from None
+            raise ConfigError(f"{mount_point}: cannot mount: {reason}") from None
 
     async def serve(self, stop: trio.Event, mounted: Callable[[], None]) -> None:
         """Answer requests until the file system is unmounted from outside, or until *stop*.
 
         *mounted* is called when the first request can be answered. After *stop* what mmap(2) has changed is
-        written back, new requests stay unread, and the ones in work are finished. Cancel to give those up.
+        written back, new requests stay unread, and the ones in work have 30 seconds to finish.
         """
         async with trio.open_nursery() as nursery:
 
             async def leave() -> None:
                 mounted()
                 await stop.wait()
+                nursery.cancel_scope.deadline = trio.current_time() + _GRACE
                 await self._write_back()
                 pyfuse3.terminate()
 

@@ -196,7 +196,7 @@ class Tree:
         """Add *targets* and return their directories, in the order of host, name and address.
 
         Targets of one host that would have the same short name, all within this call, have their whole names.
-        What is in the tree already keeps its name. Raises ValueError for one that is there twice.
+        What is in the tree already keeps its name.
         """
         ordered = sorted(targets, key=lambda t: (t.host, t.name, t.port, t.address))
         short_names = Counter((target.host, _short(target.name)) for target in ordered)
@@ -332,13 +332,13 @@ def _short(name: str) -> str:
 
 
 def _names(target: TargetDescription, unique: bool) -> Iterator[bytes]:
-    """Yield the names that the directory of *target* may have, the best first; then raise ValueError."""
+    """Yield the names that the directory of *target* may have, the best first, without an end."""
     if unique:
         yield safe_name(_short(target.name))
     yield safe_name(target.name)
     yield safe_name(f"{target.name},{target.port}")
-    yield safe_name(f"{target.name},{target.port},{target.address}")
-    raise ValueError(f"{target.name} at {target.address} port {target.port} is in the tree already")
+    for number in count(1):
+        yield safe_name(f"{target.name},{target.port},{number}")
 
 
 def _unit_name(unit: UnitDescription) -> bytes:

@@ -1,0 +1,297 @@
+"""From hosts to logical units: every host is asked for its targets, and those wanted are logged in to."""
+
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from typing import Final, Protocol, TypeVar
+
+import trio
+
+from iscsifs.config import Config, Host
+from iscsifs.errors import IscsifsError, TransportError, printable
+from iscsifs.fs.tree import Storage, TargetDescription, UnitDescription
+from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.iscsi.names import Portal, TargetAddress
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+_AT_ONCE: Final = 16  # hosts, and then targets
+
+
+class LogicalUnit(Storage, Protocol):
+    """What is used of a logical unit; as a `Storage` only where *is_block*."""
+
+    @property
+    def label(self) -> str:
+        """The number, as text."""
+
+    @property
+    def device_type(self) -> int:
+        """The peripheral device type."""
+
+    @property
+    def type_name(self) -> str:
+        """The same as a word."""
+
+    @property
+    def vendor(self) -> str:
+        """The vendor."""
+
+    @property
+    def product(self) -> str:
+        """The product."""
+
+    @property
+    def revision(self) -> str:
+        """The product revision level."""
+
+    @property
+    def serial(self) -> str | None:
+        """The serial number."""
+
+    @property
+    def wwid(self) -> str | None:
+        """The worldwide name."""
+
+    @property
+    def is_block(self) -> bool:
+        """Whether the unit has bytes to read."""
+
+
+class Session(Protocol):
+    """What is used of a session: its target, and where that was reached."""
+
+    @property
+    def target_name(self) -> str:
+        """The target."""
+
+    @property
+    def portal(self) -> Portal:
+        """Where it was reached."""
+
+    @property
+    def address(self) -> str:
+        """The same as a numeric address."""
+
+    @property
+    def tag(self) -> int | None:
+        """The tag of its portal group."""
+
+    @property
+    def units(self) -> Sequence[LogicalUnit]:
+        """The logical units."""
+
+
+class DiscoveredTarget(Protocol):
+    """A target that SendTargets told of."""
+
+    @property
+    def name(self) -> str:
+        """The target."""
+
+    @property
+    def addresses(self) -> Sequence[TargetAddress]:
+        """Its portals."""
+
+
+class Initiator(Protocol):
+    """What is used of an initiator."""
+
+    async def login(self, target_name: str, portals: Sequence[Portal]) -> Session:
+        """Log in to *target_name* by the first of *portals* where that succeeds."""
+
+
+class Network(Protocol):
+    """The package `iscsifs.initiator`, or what stands in for it."""
+
+    async def discover(self, portal: Portal, options: InitiatorOptions) -> Sequence[DiscoveredTarget]:
+        """Ask *portal* for its targets."""
+
+    def open_initiator(self, options: InitiatorOptions) -> AbstractAsyncContextManager[Initiator]:
+        """Return an initiator, which logs out of everything when it is left."""
+
+
+class NoTargetError(IscsifsError):
+    """What was asked for is not there: no target at all, no name that matches, no such logical unit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What could not be had, and why."""
+
+    what: str
+    error: IscsifsError
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.error}"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A target wanted, and of its logical units only *luns* if those are not None.
+
+    *host_name* is the canonical name of its host, or the address where that has none.
+    """
+
+    host: Host
+    host_name: str
+    name: str
+    addresses: tuple[TargetAddress, ...]
+    luns: frozenset[str] | None = None
+
+    def is_same_as(self, other: "Target") -> bool:
+        """Say whether *other* was found in another way, by a host that was given twice for example."""
+        return (self.host_name, self.name) == (other.host_name, other.name) and not {
+            address.portal for address in self.addresses
+        }.isdisjoint(address.portal for address in other.addresses)
+
+    def merged_with(self, other: "Target") -> "Target":
+        """Return this target with the logical units of *other* as well."""
+        luns = None if self.luns is None or other.luns is None else self.luns | other.luns
+        return replace(self, luns=luns)
+
+    def lines(self) -> list[str]:
+        """Return a line for each portal, as in ``host: 10.4.0.42:3260,1 iqn.2001-04.com.example:disk``."""
+        return [line(self.host_name, address, self.name) for address in self.addresses]
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A target logged in to, *line* saying where."""
+
+    line: str
+    description: TargetDescription
+
+
+def line(host_name: str, address: TargetAddress, target_name: str) -> str:
+    """Return what is printed for a portal of a target."""
+    tag = "" if address.tag is None else f",{address.tag}"
+    return f"{printable(host_name)}: {address.portal}{tag} {printable(target_name)}"
+
+
+async def find_targets(config: Config, network: Network) -> tuple[list[Target], list[Failure]]:
+    """Return the targets that *config* wants, in the order of its hosts, and the hosts that failed."""
+
+    async def look(host: Host) -> list[Target]:
+        return await _targets_of(host, config, network)
+
+    found, failures = await _each(config.hosts, lambda host: str(host.spec.portal), look)
+    wanted: list[Target] = []
+    for target in (target for some in found for target in some):
+        known = next((index for index, other in enumerate(wanted) if other.is_same_as(target)), None)
+        if known is None:
+            wanted.append(target)
+        else:
+            wanted[known] = wanted[known].merged_with(target)
+    if config.patterns and not wanted and not failures:
+        patterns = " ".join(printable(pattern) for pattern in config.patterns)
+        failures.append(Failure(patterns, NoTargetError("no target has a name like this; list them with -D")))
+    return wanted, failures
+
+
+async def attach(
+    targets: Sequence[Target], initiators: Mapping[InitiatorOptions, Initiator]
+) -> tuple[list[Attached], list[Failure]]:
+    """Log in to *targets*, each by the initiator for the options of its host."""
+
+    async def log_in(target: Target) -> Attached:
+        initiator = initiators[target.host.options]
+        session = await initiator.login(target.name, [address.portal for address in target.addresses])
+        return _attached(target, session)
+
+    return await _each(targets, lambda target: f"{target.host_name}: {printable(target.name)}", log_in)
+
+
+async def _each(
+    things: Sequence[_T], name: Callable[[_T], str], work: Callable[[_T], Awaitable[_R]]
+) -> tuple[list[_R], list[Failure]]:
+    """Do *work* for all *things*, several at once; return results and failures, both in their order."""
+    results: dict[int, _R] = {}
+    failures: dict[int, Failure] = {}
+    limit = trio.CapacityLimiter(_AT_ONCE)
+
+    async def one(index: int, thing: _T) -> None:
+        async with limit:
+            try:
+                results[index] = await work(thing)
+            except IscsifsError as exc:
+                failures[index] = Failure(name(thing), exc)
+
+    async with trio.open_nursery() as nursery:
+        for index, thing in enumerate(things):
+            nursery.start_soon(one, index, thing)
+    return [results[index] for index in sorted(results)], [failures[index] for index in sorted(failures)]
+
+
+async def _targets_of(host: Host, config: Config, network: Network) -> list[Target]:
+    spec = host.spec
+    host_name, addresses = await _resolve(spec.portal, host.options.family)
+    if spec.target is not None:
+        portals = [Portal(address, spec.portal.port) for address in sorted(addresses)]
+        luns = None if spec.lun is None else frozenset({spec.lun})
+        return [Target(host, host_name, spec.target, tuple(map(TargetAddress, portals)), luns)]
+    discovered = await network.discover(spec.portal, host.options)
+    if not discovered:
+        raise NoTargetError(f"no targets for {host.options.initiator_name}; allow this name on the host")
+
+    def first(address: TargetAddress) -> bool:
+        """Sort the portal that was asked, which can be reached, before the others."""
+        return address.portal.host not in addresses or address.portal.port != spec.portal.port
+
+    return [
+        Target(host, host_name, target.name, tuple(sorted(target.addresses, key=first)))
+        for target in sorted(discovered, key=lambda target: target.name)
+        if config.wants(target.name)
+    ]
+
+
+async def _resolve(portal: Portal, family: socket.AddressFamily) -> tuple[str, frozenset[str]]:
+    """Return the canonical name of a portal's host, or its address if that was given, and all its addresses.
+
+    Raises TransportError.
+    """
+    try:
+        found = await trio.socket.getaddrinfo(
+            portal.host, portal.port, family, socket.SOCK_STREAM, flags=socket.AI_CANONNAME
+        )
+    except OSError as exc:
+        raise TransportError(f"the name has no address: {exc.strerror}; check it, and the DNS") from None
+    addresses = frozenset(str(entry[4][0]) for entry in found)
+    if portal.host in addresses or ":" in portal.host:
+        return portal.host, addresses
+    return (found[0][3] or portal.host).rstrip(".").lower(), addresses
+
+
+def _attached(target: Target, session: Session) -> Attached:
+    units = [unit for unit in session.units if target.luns is None or unit.label in target.luns]
+    missing = (target.luns or frozenset()).difference(unit.label for unit in units)
+    if missing:
+        raise NoTargetError(f"no logical unit {', '.join(sorted(missing))}; leave the number out to have all")
+    address = TargetAddress(Portal(session.address, session.portal.port), session.tag)
+    return Attached(
+        line(target.host_name, address, session.target_name),
+        TargetDescription(
+            target.host_name,
+            session.address,
+            session.portal.port,
+            session.target_name,
+            tuple(_description(unit) for unit in units),
+        ),
+    )
+
+
+def _description(unit: LogicalUnit) -> UnitDescription:
+    return UnitDescription(
+        label=unit.label,
+        device_type=unit.device_type,
+        type_name=unit.type_name,
+        vendor=unit.vendor,
+        product=unit.product,
+        version=unit.revision,
+        serial=unit.serial,
+        wwid=unit.wwid,
+        block_size=unit.block_size if unit.is_block else None,
+        storage=unit if unit.is_block else None,
+    )

@@ -1,0 +1,379 @@
+"""The command ``iscsifs``."""
+
+import argparse
+import getpass
+import logging
+import os
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import replace
+from enum import IntEnum
+from functools import partial
+from pathlib import Path
+from signal import SIGHUP, SIGINT, SIGTERM
+from typing import Final, NoReturn, TypeVar
+
+import trio
+
+import iscsifs
+from iscsifs import initiator
+from iscsifs.attach import Failure, Network, NoTargetError, attach, find_targets
+from iscsifs.config import Config, Host, HostSpec, MountOptions, initiator_name, read_secret
+from iscsifs.errors import ConfigError, IscsifsError, LoginError, LoginRefused, TransportError
+from iscsifs.fs.background import Ready, run_in_background
+from iscsifs.fs.mount import Mount, check_mount_point
+from iscsifs.fs.operations import Operations
+from iscsifs.fs.tree import Storage, Tree
+from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.iscsi.chap import Credentials
+from iscsifs.logs import log_to_syslog, log_to_terminal
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+_FLUSH_TIME: Final = 30.0  # seconds, for all units together
+_NOT_FOUND: Final = (2, 3)  # RFC 7143 section 11.13.5
+
+
+class ExitStatus(IntEnum):
+    """What the command ends with; iscsifs(8) has the list."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    REFUSED = 4
+    NO_TARGET = 5
+    PARTIAL = 6
+    NOT_WRITTEN = 7
+
+
+_STATUS: Final[dict[type[BaseException], ExitStatus]] = {
+    ConfigError: ExitStatus.USAGE,
+    TransportError: ExitStatus.UNREACHABLE,
+    LoginError: ExitStatus.REFUSED,
+    NoTargetError: ExitStatus.NO_TARGET,
+    IscsifsError: ExitStatus.FAILED,
+}
+
+
+def status_of(exc: IscsifsError) -> ExitStatus:
+    """Return the exit status that stands for *exc*."""
+    if isinstance(exc, LoginRefused) and (exc.status_class, exc.status_detail) == _NOT_FOUND:
+        return ExitStatus.NO_TARGET
+    return next(_STATUS[kind] for kind in type(exc).__mro__ if kind in _STATUS)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(ExitStatus.USAGE, f"{self.prog}: {message}; see {self.prog} -h\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = _Parser(
+        prog="iscsifs",
+        usage="iscsifs [options] [USER@]HOST[:PORT]... MOUNTPOINT\n"
+        "       iscsifs [options] iscsi://[USER@]HOST[:PORT]/TARGETNAME[/LUN] MOUNTPOINT\n"
+        "       iscsifs -D [options] [USER@]HOST[:PORT]...\n"
+        "       fusermount3 -u MOUNTPOINT",
+        description="Mount iSCSI targets as files.",
+        epilog="The secret of CHAP comes from --secret-file, or is asked for on the terminal.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("operands", nargs="*", metavar="HOST... MOUNTPOINT", help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("-D", dest="discover", action="store_true", help="list the targets of the hosts, and exit")
+    add("-p", dest="port", type=_port, default=3260, metavar="PORT", help="where no port is given (3260)")
+    add(
+        "-t",
+        dest="patterns",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help='only targets with such a name, as in "iqn.*:disk?"; may be repeated',
+    )
+    families = parser.add_mutually_exclusive_group()
+    for family, version in (socket.AF_INET, 4), (socket.AF_INET6, 6):
+        families.add_argument(
+            f"-{version}",
+            dest="family",
+            action="store_const",
+            const=family,
+            default=socket.AF_UNSPEC,
+            help=f"use IPv{version} only",
+        )
+    add("-a", dest="auth", choices=("none", "chap"), help="authentication (chap where there is a user)")
+    add("-u", dest="user", metavar="USER", help="the user for CHAP")
+    add("--secret-file", type=Path, metavar="FILE", help="the user's secret, in a file of mode 0600")
+    add("--target-user", metavar="NAME", help="have the target prove that it is NAME (mutual CHAP)")
+    add("--target-secret-file", type=Path, metavar="FILE", help="the target's secret")
+    add("--digest", choices=("none", "header", "data", "all"), default="none", help="CRC32C checks (none)")
+    add("-i", dest="initiator", metavar="NAME", help="our name (that of /etc/iscsi/initiatorname.iscsi)")
+    add("-r", dest="read_only", action="store_true", help="mount read-only")
+    add(
+        "-o",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="OPTIONS",
+        help="ro, direct_io, uid=N, gid=N, allow_other and other options of FUSE",
+    )
+    add("-f", dest="foreground", action="store_true", help="stay in the foreground")
+    add("-v", dest="verbose", action="store_true", help="tell more")
+    add("-d", dest="debug", action="store_true", help="stay in the foreground and tell everything")
+    add("-V", action="version", version=f"iscsifs {iscsifs.__version__}", help="show the version, and exit")
+    return parser
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
+        raise argparse.ArgumentTypeError("give a number from 1 to 65535")
+    return int(text)
+
+
+def ask_secret(whose: str) -> bytes:
+    """Ask for a secret on the terminal; raise ConfigError where there is none."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        raise ConfigError(
+            f"no secret for {whose}, and no terminal to ask on; give --secret-file FILE"
+        ) from None
+    return getpass.getpass(f"CHAP secret of {whose}: ").encode(errors="surrogateescape")
+
+
+def configure(args: argparse.Namespace, ask: Callable[[str], bytes]) -> Config:
+    """Return what *args*, a command line that was parsed, mean. Raises ConfigError."""
+    operands: list[str] = args.operands
+    mount_point = None
+    if not args.discover:
+        if len(operands) < 2:
+            raise ConfigError("give a host and a mount point, or -D and a host; see iscsifs -h")
+        # Absolute, because the background has another working directory.
+        mount_point = Path(os.path.abspath(operands.pop()))
+    if not operands:
+        raise ConfigError("give a host to list the targets of; see iscsifs -h")
+    specs = [HostSpec.parse(operand, args.port) for operand in operands]
+    if args.discover and any(spec.target for spec in specs):
+        raise ConfigError("-D lists what a host has; give it without a target name")
+    users = dict.fromkeys(spec.user or args.user for spec in specs)
+    credentials = dict(zip(users, _credentials(args, list(users), ask), strict=True))
+    options = InitiatorOptions(
+        initiator_name(args.initiator), digests=args.digest, family=socket.AddressFamily(args.family)
+    )
+    return Config(
+        tuple(
+            Host(spec, replace(options, credentials=credentials[spec.user or args.user])) for spec in specs
+        ),
+        mount_point,
+        MountOptions.parse(args.options, read_only=args.read_only),
+        tuple(args.patterns),
+        args.foreground or args.debug,
+    )
+
+
+def _credentials(
+    args: argparse.Namespace, users: list[str | None], ask: Callable[[str], bytes]
+) -> list[Credentials | None]:
+    """Return the credentials of each of *users*, None for None."""
+    mutual = args.target_user is not None or args.target_secret_file is not None
+    if None in users and (args.auth == "chap" or mutual or args.secret_file is not None):
+        raise ConfigError("CHAP needs a user; give -u USER or USER@HOST")
+    if args.auth == "none":
+        if users != [None]:
+            raise ConfigError("-a none has no use for a user; leave one of the two out")
+        return [None]
+    secret = read_secret(args.secret_file) if args.secret_file else None
+    secrets = [None if user is None else secret or ask(f'user "{user}"') for user in users]
+    target_secret = None
+    if args.target_secret_file is not None:
+        target_secret = read_secret(args.target_secret_file)
+    elif mutual:
+        target_secret = ask(f'target "{args.target_user}"')
+    return [
+        None if user is None or secret is None else Credentials(user, secret, args.target_user, target_secret)
+        for user, secret in zip(users, secrets, strict=True)
+    ]
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    network: Network = initiator,
+    ask: Callable[[str], bytes] = ask_secret,
+) -> int:
+    """Run the command with *argv*, and return its exit status.
+
+    *network* takes the place of `iscsifs.initiator`, *ask* that of the terminal where a secret is asked for.
+    """
+    args = parser().parse_intermixed_args(argv)
+    log_to_terminal(logging.DEBUG if args.debug else logging.INFO if args.verbose else logging.WARNING)
+    try:
+        config = configure(args, ask)
+        if config.mount_point is None:
+            return _run(partial(_discover, config, network))
+        check_mount_point(config.mount_point)
+    except ConfigError as exc:
+        return _complain(exc)
+    except KeyboardInterrupt:
+        return ExitStatus.FAILED
+    mount = partial(_mount, config, config.mount_point, network)
+    if config.foreground:
+        return _run(partial(mount, lambda status: None))
+
+    def serve(ready: Ready) -> int:
+        def leave_terminal(status: int) -> None:
+            ready(status)
+            log_to_syslog()
+
+        return _run(partial(mount, leave_terminal))
+
+    return run_in_background(serve)
+
+
+def _complain(exc: IscsifsError | Failure) -> ExitStatus:
+    """Say on the terminal what went wrong."""
+    print(f"iscsifs: {exc}", file=sys.stderr)
+    return status_of(exc.error if isinstance(exc, Failure) else exc)
+
+
+def _summary(failures: Sequence[Failure], successes: Sequence[object]) -> ExitStatus:
+    """Return what the command ends with."""
+    if not failures:
+        return ExitStatus.OK
+    return ExitStatus.PARTIAL if successes else status_of(failures[0].error)
+
+
+def _run(job: Callable[[trio.Event], Awaitable[ExitStatus]]) -> ExitStatus:
+    """Run *job* with an event that is set by the first signal; the second one cancels it."""
+
+    async def supervise() -> ExitStatus:
+        status = ExitStatus.FAILED
+        async with trio.open_nursery() as nursery:
+            stop = trio.Event()
+            await nursery.start(_watch_signals, stop, nursery.cancel_scope)
+            status = await job(stop)
+            nursery.cancel_scope.cancel()
+        return status
+
+    try:
+        return trio.run(supervise)
+    except Exception:
+        log.critical("unexpected error, please report it", exc_info=True)
+        return ExitStatus.FAILED
+
+
+async def _watch_signals(
+    stop: trio.Event, scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(SIGINT, SIGTERM, SIGHUP) as signals:
+        task_status.started()
+        async for _ in signals:
+            if stop.is_set():
+                scope.cancel()
+            stop.set()
+
+
+async def _unless(stop: trio.Event, work: Callable[[], Awaitable[_T]]) -> _T | None:
+    """Return the result of *work*, or None where *stop* came before it."""
+    result = None
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            await stop.wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(watch)
+        result = await work()
+        nursery.cancel_scope.cancel()
+    return result
+
+
+async def _discover(config: Config, network: Network, stop: trio.Event) -> ExitStatus:
+    """List the targets of all hosts."""
+    found = await _unless(stop, partial(find_targets, config, network))
+    if found is None:
+        return ExitStatus.FAILED
+    targets, failures = found
+    for target in targets:
+        for line in target.lines():
+            print(line)
+    for failure in failures:
+        _complain(failure)
+    return _summary(failures, targets)
+
+
+async def _mount(
+    config: Config, mount_point: Path, network: Network, ready: Ready, stop: trio.Event
+) -> ExitStatus:
+    """Log in to all targets, serve the file system until its end, write everything back and log out."""
+    found = await _unless(stop, partial(find_targets, config, network))
+    if found is None:
+        return ExitStatus.FAILED
+    targets, failures = found
+    with ExitStack() as last:
+        async with AsyncExitStack() as sessions:
+            # Credentials belong to an initiator, and hosts may differ in them.
+            initiators = {
+                options: await sessions.enter_async_context(network.open_initiator(options))
+                for options in dict.fromkeys(target.host.options for target in targets)
+            }
+            result = await _unless(stop, partial(attach, targets, initiators))
+            if result is None:
+                return ExitStatus.FAILED
+            attached, refused = result
+            failures += refused
+            for failure in failures:
+                _complain(failure)
+            status = _summary(failures, attached)
+            if not attached:
+                return status
+            tree = Tree()
+            tree.add_targets(target.description for target in attached)
+            try:
+                mount = _open_mount(config.mount_options, mount_point, tree)
+            except ConfigError as exc:
+                return _complain(exc)
+            last.callback(mount.close)  # after the logout: who sees it unmounted knows that all is done
+            for target in attached:
+                print(target.line, flush=True)
+            try:
+                await mount.serve(stop, lambda: ready(status))
+            finally:
+                written = config.mount_options.read_only or await _write_back(tree)
+    return status if written else ExitStatus.NOT_WRITTEN
+
+
+def _open_mount(options: MountOptions, mount_point: Path, tree: Tree) -> Mount:
+    operations = Operations(
+        tree, uid=options.uid, gid=options.gid, read_only=options.read_only, direct_io=options.direct_io
+    )
+    return Mount(operations, mount_point, options.fuse)
+
+
+async def _write_back(tree: Tree) -> bool:
+    """Have every unit put on stable storage what it was given; return whether that succeeded."""
+    storages = [file.storage for file in tree.files() if not file.storage.read_only]
+    done = []
+
+    async def flush(storage: Storage) -> None:
+        try:
+            await storage.flush()
+        except IscsifsError as exc:
+            log.error("data may be lost: %s", exc)
+        else:
+            done.append(storage)
+
+    with trio.move_on_after(_FLUSH_TIME) as scope:
+        async with trio.open_nursery() as nursery:
+            for storage in storages:
+                nursery.start_soon(flush, storage)
+    if scope.cancelled_caught:
+        log.error("data may be lost: they could not be written within %d s", _FLUSH_TIME)
+    return len(done) == len(storages)

@@ -1,0 +1,38 @@
+"""A logical unit in memory."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(eq=False)
+class Memory:
+    """*size* bytes; keeps what it was asked for, and fails with *failure* while that is set."""
+
+    size: int
+    read_only: bool = False
+    block_size: int = 512
+    preferred_size: int = 1 << 20
+    failure: Exception | None = None
+    flushes: int = 0
+    content: bytearray = field(init=False, repr=False)
+    requests: list[tuple[str, int, int]] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        self.content = bytearray(self.size)
+
+    async def read(self, offset: int, size: int) -> memoryview:
+        self._note("read", offset, size)
+        return memoryview(self.content)[offset : offset + size]
+
+    async def write(self, offset: int, data: bytes) -> None:
+        self._note("write", offset, len(data))
+        assert offset + len(data) <= self.size
+        self.content[offset : offset + len(data)] = data
+
+    async def flush(self) -> None:
+        self._note("flush", 0, 0)
+        self.flushes += 1
+
+    def _note(self, operation: str, offset: int, size: int) -> None:
+        self.requests.append((operation, offset, size))
+        if self.failure is not None:
+            raise self.failure

@@ -1,0 +1,363 @@
+"""The answers to FUSE's requests, without a mount."""
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+import pyfuse3
+import pytest
+import trio
+from memory_unit import Memory
+from pyfuse3 import EntryAttributes, FUSEError, RequestContext, SetattrFields
+
+from iscsifs import errors
+from iscsifs.fs.operations import Operations, error_number
+from iscsifs.fs.tree import ROOT_INODE, Storage, TargetDescription, Tree, UnitDescription
+
+SIZE = 10_000
+NOBODY = cast(RequestContext, None)  # who asks makes no difference: the kernel checks permissions
+
+
+@pytest.fixture
+def storage() -> Memory:
+    return Memory(SIZE)
+
+
+def unit(storage: Storage | None, label: str = "0") -> UnitDescription:
+    return UnitDescription(label, 0, "disk", vendor="NetBSD", block_size=512, storage=storage)
+
+
+def serve(*storages: Storage, read_only: bool = False, direct_io: bool = False) -> Operations:
+    tree = Tree()
+    units = tuple(unit(storage, str(number)) for number, storage in enumerate(storages))
+    tree.add_targets([TargetDescription("host", "10.4.0.42", 3260, "iqn.2001-04.com.example:disk", units)])
+    return Operations(tree, uid=1000, gid=100, read_only=read_only, direct_io=direct_io)
+
+
+async def walk(operations: Operations, path: str) -> EntryAttributes:
+    inode = ROOT_INODE
+    attributes = await operations.getattr(inode, NOBODY)
+    for name in path.split("/"):
+        attributes = await operations.lookup(inode, name.encode(), NOBODY)
+        inode = attributes.st_ino
+    return attributes
+
+
+async def open_storage(operations: Operations, flags: int = os.O_RDWR) -> int:
+    inode = (await walk(operations, "host/disk/storage")).st_ino
+    return (await operations.open(inode, flags, NOBODY)).fh
+
+
+async def errno_of(request: Awaitable[object]) -> int:
+    with pytest.raises(FUSEError) as caught:
+        await request
+    return caught.value.errno
+
+
+async def test_storage_has_the_attributes_of_a_disk(storage: Memory) -> None:
+    attributes = await walk(serve(storage), "host/disk/storage")
+    assert stat.S_ISREG(attributes.st_mode)
+    assert stat.S_IMODE(attributes.st_mode) == 0o600
+    assert attributes.st_size == SIZE
+    assert attributes.st_blocks == SIZE // 512
+    assert attributes.st_blksize == 1 << 20
+    assert attributes.st_nlink == 2
+    assert (attributes.st_uid, attributes.st_gid) == (1000, 100)
+
+
+async def test_both_names_of_storage_are_one_inode(storage: Memory) -> None:
+    operations = serve(storage)
+    one, other = await walk(operations, "host/disk/storage"), await walk(operations, "host/disk/lun0/storage")
+    assert one.st_ino == other.st_ino
+
+
+async def test_directories_and_links_have_their_attributes(storage: Memory) -> None:
+    operations = serve(storage)
+    directory = await walk(operations, "host/disk")
+    assert directory.st_mode == stat.S_IFDIR | 0o555
+    assert directory.st_nlink == 3
+    link = await walk(operations, "host/disk/vendor")
+    assert link.st_mode == stat.S_IFLNK | 0o777
+    assert link.st_size == len("NetBSD")
+    assert await operations.readlink(link.st_ino, NOBODY) == b"NetBSD"
+
+
+async def test_what_is_not_there_is_not_found(storage: Memory) -> None:
+    operations = serve(storage)
+    link = await walk(operations, "host/disk/vendor")
+    file = await walk(operations, "host/disk/storage")
+    assert await errno_of(operations.lookup(ROOT_INODE, b"nothing", NOBODY)) == errno.ENOENT
+    assert await errno_of(operations.lookup(ROOT_INODE, b"\xff", NOBODY)) == errno.ENOENT
+    assert await errno_of(operations.lookup(file.st_ino, b"x", NOBODY)) == errno.ENOTDIR
+    assert await errno_of(operations.getattr(9999, NOBODY)) == errno.ESTALE
+    assert await errno_of(operations.readlink(file.st_ino, NOBODY)) == errno.EINVAL
+    assert await errno_of(operations.opendir(file.st_ino, NOBODY)) == errno.ENOTDIR
+    assert await errno_of(operations.open(ROOT_INODE, os.O_RDONLY, NOBODY)) == errno.EISDIR
+    assert await errno_of(operations.open(link.st_ino, os.O_RDONLY, NOBODY)) == errno.ELOOP
+
+
+async def test_a_directory_is_listed_in_pieces_and_as_it_was_when_opened(
+    storage: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operations = serve(storage)
+    listed: list[bytes] = []
+    room = 0
+
+    def reply(token: object, name: bytes, attributes: EntryAttributes, next_id: int) -> bool:
+        nonlocal room
+        if room == 0:
+            return False
+        room -= 1
+        listed.append(name)
+        assert next_id == len(listed)
+        return True
+
+    monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
+    directory = (await walk(operations, "host/disk/lun0")).st_ino
+    handle = await operations.opendir(directory, NOBODY)
+    for _ in range(4):
+        room = 2
+        await operations.readdir(handle, len(listed), pyfuse3.ReaddirToken())
+    assert listed == [b"blocksize", b"storage", b"type", b"vendor"]
+    await operations.releasedir(handle)
+    await operations.fsyncdir(handle, False)
+
+
+async def test_reads_stop_at_the_end(storage: Memory) -> None:
+    operations = serve(storage)
+    storage.content[:] = bytes(n % 251 for n in range(SIZE))
+    handle = await open_storage(operations)
+    assert await operations.read(handle, 0, 100) == storage.content[:100]
+    assert await operations.read(handle, SIZE - 10, 100) == storage.content[-10:]
+    assert await operations.read(handle, SIZE, 100) == b""
+    assert await operations.read(handle, SIZE + 1, 100) == b""
+
+
+async def test_missing_bytes_are_an_error_and_not_the_end() -> None:
+    class Short(Memory):
+        async def read(self, offset: int, size: int) -> memoryview:
+            return (await super().read(offset, size))[:-1]
+
+    operations = serve(Short(SIZE))
+    handle = await open_storage(operations)
+    assert await errno_of(operations.read(handle, 0, 512)) == errno.EIO
+
+
+async def test_a_write_past_the_end_finds_no_space(storage: Memory) -> None:
+    operations = serve(storage)
+    handle = await open_storage(operations)
+    assert await operations.write(handle, 0, b"abc") == 3
+    assert await operations.write(handle, SIZE - 2, b"abc") == 2
+    assert storage.content[:3] == b"abc"
+    assert storage.content[-2:] == b"ab"
+    assert await errno_of(operations.write(handle, SIZE, b"x")) == errno.ENOSPC
+    assert await errno_of(operations.write(handle, SIZE + 512, b"x")) == errno.ENOSPC
+
+
+def fields(**wanted: bool) -> SetattrFields:
+    """What to set; the real class can be filled in by pyfuse3 only."""
+
+    class Fields:
+        update_atime = update_mtime = update_ctime = False
+        update_mode = update_uid = update_gid = update_size = False
+
+    result = Fields()
+    for name, value in wanted.items():
+        setattr(result, name, value)
+    return cast(SetattrFields, result)
+
+
+async def test_truncation_succeeds_and_changes_nothing(storage: Memory) -> None:
+    operations = serve(storage)
+    storage.content[:3] = b"abc"
+    inode = (await walk(operations, "host/disk/storage")).st_ino
+    wanted = EntryAttributes()
+    wanted.st_size = 0
+    got = await operations.setattr(inode, wanted, fields(update_size=True), None, NOBODY)
+    assert got.st_size == SIZE
+    await open_storage(operations, os.O_WRONLY | os.O_TRUNC)
+    assert (await operations.getattr(inode, NOBODY)).st_size == SIZE
+    assert storage.content[:3] == b"abc"
+
+
+async def test_touch_succeeds_and_times_stand_still(storage: Memory) -> None:
+    operations = serve(storage)
+    before = await walk(operations, "host/disk/storage")
+    wanted = EntryAttributes()
+    got = await operations.setattr(before.st_ino, wanted, fields(update_mtime=True), None, NOBODY)
+    handle = await open_storage(operations)
+    await operations.write(handle, 0, b"abc")
+    after = await operations.getattr(before.st_ino, NOBODY)
+    assert before.st_mtime_ns == got.st_mtime_ns == after.st_mtime_ns
+
+
+@pytest.mark.parametrize("field", ["update_mode", "update_uid", "update_gid"])
+async def test_owner_and_mode_cannot_be_changed(storage: Memory, field: str) -> None:
+    operations = serve(storage)
+    inode = (await walk(operations, "host/disk/storage")).st_ino
+    request = operations.setattr(inode, EntryAttributes(), fields(**{field: True}), None, NOBODY)
+    assert await errno_of(request) == errno.EPERM
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments"),
+    [
+        ("create", (ROOT_INODE, b"x", 0o600, os.O_RDWR, NOBODY)),
+        ("mknod", (ROOT_INODE, b"x", 0o600, 0, NOBODY)),
+        ("mkdir", (ROOT_INODE, b"x", 0o700, NOBODY)),
+        ("symlink", (ROOT_INODE, b"x", b"y", NOBODY)),
+        ("link", (2, ROOT_INODE, b"x", NOBODY)),
+        ("rename", (ROOT_INODE, b"x", ROOT_INODE, b"y", 0, NOBODY)),
+        ("unlink", (ROOT_INODE, b"x", NOBODY)),
+        ("rmdir", (ROOT_INODE, b"x", NOBODY)),
+    ],
+)
+async def test_the_tree_cannot_be_changed(
+    storage: Memory, operation: str, arguments: tuple[object, ...]
+) -> None:
+    assert await errno_of(getattr(serve(storage), operation)(*arguments)) == errno.EPERM
+
+
+async def test_fsync_flushes_and_close_does_not(storage: Memory) -> None:
+    operations = serve(storage)
+    handle = await open_storage(operations)
+    await operations.flush(handle)
+    assert storage.flushes == 0
+    await operations.fsync(handle, True)
+    assert storage.flushes == 1
+    await operations.flush(handle)
+    await operations.release(handle)
+    assert storage.flushes == 1
+
+
+@pytest.mark.parametrize("of_mount", [True, False])
+async def test_read_only_units_are_not_written_to(of_mount: bool) -> None:
+    storage = Memory(SIZE, read_only=not of_mount)
+    operations = serve(storage, read_only=of_mount)
+    attributes = await walk(operations, "host/disk/storage")
+    assert stat.S_IMODE(attributes.st_mode) == 0o400
+    for flags in os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC:
+        assert await errno_of(operations.open(attributes.st_ino, flags, NOBODY)) == errno.EROFS
+    truncation = operations.setattr(
+        attributes.st_ino, EntryAttributes(), fields(update_size=True), None, NOBODY
+    )
+    assert await errno_of(truncation) == errno.EROFS
+    handle = await open_storage(operations, os.O_RDONLY)
+    assert await operations.read(handle, 0, 3) == bytes(3)
+    await operations.fsync(handle, False)
+    assert storage.flushes == 0
+
+
+@pytest.mark.parametrize("direct_io", [False, True])
+async def test_an_open_drops_what_was_cached(storage: Memory, direct_io: bool) -> None:
+    operations = serve(storage, direct_io=direct_io)
+    inode = (await walk(operations, "host/disk/storage")).st_ino
+    info = await operations.open(inode, os.O_RDWR, NOBODY)
+    assert not info.keep_cache
+    assert info.direct_io == direct_io
+
+
+async def test_df_shows_the_size_of_all_units_once() -> None:
+    data = await serve(Memory(1 << 20), Memory(1 << 20)).statfs(NOBODY)
+    assert data.f_blocks * data.f_frsize == 2 << 20
+    assert data.f_bfree == data.f_bavail == 0
+    assert data.f_namemax == 255
+
+
+async def test_a_unit_that_has_grown_is_seen_as_it_is(
+    storage: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, bool]] = []
+    monkeypatch.setattr(pyfuse3, "invalidate_inode", lambda inode, attr_only: told.append((inode, attr_only)))
+    operations = serve(Memory(SIZE), storage)
+    inode = (await walk(operations, "host/disk/lun1/storage")).st_ino
+    storage.size *= 2
+    operations.changed(storage)
+    assert told == [(inode, True)]
+    assert (await operations.getattr(inode, NOBODY)).st_size == SIZE * 2
+
+
+async def test_a_unit_that_nobody_looked_at_may_change(
+    storage: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(inode: int, attr_only: bool) -> None:
+        raise FileNotFoundError(errno.ENOENT, "the kernel does not know this inode")
+
+    monkeypatch.setattr(pyfuse3, "invalidate_inode", unknown)
+    serve(storage).changed(storage)
+
+
+STATUS = 2
+
+
+@pytest.mark.parametrize(
+    ("failure", "number"),
+    [
+        (errors.MediumError("LBA 5 cannot be read", status=STATUS), errno.EIO),
+        (errors.WriteProtectedError("write-protected", status=STATUS), errno.EROFS),
+        (errors.SpaceError("no space", status=STATUS), errno.ENOSPC),
+        (errors.NoMediumError("no medium", status=STATUS), errno.ENOMEDIUM),
+        (errors.ReservationError("reserved", status=STATUS), errno.EBADE),
+        (errors.StatusError("aborted", status=STATUS), errno.EIO),
+        (errors.DataError("short"), errno.EIO),
+        (errors.CommandTimeout("no answer"), errno.EIO),
+        (errors.UnitError("another unit"), errno.EIO),
+        (errors.TransportError("closed"), errno.EIO),
+        (ValueError("a mistake"), errno.EIO),
+        (ExceptionGroup("many", [ValueError()]), errno.EIO),
+        (MemoryError(), errno.ENOMEM),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+async def test_every_failure_has_its_errno(
+    storage: Memory, failure: Exception, number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    operations = serve(storage)
+    handle = await open_storage(operations)
+    storage.failure = failure
+    requests: list[Callable[[], Awaitable[object]]] = [
+        lambda: operations.read(handle, 0, 512),
+        lambda: operations.write(handle, 0, bytes(512)),
+        lambda: operations.fsync(handle, False),
+    ]
+    for request in requests:
+        caplog.clear()
+        assert await errno_of(request()) == number
+        (record,) = caplog.records
+        assert record.levelno == logging.ERROR
+        expected = isinstance(failure, errors.IscsifsError)
+        assert (record.exc_info is None) is expected
+        assert not expected or str(failure) in record.getMessage()
+
+
+def test_every_exception_of_ours_has_an_errno() -> None:
+    def all_of(kind: type[Exception]) -> list[type[Exception]]:
+        return [kind, *(each for below in kind.__subclasses__() for each in all_of(below))]
+
+    for kind in all_of(errors.IscsifsError):
+        assert error_number(kind.__new__(kind)) in errno.errorcode
+
+
+async def test_a_mistake_in_a_handler_does_not_end_the_mount(
+    storage: Memory, caplog: pytest.LogCaptureFixture
+) -> None:
+    operations = serve(storage)
+    assert await errno_of(operations.read(12345, 0, 512)) == errno.EIO
+    (record,) = caplog.records
+    assert record.exc_info is not None
+
+
+async def test_a_handler_can_be_cancelled(autojump_clock: trio.testing.MockClock) -> None:
+    class Stuck(Memory):
+        async def read(self, offset: int, size: int) -> memoryview:
+            await trio.sleep_forever()
+            raise AssertionError
+
+    operations = serve(Stuck(SIZE))
+    handle = await open_storage(operations)
+    with trio.move_on_after(1) as scope:
+        await operations.read(handle, 0, 512)
+    assert scope.cancelled_caught
