@@ -1,6 +1,7 @@
 """Units with blocks: a disk (SBC-3), and a CD or DVD as far as it is read by block (MMC)."""
 
 import errno
+import struct
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
@@ -49,7 +50,12 @@ _PROTECT: Final = 0xE0  # RDPROTECT and WRPROTECT in byte 1: protection informat
 _ANCHOR: Final = 0x10  # WRITE SAME
 _START: Final = 0x01  # START STOP UNIT
 _LOAD_EJECT: Final = 0x02
+_MAPPED: Final = 0
+_DEALLOCATED: Final = 1
 _CD_BLOCK_SIZE: Final = 2048
+
+# Parameter data length, then one descriptor: LBA, blocks, provisioning status (SBC-3, GET LBA STATUS).
+_LBA_STATUS: Final = struct.Struct(">I4xQIB3x")
 
 
 class BlockUnit(LogicalUnit):
@@ -295,8 +301,8 @@ class Disk(BlockUnit):
                 ranges = commands.parse_unmap_parameters(bytes(data))
             except ValueError:
                 raise CheckCondition(PARAMETER_LIST_LENGTH_ERROR) from None
-            for lba, blocks in ranges:
-                self._check_range(lba, blocks)
+            if any(lba + blocks > self.capacity.blocks for lba, blocks in ranges):
+                raise CheckCondition(LBA_OUT_OF_RANGE)
             result = Result()
             for lba, blocks in ranges:
                 discard = partial(self.store.discard, lba * self.block_size, blocks * self.block_size)
@@ -313,10 +319,25 @@ class Disk(BlockUnit):
         return Operation(lambda _: self._synchronised(lba, count))
 
     def _service_action_in(self, _nexus: Nexus, cdb: bytes) -> Operation:
-        if cdb[1] & 0x1F != commands.READ_CAPACITY_16:
-            raise CheckCondition(INVALID_FIELD_IN_CDB)
-        self._require_medium()
-        return data_in(self.capacity.pack_16(), commands.allocation_length(cdb))
+        match cdb[1] & 0x1F:
+            case commands.READ_CAPACITY_16:
+                self._require_medium()
+                answer = self.capacity.pack_16()
+            case 0x12:  # GET LBA STATUS
+                answer = self._lba_status(int.from_bytes(cdb[2:10], "big"))
+            case _:
+                raise CheckCondition(INVALID_FIELD_IN_CDB)
+        return data_in(answer, commands.allocation_length(cdb))
+
+    def _lba_status(self, lba: int) -> bytes:
+        """The parameter data of GET LBA STATUS with one descriptor, for the range that *lba* begins."""
+        self._check_range(lba, 1)
+        size = self.block_size
+        mapped, end = self.store.extent(lba * size)
+        # A block of which a part is mapped is mapped.
+        blocks = (-(-end // size) if mapped else max(end // size, lba + 1)) - lba
+        provisioning = _MAPPED if mapped or end < (lba + 1) * size else _DEALLOCATED
+        return _LBA_STATUS.pack(_LBA_STATUS.size - 4, lba, min(blocks, 0xFFFFFFFF), provisioning)
 
     def _vpd_pages(self) -> Mapping[int, Callable[[], bytes]]:
         return {

@@ -1,17 +1,16 @@
 """Targets on TCP portals (trio): who listens, who is logged in, and what SendTargets gives."""
 
+import logging
 import os
 import socket
 from collections.abc import Iterable, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from itertools import count
-from types import TracebackType
 from typing import Self
 
 import trio
 
-from iscsifs.errors import ConfigError
+from iscsifs.errors import ConfigError, printable
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.iscsi.text import Pair
@@ -20,6 +19,8 @@ from iscsifs.target.login import TargetConfig, TargetLogin
 from iscsifs.target.script import Script
 from iscsifs.target.session import Session
 from iscsifs.target.wire import Wire
+
+log = logging.getLogger(__name__)
 
 ANY_PORT = Portal("127.0.0.1", 0)
 """A free port on loopback."""
@@ -59,41 +60,25 @@ class Server:
         self._numbers = count()
         self._listeners: list[socket.socket] = []
         self._serving = trio.CancelScope()
-        self._stack = AsyncExitStack()
+        self._nursery_manager = trio.open_nursery()
         self._nursery: trio.Nursery | None = None
 
     async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as stack:
-            self._nursery = await stack.enter_async_context(trio.open_nursery())
-            self.start()
-            self._stack = stack.pop_all()
+        self._listen()
+        self._nursery = await self._nursery_manager.__aenter__()
+        self._accept_all(self._nursery)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self.stop()
-        return await self._stack.__aexit__(kind, error, traceback)
+        # Not told of the body's exception, the nursery does not wrap it up in a group.
+        await self._nursery_manager.__aexit__(None, None, None)
 
     def start(self) -> None:
-        """Listen at the portals."""
+        """Listen at the portals again."""
         assert self._nursery is not None, "the server is an async context manager"
-        self._serving = trio.CancelScope()
-        try:
-            for portal in self.portals:
-                self._listeners.append(_listen(portal))
-        except ConfigError:
-            self._close_listeners()
-            raise
-        self.portals = tuple(
-            Portal(portal.host, listener.getsockname()[1])
-            for portal, listener in zip(self.portals, self._listeners, strict=True)
-        )
-        for listener in self._listeners:
-            self._nursery.start_soon(self._accept, listener)
+        self._listen()
+        self._accept_all(self._nursery)
 
     async def stop(self) -> None:
         """Close the portals and cut all connections."""
@@ -127,6 +112,9 @@ class Server:
         try:
             await session.run()
         finally:
+            if session.failure is not None:
+                name = printable(login.initiator_name) or "before the login"
+                log.warning("connection %d closed (%s): %s", number, name, session.failure)
             self.sessions.remove(session)
             session.ended.set()
 
@@ -157,7 +145,7 @@ class Server:
             ("TargetAddress", str(TargetAddress(portal, self.config.portal_group_tag)))
             for portal in self._addresses(session)
         ]
-        return [pair for name in names for pair in [("TargetName", name), *addresses]]
+        return [pair for name in names for pair in (("TargetName", name), *addresses)]
 
     def _addresses(self, session: Session) -> list[Portal]:
         """The portals as this initiator can reach them."""
@@ -167,8 +155,24 @@ class Server:
             for portal in self.portals
         ]
 
-    async def _accept(self, listener: socket.socket) -> None:
-        assert self._nursery is not None
+    def _listen(self) -> None:
+        try:
+            for portal in self.portals:
+                self._listeners.append(_listener(portal))
+        except ConfigError:
+            self._close_listeners()
+            raise
+        self.portals = tuple(
+            Portal(portal.host, listener.getsockname()[1])
+            for portal, listener in zip(self.portals, self._listeners, strict=True)
+        )
+
+    def _accept_all(self, nursery: trio.Nursery) -> None:
+        self._serving = trio.CancelScope()
+        for listener in self._listeners:
+            nursery.start_soon(self._accept, nursery, listener)
+
+    async def _accept(self, nursery: trio.Nursery, listener: socket.socket) -> None:
         with self._serving:
             while True:
                 await trio.lowlevel.wait_readable(listener)
@@ -181,7 +185,7 @@ class Server:
                     await trio.sleep(0.1)
                     continue
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._nursery.start_soon(self.serve, sock)
+                nursery.start_soon(self.serve, sock)
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:
@@ -190,11 +194,11 @@ class Server:
         self._listeners.clear()
 
 
-def _listen(portal: Portal) -> socket.socket:
+def _listener(portal: Portal) -> socket.socket:
     family = socket.AF_INET6 if ":" in portal.host else socket.AF_INET
     try:
         listener = socket.create_server((portal.host, portal.port), family=family, backlog=128)
     except OSError as exc:
-        raise ConfigError(f"cannot listen at {portal}: {exc.strerror}") from None
+        raise ConfigError(f"cannot listen at {portal}: {os.strerror(exc.errno or 0)}") from None
     listener.setblocking(False)
     return listener

@@ -100,6 +100,18 @@ class Store:
             offset += count
             length -= count
 
+    def extent(self, offset: int) -> tuple[bool, int]:
+        """Return whether the byte at *offset* has space of its own, and the offset up to where that holds."""
+        try:
+            data = os.lseek(self._fd, offset, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno != errno.ENXIO:  # there are no more data
+                raise
+            return False, self.size
+        if data > offset:
+            return False, min(data, self.size)
+        return True, min(os.lseek(self._fd, offset, os.SEEK_HOLE), self.size)
+
     def resize(self, size: int) -> None:
         """Cut or lengthen it to *size* bytes, new ones being zeros."""
         os.ftruncate(self._fd, size)
