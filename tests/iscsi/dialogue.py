@@ -11,6 +11,8 @@ from iscsifs.iscsi.login import InitiatorLogin, LoginConfig, Outgoing, Redirect
 from iscsifs.iscsi.pdu import LoginFlag, LoginResponse, Stage
 from iscsifs.iscsi.text import Pair, decode_pairs, encode_pairs
 
+RANDOM = random.Random(7143)
+
 INITIATOR = "iqn.2001-04.com.example:initiator"
 TARGET = "iqn.2001-04.com.example:target"
 ISID = bytes.fromhex("800102030405")
@@ -38,7 +40,7 @@ class Dialogue:
         config = {"initiator_name": INITIATOR, "target_name": TARGET, "isid": ISID} | config
         self.login = InitiatorLogin(
             LoginConfig(**config),
-            random_bytes=random_bytes or random.Random(7143).randbytes,
+            random_bytes=random_bytes or RANDOM.randbytes,
             memory=memory or ChallengeMemory(),
             initiator_task_tag=0x1234,
         )
