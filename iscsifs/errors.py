@@ -20,6 +20,7 @@
     │   ├── DataError            GOOD status, but not the data that were asked for
     │   ├── TaskAborted          it was aborted, rejected or lost with its session
     │   └── CommandTimeout       no answer in time, or the session could not be restored in time
+    ├── DataLostError            writes that had been acknowledged may be lost
     └── UnitError                a logical unit that cannot be used as a disk
 
 Each message is one line that names the thing and the reason. Text from the network goes into a message
@@ -133,6 +134,10 @@ class TaskAborted(CommandError):
 
 class CommandTimeout(CommandError):
     """A command had no answer within its time, or the session did not come back within its time."""
+
+
+class DataLostError(IscsifsError):
+    """Writes that had been acknowledged, but not synchronised, may be lost with the target's cache."""
 
 
 class UnitError(IscsifsError):

@@ -45,7 +45,7 @@ class Initiator:
         session = Session(target_name, dialler, self._options, await dialler())
         self._nursery.start_soon(session.run)
         self._sessions.append(session)
-        target = Target(target_name, dialler, session, self._options)
+        target = Target(target_name, dialler, session, self._options, self._nursery)
         try:
             await target.find_units()
         except BaseException:

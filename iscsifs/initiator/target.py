@@ -24,7 +24,9 @@ PROBES_AT_ONCE = 16
 class Target:
     """A session with one target; `units` are its logical units in the order of their numbers."""
 
-    def __init__(self, name: str, dialler: Dialler, session: Session, options: InitiatorOptions) -> None:
+    def __init__(
+        self, name: str, dialler: Dialler, session: Session, options: InitiatorOptions, nursery: trio.Nursery
+    ) -> None:
         self.target_name = name
         self.session = session
         self.units: list[LogicalUnit] = []
@@ -32,6 +34,7 @@ class Target:
         """Called when a unit has come, gone, or changed its size."""
         self._dialler = dialler
         self._options = options
+        self._nursery = nursery
         session.after_login = self._check_units
 
     @property
@@ -62,7 +65,12 @@ class Target:
             async with limit:
                 commands = self._commands(lun)
                 try:
-                    unit = LogicalUnit(commands, await describe(commands))
+                    unit = LogicalUnit(
+                        commands,
+                        await describe(commands),
+                        self._nursery,
+                        write_behind=self._options.write_behind,
+                    )
                 except (CommandError, UnitError) as error:
                     log.warning("left out: %s", error)
                     return

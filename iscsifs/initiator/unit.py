@@ -10,14 +10,18 @@ from iscsifs.errors import CommandError, IscsifsError, UnitError
 from iscsifs.initiator.commands import Commands, Unsupported
 from iscsifs.initiator.probe import Description, describe
 from iscsifs.initiator.ranges import Ranges
+from iscsifs.initiator.writeback import WriteBuffer
 from iscsifs.scsi import cdb
 from iscsifs.scsi.capacity import Capacity
 from iscsifs.scsi.luns import lun_label
+from iscsifs.scsi.sense import Condition, Sense
 
 log = logging.getLogger(__name__)
 
 LONGEST_TRANSFER: Final = 4 * 1024 * 1024
 """Bytes of one READ or WRITE at most, also where the unit has no limit."""
+
+_CACHE_MAY_BE_LOST: Final = frozenset({Condition.RESET, Condition.COMMANDS_CLEARED, Condition.DEFERRED_ERROR})
 
 PREFERRED_TRANSFER: Final = 1024 * 1024
 """Bytes of a transfer that goes well, where the unit does not say it."""
@@ -31,7 +35,14 @@ class LogicalUnit:
     LUN.
     """
 
-    def __init__(self, commands: Commands, description: Description) -> None:
+    def __init__(
+        self,
+        commands: Commands,
+        description: Description,
+        nursery: trio.Nursery,
+        *,
+        write_behind: bool = True,
+    ) -> None:
         self.label = lun_label(commands.lun)
         self.name = commands.name
         self.description = description
@@ -39,6 +50,15 @@ class LogicalUnit:
         """Why the unit cannot be used any more."""
         self._commands = commands
         self._ranges = Ranges()
+        self._writes = WriteBuffer(
+            self._write_blocks,
+            self._synchronise,
+            nursery,
+            longest=self.preferred_size if self.is_block else 0,
+            behind=write_behind,
+            volatile=description.volatile_cache is not False,
+        )
+        commands.on_condition = self._on_condition
 
     @property
     def lun(self) -> int:
@@ -120,6 +140,16 @@ class LogicalUnit:
         limit = self.description.limits.max_transfer_length * self.block_size
         return min(limit or LONGEST_TRANSFER, LONGEST_TRANSFER)
 
+    @property
+    def failures(self) -> int:
+        """How many losses there were of writes that had been acknowledged; `last_failure` is the latest."""
+        return self._writes.failures
+
+    @property
+    def last_failure(self) -> IscsifsError | None:
+        """The latest such loss."""
+        return self._writes.failure
+
     async def read(self, offset: int, size: int) -> memoryview:
         """Return *size* bytes from *offset*; fewer, or none, at the end of the unit."""
         self._check()
@@ -127,49 +157,69 @@ class LogicalUnit:
         if size <= 0:
             return memoryview(b"")
         block_size = self.block_size
-        first = offset // block_size
-        last = -(-(offset + size) // block_size)
-        buffer = memoryview(bytearray((last - first) * block_size))
-        await self._read_blocks(first, buffer)
-        start = offset - first * block_size
-        return buffer[start : start + size]
+        start = offset // block_size * block_size
+        end = -(-(offset + size) // block_size) * block_size
+        buffer = memoryview(bytearray(end - start))
+        while True:
+            resets = self._writes.resets
+            newer = self._writes.newer(start, end)
+            if sum(len(data) for _, data in newer) < len(buffer):
+                await self._read_blocks(start, buffer)
+            for position, data in newer:
+                buffer[position - start : position - start + len(data)] = data
+            if self._writes.resets == resets:
+                return buffer[offset - start : offset - start + size]
 
     async def write(self, offset: int, data: bytes) -> None:
-        """Write *data* at *offset*; the caller has seen to it that it ends within the unit."""
+        """Write *data* at *offset*; the caller has seen to it that it ends within the unit.
+
+        With write-behind it returns as soon as the data are kept here, and failures show in `failures`.
+        """
         self._check()
         block_size = self.block_size
-        first = offset // block_size
-        last = -(-(offset + len(data)) // block_size)
-        mine = await self._ranges.enter(first, last)
+        start = offset // block_size * block_size
+        end = -(-(offset + len(data)) // block_size) * block_size
+        mine = await self._ranges.enter(start, end)
         try:
-            head = offset - first * block_size
-            tail = last * block_size - offset - len(data)
-            if not head and not tail:
-                await self._write_blocks(first, memoryview(data))
+            if end - start == len(data):
+                await self._writes.write(start, data)
                 return
-            blocks = memoryview(bytearray((last - first) * block_size))
-            if head:
-                await self._read_blocks(first, blocks[:block_size])
-            if tail and (last - first > 1 or not head):
-                await self._read_blocks(last - 1, blocks[-block_size:])
-            blocks[head : head + len(data)] = data
-            await self._write_blocks(first, blocks)
+            blocks = memoryview(bytearray(end - start))
+            if start < offset:
+                blocks[:block_size] = await self.read(start, block_size)
+            if offset + len(data) < end:
+                blocks[-block_size:] = await self.read(end - block_size, block_size)
+            blocks[offset - start : offset - start + len(data)] = data
+            await self._writes.write(start, blocks)
         finally:
             self._ranges.leave(mine)
+
+    async def drain(self) -> None:
+        """Return when all writes that were received before have reached the target, or have failed."""
+        await self._ranges.drain()
+        await self._writes.drain()
 
     async def flush(self) -> None:
         """Return when all writes that were received before are on stable storage (SYNCHRONIZE CACHE)."""
         self._check()
         await self._ranges.drain()
-        if self.read_only:
-            return
+        if not self.read_only:
+            await self._writes.flush()
+
+    async def _synchronise(self) -> None:
         command = cdb.synchronize_cache_16() if self._is_large else cdb.synchronize_cache_10()
         try:
             await self._commands.run(command)
         except Unsupported:
-            # Without the command there is no cache that could be told of, unless the unit says otherwise.
+            # Without the command there is no cache that it could be about, unless the unit says otherwise.
             if self.description.volatile_cache:
                 raise
+
+    def _on_condition(self, condition: Condition, sense: Sense) -> None:
+        """Draw the consequences of a unit attention; the command that it came with is repeated after this."""
+        log.info("%s: %s", self.name, sense)
+        if condition in _CACHE_MAY_BE_LOST:
+            self._writes.lost_cache()
 
     async def check(self) -> None:
         """After a new login, see whether this is still the same unit; if not, `failure` says so from now on.
@@ -188,6 +238,7 @@ class LogicalUnit:
                 self.failure = UnitError(f"{self.name}: there is another unit under this number now")
         if self.failure is not None:
             log.error("%s", self.failure)
+            self._writes.discard(self.failure)
 
     @property
     def _is_large(self) -> bool:
@@ -198,35 +249,37 @@ class LogicalUnit:
         if self.failure is not None:
             raise self.failure
 
-    async def _read_blocks(self, lba: int, buffer: memoryview) -> None:
+    async def _read_blocks(self, offset: int, buffer: memoryview) -> None:
         make = cdb.read_16 if self._is_large else cdb.read_10
+        block_size = self.block_size
 
-        async def piece(lba: int, part: memoryview) -> None:
-            await self._commands.read_into(make(lba, len(part) // self.block_size), part)
+        async def piece(offset: int, part: memoryview) -> None:
+            await self._commands.read_into(make(offset // block_size, len(part) // block_size), part)
 
-        await self._in_pieces(lba, buffer, piece)
+        await self._in_pieces(offset, buffer, piece)
 
-    async def _write_blocks(self, lba: int, data: memoryview) -> None:
+    async def _write_blocks(self, offset: int, data: memoryview) -> None:
         make = cdb.write_16 if self._is_large else cdb.write_10
+        block_size = self.block_size
 
-        async def piece(lba: int, part: memoryview) -> None:
-            await self._commands.run(make(lba, len(part) // self.block_size), data_out=part)
+        async def piece(offset: int, part: memoryview) -> None:
+            await self._commands.run(make(offset // block_size, len(part) // block_size), data_out=part)
 
-        await self._in_pieces(lba, data, piece)
+        await self._in_pieces(offset, data, piece)
 
     async def _in_pieces(
-        self, lba: int, data: memoryview, transfer: Callable[[int, memoryview], Awaitable[None]]
+        self, offset: int, data: memoryview, transfer: Callable[[int, memoryview], Awaitable[None]]
     ) -> None:
         """Let *transfer* do all of *data*, in parallel pieces where it is longer than one command may be."""
         longest = self._longest_transfer
         if len(data) <= longest:
-            await transfer(lba, data)
+            await transfer(offset, data)
             return
         failures: list[CommandError] = []
 
         async def piece(start: int) -> None:
             try:
-                await transfer(lba + start // self.block_size, data[start : start + longest])
+                await transfer(offset + start, data[start : start + longest])
             except CommandError as error:
                 failures.append(error)
 
