@@ -26,7 +26,7 @@ from iscsifs.iscsi.chap import ALGORITHMS, ChallengeMemory, ChapInitiator, Crede
 from iscsifs.iscsi.keys import INITIATOR_OFFER, Parameters, Role, Value, check_offer
 from iscsifs.iscsi.names import Portal, TargetAddress, check_name
 from iscsifs.iscsi.negotiation import Negotiation
-from iscsifs.iscsi.pdu import LoginFlag, LoginRequest, LoginResponse, Stage, TargetPdu
+from iscsifs.iscsi.pdu import LoginFlag, LoginRequest, LoginResponse, Pdu, Stage
 from iscsifs.iscsi.text import Pair, TextCollector, cut_text, decode_pairs, encode_pairs
 
 log = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ class InitiatorLogin:
         """Return the first request."""
         return next(self._conversation)
 
-    def receive(self, response: TargetPdu, text: bytes) -> Outgoing | Redirect | None:
+    def receive(self, response: Pdu, text: bytes) -> Outgoing | Redirect | None:
         """Take a response and its data segment.
 
         Returns the next request, or None when the login is complete, or where to log in instead.

@@ -164,7 +164,8 @@ class Negotiation:
             return
         if key is None or value in (REJECT, IRRELEVANT):
             if key is not None and key.default is None:
-                raise NegotiationError(name, f"{format_value(offered)} was answered with {value}")
+                reason = f"the peer takes none of {format_value(offered)}; check whether it wants credentials"
+                raise NegotiationError(name, reason)
             return
         answer = read_value(key, value)
         match key.result, answer, offered:

@@ -236,7 +236,7 @@ def test_the_first_request_says_who_asks_for_whom() -> None:
     assert not {"InitiatorName", "TargetName", "SessionType"} & dict(dialogue.pairs).keys()
 
 
-@pytest.mark.conformance("LOGIN-11.1", "LOGIN-21.1", "LOGIN-R.23", "DISC-9")
+@pytest.mark.conformance("LOGIN-11.1", "LOGIN-21.1", "LOGIN-R.23")
 def test_a_discovery_session_says_so_at_once_and_offers_only_what_applies(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -375,7 +375,7 @@ def test_a_method_that_was_not_offered_ends_the_login(method: str) -> None:
 def test_a_login_without_credentials_cannot_be_made_to_use_chap() -> None:
     with pytest.raises(ProtocolError, match="not offered"):
         Dialogue().answer(("AuthMethod", "CHAP"), flags=0)
-    with pytest.raises(NegotiationError, match="AuthMethod"):
+    with pytest.raises(NegotiationError, match="AuthMethod: .* check whether it wants credentials"):
         Dialogue().answer(("AuthMethod", "Reject"), flags=0)
 
 
