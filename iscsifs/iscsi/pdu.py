@@ -9,7 +9,7 @@ number, `flags` is byte 1 whole, and `immediate`, the I bit of byte 0, comes las
     pdu = unpack(header)
 """
 
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
@@ -51,7 +51,7 @@ class Opcode(IntEnum):
     REJECT = 0x3F
 
 
-class CommandFlag(IntFlag):
+class CommandFlag(IntEnum):
     """Byte 1 of a SCSI Command (section 11.3.1); the task attribute is in the low three bits."""
 
     FINAL = 0x80
@@ -63,7 +63,7 @@ class CommandFlag(IntFlag):
     ACA = 0x04
 
 
-class ResponseFlag(IntFlag):
+class ResponseFlag(IntEnum):
     """Byte 1 of a SCSI Response (section 11.4.1)."""
 
     FINAL = 0x80
@@ -73,7 +73,7 @@ class ResponseFlag(IntFlag):
     UNDERFLOW = 0x02
 
 
-class DataInFlag(IntFlag):
+class DataInFlag(IntEnum):
     """Byte 1 of a Data-In (section 11.7)."""
 
     FINAL = 0x80
@@ -83,14 +83,14 @@ class DataInFlag(IntFlag):
     STATUS = 0x01
 
 
-class TextFlag(IntFlag):
+class TextFlag(IntEnum):
     """Byte 1 of a Text Request or Response (sections 11.10 and 11.11)."""
 
     FINAL = 0x80
     CONTINUE = 0x40
 
 
-class LoginFlag(IntFlag):
+class LoginFlag(IntEnum):
     """Byte 1 of a Login Request or Response; CSG and NSG are its low four bits (section 11.12)."""
 
     TRANSIT = 0x80
