@@ -1,0 +1,85 @@
+"""Limits of the kernel that are set from outside of FUSE's protocol, because pyfuse3 does not hand them on.
+
+Of the requests that read ahead or use O_DIRECT the kernel has 12 in work at once, for all files of a mount
+together (max_background). That keeps queues short, and a single unit that does not answer takes all 12. The
+read-ahead of 128 KiB is too little for a link with any delay.
+"""
+
+import ctypes
+import logging
+import os
+from pathlib import Path
+from typing import Final
+
+log = logging.getLogger(__name__)
+
+MAX_BACKGROUND: Final = 4096
+"""Requests; more than there are processes, so that units that are away stop only those who wait for them."""
+
+READ_AHEAD_KIB: Final = 4096
+
+_FUSECTL: Final = Path("/sys/fs/fuse/connections")
+_FSOPEN: Final = 430  # system calls, numbered alike on every architecture
+_FSCONFIG: Final = 431
+_FSMOUNT: Final = 432
+_FSCONFIG_CMD_CREATE: Final = 6
+
+
+def tune(mount_point: Path) -> None:
+    """Raise the limits of what is mounted on *mount_point*, as far as this user may.
+
+    The connection's files belong to who mounted it, if fusectl is mounted; the read-ahead is for root.
+    """
+    device = os.stat(mount_point).st_dev
+    number = f"{os.minor(device)}"
+    limits = {"max_background": MAX_BACKGROUND, "congestion_threshold": MAX_BACKGROUND * 3 // 4}
+    try:
+        directory = _connection(number)
+        try:
+            for name, limit in limits.items():
+                _write(name, limit, directory)
+        finally:
+            os.close(directory)
+    except OSError as exc:
+        log.info("max_background stays as it is (%s); as root: mount -t fusectl fusectl %s", exc, _FUSECTL)
+    try:
+        _write(f"/sys/class/bdi/{os.major(device)}:{number}/read_ahead_kb", READ_AHEAD_KIB)
+    except OSError as exc:
+        log.info("read_ahead_kb stays as it is (%s)", exc)
+
+
+def _connection(number: str) -> int:
+    """Open the connection's directory in fusectl, which root need not have mounted."""
+    try:
+        return os.open(_FUSECTL / number, os.O_RDONLY)
+    except FileNotFoundError:
+        fusectl = _mount_fusectl()
+        try:
+            return os.open(number, os.O_RDONLY, dir_fd=fusectl)
+        finally:
+            os.close(fusectl)
+
+
+def _mount_fusectl() -> int:
+    """Mount fusectl where nobody sees it, and return a descriptor of it: it is gone when that is closed."""
+    context = _syscall(_FSOPEN, b"fusectl", 0)
+    try:
+        _syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+        return _syscall(_FSMOUNT, context, 0, 0)
+    finally:
+        os.close(context)
+
+
+def _syscall(number: int, *arguments: int | bytes | None) -> int:
+    result: int = ctypes.CDLL(None, use_errno=True).syscall(number, *arguments)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def _write(path: str, value: int, directory: int | None = None) -> None:
+    descriptor = os.open(path, os.O_WRONLY, dir_fd=directory)
+    try:
+        os.write(descriptor, b"%d" % value)
+    finally:
+        os.close(descriptor)
