@@ -39,6 +39,7 @@ class Link:
         self._socket = sock
         self._peer = peer
         self._unsent: list[Buffer] = []  # taken from the connection, but the socket is full
+        self._drained = True  # the last read took all that there was
         self._idle_sender: trio.lowlevel.Task | None = None
         self._scope = trio.CancelScope()
 
@@ -115,17 +116,22 @@ class Link:
         connection = self.connection
         waited = False
         while True:
-            try:
-                count = self._socket.recv_into(connection.get_buffer())
-            except BlockingIOError:
+            if self._drained:
+                self._drained = False
                 await trio.lowlevel.wait_readable(self._socket)
                 waited = True
+            buffer = connection.get_buffer()
+            try:
+                count = self._socket.recv_into(buffer)
+            except BlockingIOError:
+                self._drained = True
                 continue
             except OSError as error:
                 raise self._lost(error) from None
             if not count:
                 connection.receive_eof()
                 raise TransportError(f"{self._peer}: the connection was closed")
+            self._drained = count < len(buffer)
             connection.buffer_updated(count)
             return waited
 
