@@ -3,15 +3,16 @@
 
 The caller moves the bytes. It receives into `get_buffer()`, says `buffer_updated(n)` or `receive_eof()`,
 looks at `events()`, and sends what `data_to_send()` gives, which may have grown by any of these calls. At
-ErrorRecoveryLevel 0 every broken rule ends the connection: the calls raise ProtocolError, and
-`take_unfinished` gives back the tasks that have no status, to be sent again in a new session.
+ErrorRecoveryLevel 0 every broken rule ends the connection: the calls raise ProtocolError, nothing more is
+sent, `events` still gives what had happened before, and `take_unfinished` the tasks that have no status, to
+be sent again in a new session.
 """
 
 from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
-from iscsifs.errors import CommandError, ProtocolError, TaskAborted, TransportError
+from iscsifs.errors import CommandError, IscsifsError, ProtocolError, TaskAborted, TransportError
 from iscsifs.iscsi import serial
 from iscsifs.iscsi.events import (
     ConnectionDropped,
@@ -47,8 +48,8 @@ from iscsifs.iscsi.pdu import (
     Pdu,
     Reject,
     RejectReason,
+    ScsiCommand,
     ScsiResponse,
-    SnackRequest,
     TaskFunction,
     TaskManagementRequest,
     TaskManagementResponse,
@@ -58,7 +59,7 @@ from iscsifs.iscsi.pdu import (
     TextResponse,
     unpack,
 )
-from iscsifs.iscsi.task import Task
+from iscsifs.iscsi.task import Task, read_sense
 from iscsifs.iscsi.text import Pair, TextCollector, encode_pairs
 
 MAX_TASKS: Final = 256
@@ -66,6 +67,12 @@ MAX_TASKS: Final = 256
 
 MAX_UNSENT_ANSWERS: Final = 64
 """Answers to pings that may wait to be sent before the target is taken for a flooder."""
+
+MAX_ANSWER_LENGTH: Final = 1 << 24
+"""Bytes of one answer to a Text Request: SendTargets may have 100,000 targets to tell of."""
+
+MAX_ANSWER_PIECES: Final = MAX_ANSWER_LENGTH // 512
+"""PDUs that such an answer may come in; 512 bytes is the smallest MaxRecvDataSegmentLength."""
 
 MAX_LATE_TAGS: Final = 1024
 """Tags of aborted tasks that are remembered, so that a late answer to them is not taken for an error."""
@@ -106,8 +113,10 @@ class Connection:
         self._late_tags: dict[int, None] = {}
         self._unsent_answers = 0
         self._unsent_r2ts: list[Task] = []
+        self._unsent_texts: list[tuple[TextRequest, bytes]] = []
         self._last_tag = 0
-        self._logging_out = False
+        self._closing = False  # no new commands
+        self._logging_out = False  # no new requests of any kind
         self._send(*login.start())
 
     @property
@@ -127,7 +136,12 @@ class Connection:
         Raises ProtocolError for a rule that the target broke, LoginError for a login that cannot go on.
         """
         self.heard = True
-        self._receiver.buffer_updated(count)
+        try:
+            self._receiver.buffer_updated(count)
+        except IscsifsError:
+            self._closing = self._logging_out = True
+            self._out.clear()
+            raise
 
     def receive_eof(self) -> None:
         """Take note that the target closed the connection; raises TransportError unless that ends a
@@ -185,8 +199,8 @@ class Connection:
 
     def abort_task(self, task: Task) -> Management:
         """Abort *task*, which is on the wire; its tag stays reserved until the answer (section 11.5.1)."""
-        management = Management(TaskFunction.ABORT_TASK, [task])
-        self._manage(management, task.lun, task.initiator_task_tag, task.cmd_sn)
+        management = Management(TaskFunction.ABORT_TASK, task.lun, [task])
+        self._manage(management, task.initiator_task_tag, task.cmd_sn)
         return management
 
     def reset(self, function: TaskFunction, lun: int = 0) -> Management:
@@ -197,8 +211,10 @@ class Connection:
             for request in self._requests.values()
             if isinstance(request, Task) and (whole_target or request.lun == lun)
         ]
-        management = Management(function, affected)
-        self._manage(management, lun, RESERVED_TAG, 0)
+        for task in affected:
+            task.aborting = True
+        management = Management(function, lun, affected)
+        self._manage(management, RESERVED_TAG, 0)
         return management
 
     def repeat(self, management: Management) -> Management:
@@ -206,15 +222,15 @@ class Connection:
         if management.function is TaskFunction.ABORT_TASK:
             again = self.abort_task(management.tasks[0])
         else:
-            again = self.reset(management.function, management.tasks[0].lun if management.tasks else 0)
+            again = self.reset(management.function, management.lun)
         again.failure = management.failure
         return again
 
-    def _manage(self, management: Management, lun: int, referenced_task_tag: int, ref_cmd_sn: int) -> None:
-        self._send(
+    def _manage(self, management: Management, referenced_task_tag: int, ref_cmd_sn: int) -> None:
+        self._request(
             TaskManagementRequest(
                 management.function,
-                lun,
+                management.lun,
                 self._new_tag(management),
                 referenced_task_tag,
                 self._cmd_sn,
@@ -227,35 +243,46 @@ class Connection:
         """Send a NOP-Out that asks for an echo (section 11.18)."""
         ping = Ping()
         tag = self._new_tag(ping)
-        self._send(NopOut(0, tag, RESERVED_TAG, self._cmd_sn, self._exp_stat_sn, immediate=True))
+        self._request(NopOut(0, tag, RESERVED_TAG, self._cmd_sn, self._exp_stat_sn, immediate=True))
         return ping
 
     def send_text(self, pairs: list[Pair], *, immediate: bool = False) -> Text:
         """Start a text exchange with *pairs* (section 11.10), which fit one PDU.
 
-        It takes no notice of the command window: one exchange at a time, while no commands are sent. An
-        *immediate* one is independent of the window (some targets count its CmdSN all the same).
+        It is sent as soon as the command window is open; an *immediate* one at once (some targets count its
+        CmdSN all the same).
         """
-        text = Text(TextCollector("TEXT_RESPONSE"), immediate)
+        collector = TextCollector(
+            "TEXT_RESPONSE",
+            max_length=MAX_ANSWER_LENGTH,
+            max_pieces=MAX_ANSWER_PIECES,
+            errors="surrogateescape",  # one name that is not UTF-8 is no reason to lose the others
+        )
+        text = Text(collector, immediate)
         self._text_request(text, 0, self._new_tag(text), RESERVED_TAG, encode_pairs(pairs))
         return text
 
     def _text_request(self, text: Text, lun: int, tag: int, target_transfer_tag: int, data: bytes) -> None:
-        self._send(
-            TextRequest(
-                FINAL, lun, tag, target_transfer_tag, self._cmd_sn, self._exp_stat_sn, text.immediate
-            ),
-            data,
+        request = TextRequest(
+            FINAL, lun, tag, target_transfer_tag, self._cmd_sn, self._exp_stat_sn, text.immediate
         )
-        if not text.immediate:
-            self._cmd_sn = serial.add(self._cmd_sn, 1)
+        if text.immediate:
+            self._request(request, data)
+        else:
+            self._unsent_texts.append((request, data))
+            self._fill_window()
 
     def log_out(self) -> Logout:
-        """Ask the target to close the session (section 11.14); nothing may be sent after that."""
+        """Ask the target to close the session (section 11.14).
+
+        Whatever is asked for after that, also another logout, is never sent and has no answer.
+        """
         logout = Logout(LogoutReason.CLOSE_SESSION)
-        tag = self._new_tag(logout)
-        self._send(LogoutRequest(logout.reason, tag, self.login.config.cid, self._cmd_sn, self._exp_stat_sn))
-        self._logging_out = True
+        cid = self.login.config.cid
+        self._request(
+            LogoutRequest(logout.reason, self._new_tag(logout), cid, self._cmd_sn, self._exp_stat_sn)
+        )
+        self._closing = self._logging_out = True
         return logout
 
     # Sending.
@@ -265,6 +292,11 @@ class Connection:
         self._out += frame(
             pdu, data, ahs, header_digest=receiver.header_digest, data_digest=receiver.data_digest
         )
+
+    def _request(self, pdu: Pdu, data: bytes = b"") -> None:
+        """Send a request of ours, if it is not too late for one."""
+        if not self._logging_out:
+            self._send(pdu, data)
 
     def _new_tag(self, request: Request) -> int:
         """Reserve an Initiator Task Tag for *request* (section 11.2.1.8)."""
@@ -278,12 +310,14 @@ class Connection:
         return tag
 
     def _fill_window(self) -> None:
-        """Send queued tasks while the command window is open (section 4.2.2.1)."""
+        """Send what is queued while the command window is open (section 4.2.2.1)."""
+        if self._unsent_texts:
+            self._send_texts()
         while (
             self._queue
             and serial.le(self._cmd_sn, self._max_cmd_sn)
             and self._tasks_on_the_wire < MAX_TASKS
-            and not self._logging_out
+            and not self._closing
         ):
             task = self._queue.popleft()
             tag = self._new_tag(task)
@@ -295,6 +329,12 @@ class Connection:
             self._send(command, immediate_data, ahs)
             for pdu, data in burst:
                 self._send(pdu, data)
+
+    def _send_texts(self) -> None:
+        while self._unsent_texts and serial.le(self._cmd_sn, self._max_cmd_sn):
+            request, data = self._unsent_texts.pop(0)
+            self._request(request._replace(cmd_sn=self._cmd_sn, exp_stat_sn=self._exp_stat_sn), data)
+            self._cmd_sn = serial.add(self._cmd_sn, 1)
 
     # Receiving.
 
@@ -412,9 +452,11 @@ class Connection:
         task = self._task(pdu.initiator_task_tag, pdu)
         if task is None:
             return
+        all_sent = not task.r2ts_unsent
         for data_out, data in task.solicited(pdu, self.parameters, self._exp_stat_sn):
             self._send(data_out, data)
-        self._unsent_r2ts.append(task)
+        if all_sent and task.r2ts_unsent:
+            self._unsent_r2ts.append(task)
 
     def _nop_in(self, pdu: NopIn, data: memoryview) -> None:
         if pdu.initiator_task_tag == RESERVED_TAG:
@@ -501,16 +543,18 @@ class Connection:
         self._advance(pdu, pdu.stat_sn, pdu.exp_cmd_sn, pdu.max_cmd_sn)
         match pdu.async_event:
             case AsyncEvent.SCSI:
-                sense_length = int.from_bytes(data[:2], "big")
-                self._events.append(SenseReported(pdu.lun, bytes(data[2 : 2 + sense_length])))
+                self._events.append(SenseReported(pdu.lun, read_sense(data, "ASYNC_MESSAGE")))
             case AsyncEvent.LOGOUT_REQUESTED:
+                self._closing = True
                 self._events.append(LogoutRequested(pdu.parameter3))
             case AsyncEvent.CONNECTION_DROPPED if pdu.parameter1 != self.login.config.cid:
                 self._events.append(Noted(f"the target drops connection {pdu.parameter1}, which is not ours"))
             case AsyncEvent.CONNECTION_DROPPED | AsyncEvent.ALL_CONNECTIONS_DROPPED:
+                self._closing = True
                 self._events.append(ConnectionDropped(pdu.parameter2))
             case AsyncEvent.NEGOTIATION_REQUESTED:
-                self.send_text([], immediate=True)
+                if not any(isinstance(request, Text) for request in self._requests.values()):
+                    self.send_text([], immediate=True)
             case event if event >= VENDOR_EVENTS:
                 self._events.append(Noted(f"the target reports its own event {event}"))
             case event:
@@ -522,6 +566,7 @@ class Connection:
         if len(data) < BHS_LENGTH:
             raise ProtocolError("the rejected header is cut short", section="11.17.4", pdu="REJECT")
         if pdu.reason == RejectReason.WAITING_FOR_LOGOUT:
+            self._closing = True
             self._events.append(LogoutRequested(0))
             return
         if pdu.reason not in FAILURE_OF_REJECT:
@@ -529,24 +574,34 @@ class Connection:
         reason = RejectReason(pdu.reason)
         rejected = unpack(data[:BHS_LENGTH])
         self._events.append(Noted(f"the target rejected a {pdu_name(rejected)}: {reason.name}"))
-        if isinstance(rejected, (DataOut, NopOut)):
-            return
-        if isinstance(rejected, SnackRequest):
-            raise ProtocolError("no SNACK was sent", section="11.17.1", pdu="REJECT")
+        if isinstance(rejected, DataOut):
+            return  # its task goes on, or has ended while it was under way
         tag = rejected.initiator_task_tag
-        match self._requests.get(tag):
-            case Task() as task:
+        if isinstance(rejected, NopOut) and tag == RESERVED_TAG:
+            return
+        match rejected, self._requests.get(tag):
+            case ScsiCommand(), Task() as task:
                 if reason != RejectReason.TASK_IN_PROGRESS:
-                    # ABORT TASK also fills the gap that the rejected command left in CmdSN (section 11.6.1).
-                    failure = FAILURE_OF_REJECT[reason](f"the target rejected the command: {reason.name}")
-                    self.abort_task(task).failure = failure
-            case Management() as management:
+                    self._abort_rejected(task, reason)
+            case TaskManagementRequest(), Management() as management:
                 del self._requests[tag]
                 management.response = TaskResponse.REJECTED
                 management.refused_for_now = reason == RejectReason.TOO_MANY_IMMEDIATE_COMMANDS
                 self._events.append(management)
-            case Text() | Logout() as request:
+            case (NopOut(), Ping() as request) | (TextRequest(), Text() as request):
                 del self._requests[tag]
                 self._events.append(request)
+            case LogoutRequest(), Logout() as logout:
+                del self._requests[tag]
+                self._events.append(logout)
             case _:
                 raise self._unknown_tag(tag, pdu)
+
+    def _abort_rejected(self, task: Task, reason: RejectReason) -> None:
+        """Abort a rejected command, which also fills the gap that it left in CmdSN (section 11.6.1)."""
+        failure = FAILURE_OF_REJECT[reason](f"the target rejected the command: {reason.name}")
+        for request in self._requests.values():
+            if isinstance(request, Management) and task in request.tasks:
+                request.failure = failure
+                return
+        self.abort_task(task).failure = failure

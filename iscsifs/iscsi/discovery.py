@@ -22,25 +22,32 @@ def read_targets(pairs: list[Pair], portal: Portal, zone: str | None = None) -> 
     """Read the *pairs* of an answer that came from *portal*, which serves the targets without an address.
 
     *zone* is the zone of the connection, for link-local addresses. A target whose name is none is left out,
-    as is an address to which nobody can connect; both are logged. Raises ProtocolError for a key that does
-    not belong there.
+    as is an address to which nobody can connect; both are logged, each name once. A target of which no
+    address is left is looked for at *portal* as well: some tell of 0.0.0.0. Raises ProtocolError for a key
+    that does not belong there.
     """
     found: dict[str, list[TargetAddress]] = {}
-    addresses: list[TargetAddress] | None = None
+    left_out: set[str] = set()
+    name: str | None = None
     for key, value in pairs:
         if key == "TargetName":
-            if fault := name_fault(value):
-                log.warning('%s: left out target "%s": %s', portal, printable(value), fault)
-                addresses = []
+            name = value
+            if name in found or name in left_out:
+                continue
+            if fault := name_fault(name):
+                left_out.add(name)
+                log.warning('%s: left out target "%s": %s', portal, printable(name), fault)
             else:
-                addresses = found.setdefault(value, [])
+                found[name] = []
         elif key == "TargetAddress":
-            if addresses is None:
+            if name is None:
                 raise ProtocolError("a TargetAddress before any TargetName", section="C", pdu="TEXT_RESPONSE")
+            if name in left_out:
+                continue
             try:
-                addresses.append(TargetAddress.parse(value, zone=zone))
+                found[name].append(TargetAddress.parse(value, zone=zone))
             except ProtocolError as error:
-                log.warning("%s: left out an address: %s", portal, error)
+                log.warning('%s: left out an address of "%s": %s', portal, printable(name), error)
         else:
             rule = f'"{printable(key)}" in an answer to SendTargets'
             raise ProtocolError(rule, section="C", pdu="TEXT_RESPONSE")

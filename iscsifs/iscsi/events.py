@@ -15,13 +15,14 @@ from iscsifs.iscsi.text import Pair, TextCollector
 
 @dataclass(slots=True, eq=False)
 class Management:
-    """A task management function on *tasks* (section 11.5), with its answer (section 11.6.1).
+    """A task management function on *tasks* of *lun* (section 11.5), with its answer (section 11.6.1).
 
     The tasks that it ended have failed with *failure*. *refused_for_now* says that the target rejected the
     request for want of room (section 11.17.1, reason 06h): it may be sent again later.
     """
 
     function: TaskFunction
+    lun: int
     tasks: list[Task]
     failure: CommandError = field(default_factory=lambda: TaskAborted("the command was aborted"))
     response: int | None = None

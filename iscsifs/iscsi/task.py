@@ -41,6 +41,7 @@ class Task:
     """
 
     __slots__ = (
+        "aborting",
         "attempts",
         "cdb",
         "cmd_sn",
@@ -86,6 +87,7 @@ class Task:
         self.sequence_end = 0  # the offset behind the last sequence of them
         self.next_r2t_sn = 0
         self.r2ts_unsent = 0
+        self.aborting = False  # what R2Ts ask for is cut short (section 11.5.1)
         self.ended = False
         self.failure: IscsifsError | None = None
         self.status = GOOD
@@ -111,7 +113,7 @@ class Task:
         4.2.5.2)."""
         self.initiator_task_tag = tag
         self.cmd_sn = cmd_sn
-        flags = CommandFlag.SIMPLE
+        flags: int = CommandFlag.SIMPLE
         immediate = unsolicited = 0
         if self.data_out:
             flags |= CommandFlag.WRITE
@@ -173,6 +175,8 @@ class Task:
         if self.r2ts_unsent > parameters.max_outstanding_r2t:
             raise broken(f"more than MaxOutstandingR2T ({parameters.max_outstanding_r2t}) at once", "13.17")
         self.next_r2t_sn += 1
+        if self.aborting:
+            length = min(length, parameters.max_send_data_segment_length)
         self.sent += length
         self.sequence_end = offset + length
         return self._data_out(parameters, exp_stat_sn, r2t.target_transfer_tag, offset, length)
@@ -257,11 +261,7 @@ class Task:
         if pdu.flags & ResponseFlag.BIDI_UNDERFLOW and pdu.flags & ResponseFlag.BIDI_OVERFLOW:
             raise broken("u and o are both set", "11.4.1")
         self.status = pdu.status
-        if data:  # istgt sends none with some errors, against section 11.4.7
-            sense_length = int.from_bytes(data[:2], "big")
-            if sense_length > len(data) - 2:
-                raise broken(f"SenseLength {sense_length} in a data segment of {len(data)} bytes", "11.4.7")
-            self.sense = bytes(data[2 : 2 + sense_length])
+        self.sense = read_sense(data, "SCSI_RESPONSE")
         self._end(
             pdu.flags & ResponseFlag.UNDERFLOW,
             pdu.flags & ResponseFlag.OVERFLOW,
@@ -283,6 +283,20 @@ class Task:
             self.failure = DataError(
                 f"{transferred} of {expected} bytes moved, with GOOD status and residual {self.residual}"
             )
+
+
+def read_sense(data: memoryview, pdu: str) -> bytes:
+    """Return the sense data of a data segment (section 11.4.7); empty where there is none.
+
+    istgt sends none with some errors. Raises ProtocolError where SenseLength goes beyond the segment.
+    """
+    if not data:
+        return b""
+    length = int.from_bytes(data[:2], "big")
+    if 2 + length > len(data):
+        rule = f"SenseLength {length} in a data segment of {len(data)} bytes"
+        raise ProtocolError(rule, section="11.4.7", pdu=pdu)
+    return bytes(data[2 : 2 + length])
 
 
 def _whole_words(limit: int, length: int) -> int:

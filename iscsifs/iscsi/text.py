@@ -41,8 +41,10 @@ def encode_pairs(pairs: Iterable[Pair]) -> bytes:
     return b"".join(f"{key}={value}\0".encode() for key, value in pairs)
 
 
-def decode_pairs(text: bytes, *, pdu: str) -> list[Pair]:
+def decode_pairs(text: bytes, *, pdu: str, errors: str = "strict") -> list[Pair]:
     """Split the complete *text* of a data segment into its pairs, in order.
+
+    *errors* says what becomes of bytes that are not UTF-8, as for `bytes.decode`.
 
     Raises ProtocolError, naming *pdu*, where the text breaks section 6.1.
     """
@@ -51,7 +53,7 @@ def decode_pairs(text: bytes, *, pdu: str) -> list[Pair]:
     if not text.endswith(b"\0"):
         raise ProtocolError("the text does not end with a null byte", section="6.1", pdu=pdu)
     try:
-        items = text[:-1].decode().split("\0")
+        items = text[:-1].decode(errors=errors).split("\0")
     except UnicodeDecodeError:
         raise ProtocolError("the text is not UTF-8", section="6.1", pdu=pdu) from None
     pairs = []
@@ -77,13 +79,19 @@ class TextCollector:
     """Joins the text that a peer sends in several PDUs, and keeps it within bounds.
 
     One collector serves one negotiation, in which several texts may follow each other; the bounds hold for
-    all of them together. *pdu* is the name of the PDUs, for errors.
+    all of them together. *pdu* is the name of the PDUs, for errors; *errors* is that of `decode_pairs`.
     """
 
     def __init__(
-        self, pdu: str, *, max_length: int = MAX_TEXT_LENGTH, max_pieces: int = MAX_TEXT_PIECES
+        self,
+        pdu: str,
+        *,
+        max_length: int = MAX_TEXT_LENGTH,
+        max_pieces: int = MAX_TEXT_PIECES,
+        errors: str = "strict",
     ) -> None:
         self._pdu = pdu
+        self._errors = errors
         self._room = max_length
         self._pieces = max_pieces
         self._text = bytearray()
@@ -104,7 +112,7 @@ class TextCollector:
             return None
         text = bytes(self._text)
         self._text.clear()
-        return decode_pairs(text, pdu=self._pdu)
+        return decode_pairs(text, pdu=self._pdu, errors=self._errors)
 
 
 def parse_number(value: str) -> int:
