@@ -1,0 +1,128 @@
+"""Requests taken from FUSE several at a time.
+
+pyfuse3's workers wait for the descriptor of FUSE under a lock, so that one request is taken in each turn of
+trio's loop; with many small requests the turns cost more than the requests. pyfuse3 reaches trio through an
+attribute of its module (its asyncio support puts something else there), and so can be given another way to
+wait: one worker, the leader, waits for the descriptor, and when it is readable as many others are woken
+with it as there were requests to take the last time. Each of them looks before it reads, as a read must
+never block.
+"""
+
+import logging
+import select
+from collections import deque
+from typing import Any, Final
+
+import pyfuse3
+import trio
+
+log = logging.getLogger(__name__)
+
+MAX_BURST: Final = 16
+"""Workers that are woken together, and requests that one takes in a row without letting others run."""
+
+
+class _NoLock:
+    """Takes the place of the lock under which pyfuse3's workers wait one by one."""
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+
+class _Readiness:
+    """Waits until the descriptor of FUSE is readable, for many workers at once."""
+
+    def __init__(self) -> None:
+        self._poll: select.poll | None = None
+        self._has_leader = False
+        self._parked: deque[trio.lowlevel.Task] = deque()
+        self._woken = 0  # that did not get their turn yet
+        self._taken = 0  # since the leader was woken
+        self._in_a_row = 0
+        self._closed = False
+
+    async def wait_readable(self, fd: int) -> None:
+        """Return when there is a request to read from *fd*, which the caller then does without a pause."""
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(fd, select.POLLIN)
+        if self._in_a_row >= MAX_BURST:
+            self._in_a_row = 0
+            await trio.lowlevel.checkpoint()
+        while not self._closed:
+            if self._poll.poll(0):
+                self._in_a_row += 1
+                self._taken += 1
+                if not self._has_leader and not self._woken:
+                    self._wake(1)
+                return
+            self._in_a_row = 0
+            if self._has_leader:
+                await self._park()
+                continue
+            self._has_leader = True
+            try:
+                await trio.lowlevel.wait_readable(fd)
+            finally:
+                self._has_leader = False
+            burst, self._taken = self._taken, 0
+            self._wake(min(burst, MAX_BURST) - 1)
+        raise trio.ClosedResourceError
+
+    def notify_closing(self, fd: int) -> None:
+        """Let all who wait for *fd* end with ClosedResourceError."""
+        self._closed = True
+        trio.lowlevel.notify_closing(fd)
+        self._wake(len(self._parked))
+
+    async def _park(self) -> None:
+        task = trio.lowlevel.current_task()
+        self._parked.append(task)
+
+        def leave(_: object) -> trio.lowlevel.Abort:
+            self._parked.remove(task)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(leave)
+        self._woken -= 1
+
+    def _wake(self, count: int) -> None:
+        while count > 0 and self._parked:
+            trio.lowlevel.reschedule(self._parked.popleft())
+            self._woken += 1
+            count -= 1
+
+
+class _LowLevel:
+    """`trio.lowlevel` with another way to wait for FUSE."""
+
+    def __init__(self) -> None:
+        readiness = _Readiness()
+        self.wait_readable = readiness.wait_readable
+        self.notify_closing = readiness.notify_closing
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(trio.lowlevel, name)
+
+
+class _Trio:
+    """`trio` as pyfuse3 is to see it."""
+
+    Lock = _NoLock
+
+    def __init__(self) -> None:
+        self.lowlevel = _LowLevel()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(trio, name)
+
+
+def take_requests_in_bursts() -> None:
+    """Let the next main loop of pyfuse3 take its requests several at a time, if it is made as expected."""
+    if getattr(pyfuse3, "trio", None) is trio or isinstance(getattr(pyfuse3, "trio", None), _Trio):
+        pyfuse3.trio = _Trio()  # type: ignore[attr-defined]
+    else:
+        log.info("this version of pyfuse3 takes requests one by one")
