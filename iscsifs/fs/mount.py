@@ -13,6 +13,8 @@ import trio
 
 from iscsifs.errors import ConfigError
 from iscsifs.fs.operations import Operations
+from iscsifs.fs.requests import take_requests_in_bursts
+from iscsifs.fs.tuning import tune
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,8 @@ class Mount:
         async with trio.open_nursery() as nursery:
 
             async def leave() -> None:
+                # In a thread, as it waits for an answer of this file system.
+                await trio.to_thread.run_sync(tune, self._mount_point, abandon_on_cancel=True)
                 mounted()
                 await stop.wait()
                 nursery.cancel_scope.deadline = trio.current_time() + _GRACE
@@ -85,6 +89,7 @@ class Mount:
                 pyfuse3.terminate()
 
             nursery.start_soon(leave)
+            take_requests_in_bursts()
             await pyfuse3.main(_MIN_TASKS, _MAX_TASKS)
             nursery.cancel_scope.cancel()
 
