@@ -142,14 +142,17 @@ class Peer:
     async def receive(self) -> tuple[Pdu, bytes]:
         """Return the next PDU and its data segment. Raises `Closed`."""
         with trio.fail_after(self.timeout):
-            while not self._queue:
-                chunk = await self._receive_some()
-                while chunk:
-                    buffer = self._receiver.get_buffer()
-                    count = min(len(buffer), len(chunk))
-                    buffer[:count] = chunk[:count]
-                    self._receiver.buffer_updated(count)
-                    chunk = chunk[count:]
+            return await self._receive()
+
+    async def _receive(self) -> tuple[Pdu, bytes]:
+        while not self._queue:
+            chunk = await self._receive_some()
+            while chunk:
+                buffer = self._receiver.get_buffer()
+                count = min(len(buffer), len(chunk))
+                buffer[:count] = chunk[:count]
+                self._receiver.buffer_updated(count)
+                chunk = chunk[count:]
         pdu, self.ahs, self.data = self._queue.popleft()
         self.received.append((pdu, self.data))
         if (
@@ -169,7 +172,7 @@ class Peer:
     async def nothing(self, seconds: float) -> None:
         """Fail if the initiator sends anything within *seconds*."""
         with trio.move_on_after(seconds):
-            pdu, data = await self.receive()
+            pdu, data = await self._receive()
             raise AssertionError(f"nothing was due, not {pdu} with {len(data)} bytes")
 
     async def send(self, pdu: Pdu, data: bytes = b"", *, ahs: bytes = b"", **digests: bool) -> None:

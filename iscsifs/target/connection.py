@@ -150,6 +150,11 @@ class Connection:
         ready, self._ready = self._ready, []
         return ready
 
+    def start_full_feature_phase(self) -> None:
+        """Take over the numbers of the login, which is done."""
+        self._stat_sn = self.login.stat_sn
+        self._exp_cmd_sn = self.login.exp_cmd_sn
+
     @property
     def outstanding(self) -> Sequence[Task]:
         """The tasks without an answer."""
@@ -263,8 +268,7 @@ class Connection:
         self.isid, self._cid = pdu.isid, pdu.cid
         response, text = self.login.receive(pdu, bytes(data))
         if self.login.done:
-            self._stat_sn = self.login.stat_sn
-            self._exp_cmd_sn = self.login.exp_cmd_sn
+            self.start_full_feature_phase()
             self._services.logged_in()
         elif response.status_class:
             self.closing = True

@@ -181,6 +181,7 @@ class Disk(BlockUnit):
         )
         self._handlers |= {code: handler for codes, handler in own for code in codes}
         try:
+            Capacity(1, block_size)  # the size of a block, before anything is divided by it
             _ = self.capacity
         except UnitError as exc:
             raise ConfigError(f"disk {identity.serial}: {exc}") from None

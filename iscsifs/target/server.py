@@ -66,11 +66,13 @@ class Server:
     async def __aenter__(self) -> Self:
         self._listen()
         self._nursery = await self._nursery_manager.__aenter__()
-        self._accept_all(self._nursery)
+        self._nursery.start_soon(self._accept_all, self._nursery)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self.stop()
+        assert self._nursery is not None
+        self._nursery.cancel_scope.cancel()
+        self._close_listeners()
         # Not told of the body's exception, the nursery does not wrap it up in a group.
         await self._nursery_manager.__aexit__(None, None, None)
 
@@ -78,7 +80,7 @@ class Server:
         """Listen at the portals again."""
         assert self._nursery is not None, "the server is an async context manager"
         self._listen()
-        self._accept_all(self._nursery)
+        self._nursery.start_soon(self._accept_all, self._nursery)
 
     async def stop(self) -> None:
         """Close the portals and cut all connections."""
@@ -156,6 +158,7 @@ class Server:
         ]
 
     def _listen(self) -> None:
+        self._serving = trio.CancelScope()
         try:
             for portal in self.portals:
                 self._listeners.append(_listener(portal))
@@ -167,25 +170,26 @@ class Server:
             for portal, listener in zip(self.portals, self._listeners, strict=True)
         )
 
-    def _accept_all(self, nursery: trio.Nursery) -> None:
-        self._serving = trio.CancelScope()
-        for listener in self._listeners:
-            nursery.start_soon(self._accept, nursery, listener)
+    async def _accept_all(self, nursery: trio.Nursery) -> None:
+        """Accept connections until `stop`; what serves them lives on in *nursery*."""
+        with self._serving:
+            async with trio.open_nursery() as accepting:
+                for listener in self._listeners:
+                    accepting.start_soon(self._accept, nursery, listener)
 
     async def _accept(self, nursery: trio.Nursery, listener: socket.socket) -> None:
-        with self._serving:
-            while True:
-                await trio.lowlevel.wait_readable(listener)
-                try:
-                    sock, _ = listener.accept()
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    # The peer has gone again, or there are too many open files: both pass.
-                    await trio.sleep(0.1)
-                    continue
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                nursery.start_soon(self.serve, sock)
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            try:
+                sock, _ = listener.accept()
+            except BlockingIOError:
+                continue
+            except OSError:
+                # The peer has gone again, or there are too many open files: both pass.
+                await trio.sleep(0.1)
+                continue
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            nursery.start_soon(self.serve, sock)
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:

@@ -1,0 +1,165 @@
+"""The command iscsifs-target: what it serves, what it refuses, and how it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from raw_initiator import RawInitiator, raw_initiator
+
+from iscsifs.iscsi.chap import Credentials
+from iscsifs.iscsi.names import TargetAddress
+from iscsifs.scsi import cdb as commands
+from iscsifs.scsi import vpd
+from iscsifs.scsi.capacity import Capacity
+from iscsifs.scsi.luns import lun_from_number
+from iscsifs.target.cli import DEFAULT_NAME, main
+
+COMMAND = (sys.executable, "-c", "import sys; from iscsifs.target.cli import main; sys.exit(main())")
+
+
+@contextmanager
+def running(*arguments: object, end: int = signal.SIGTERM) -> Iterator[tuple[TargetAddress, str]]:
+    """Run the command at a free port; give its address and the name of its target. It has to end well."""
+    process = subprocess.Popen(
+        [*COMMAND, "--port", "0", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        address, _, name = process.stdout.readline().strip().partition(" ")
+        try:
+            yield TargetAddress.parse(address), name
+        finally:
+            process.send_signal(end)
+            rest, errors = process.communicate(timeout=10)
+    assert (process.returncode, rest, errors) == (0, "", "")
+
+
+async def ready(initiator: RawInitiator, name: str, credentials: Credentials | None = None) -> None:
+    await initiator.login(name, credentials=credentials)
+    await initiator.execute(commands.test_unit_ready())
+    await initiator.execute(commands.test_unit_ready(), lun=lun_from_number(1))
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+async def test_it_serves_files_and_memory_until_a_signal_comes(tmp_path: Path, end: int) -> None:
+    image = tmp_path / "image"
+    with running("--size", "1M", "--block-size", 4096, image, "mem:64K", end=end) as (address, name):
+        assert name == DEFAULT_NAME
+        assert (address.portal.host, address.tag) == ("127.0.0.1", 1)
+        async with raw_initiator(address.portal) as initiator:
+            await ready(initiator, name)
+            for number, blocks in (0, 256), (1, 16):
+                lun = lun_from_number(number)
+                _, data, _ = await initiator.execute(commands.read_capacity_16(), read=32, lun=lun)
+                capacity = Capacity.parse_16(data)
+                assert (capacity.blocks, capacity.block_size) == (blocks, 4096)
+            assert (await initiator.execute(commands.write_16(0, 1), b"x" * 4096))[0] == 0
+            serial = (await initiator.execute(commands.inquiry(255, 0x80), read=255))[1]
+    assert image.stat().st_size == 1 << 20
+    assert image.read_bytes()[:4097] == b"x" * 4096 + b"\0"
+    with running("--name", "iqn.2001-04.com.example:again", image) as (address, name):
+        async with raw_initiator(address.portal) as initiator:
+            await ready(initiator, name)
+            assert name == "iqn.2001-04.com.example:again"
+            again = (await initiator.execute(commands.inquiry(255, 0x80), read=255))[1]
+            assert vpd.parse_serial(again) == vpd.parse_serial(serial)
+
+
+async def test_read_only(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1024))
+    image.chmod(0o400)
+    with running("--read-only", image) as (address, name):
+        async with raw_initiator(address.portal) as initiator:
+            await ready(initiator, name)
+            assert (await initiator.execute(commands.write_16(0, 1), bytes(512)))[0] == 2
+
+
+def secret(path: Path, content: str) -> Path:
+    path.write_text(content)
+    path.chmod(0o600)
+    return path
+
+
+async def test_chap_both_ways(tmp_path: Path) -> None:
+    arguments = (
+        *("--user", "alice", "--secret-file", secret(tmp_path / "alice", "the secret of Alice\n")),
+        *("--target-user", "disk", "--target-secret-file", secret(tmp_path / "disk", "the secret of Disk")),
+    )
+    good = Credentials("alice", b"the secret of Alice", "disk", b"the secret of Disk")
+    with running(*arguments, "mem:64K") as (address, name):
+        async with raw_initiator(address.portal) as initiator:
+            await ready(initiator, name, credentials=good)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Return the one line in which the command refuses *arguments*."""
+    with pytest.raises(SystemExit) as caught:
+        sys.exit(main(list(map(str, arguments))))
+    out, line = capsys.readouterr()
+    assert caught.value.code == 2
+    assert out == ""
+    assert line.startswith("iscsifs-target: ")
+    assert line.count("\n") == 1
+    return line.removeprefix("iscsifs-target: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "the following arguments are required: FILE"),
+        (["--frobnicate", "mem:1M"], "unrecognized arguments: --frobnicate"),
+        (["/nonexistent/image"], "image /nonexistent/image: No such file or directory"),
+        (["mem:"], '"" is not a size'),
+        (["mem:-1"], '"-1" is not a size'),
+        (["mem:99999999999T"], "is not a size"),
+        (["mem:100"], "a unit without blocks"),
+        (["--size", "12X", "mem:1M"], '"12X" is not a size'),
+        (["--block-size", "1000", "mem:1M"], "blocks of 1000 bytes are not supported"),
+        (["--block-size", "0", "mem:1M"], "blocks of 0 bytes are not supported"),
+        (["--name", "disk", "mem:1M"], 'target name "disk"'),
+        (["--bind", "localhost", "mem:1M"], '--bind "localhost": give an IPv4 or IPv6 address'),
+        (["--port", "65536", "mem:1M"], "--port 65536: give a number from 0 to 65535"),
+        (["--user", "alice", "mem:1M"], "--user and --secret-file belong together"),
+        (["--target-user", "disk", "mem:1M"], "--target-user and --target-secret-file belong together"),
+    ],
+)
+def test_what_cannot_be_served(capsys: pytest.CaptureFixture[str], arguments: list[str], line: str) -> None:
+    assert line in refused(capsys, *arguments)
+
+
+def test_secrets_have_to_be_secret_long_and_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alice = secret(tmp_path / "alice", "the secret of Alice")
+    disk = secret(tmp_path / "disk", "the secret of Alice")
+    user = ("--user", "alice", "--secret-file", alice)
+    target = ("--target-user", "disk", "--target-secret-file", disk)
+    assert "same for both directions" in refused(capsys, *user, *target, "mem:1M")
+    assert "mutual CHAP" in refused(capsys, *target, "mem:1M")
+    alice.write_text("short")
+    assert "at least 12" in refused(capsys, *user, "mem:1M")
+    alice.chmod(0o640)
+    assert f"secret file {alice}" in refused(capsys, *user, "mem:1M")
+    alice.unlink()
+    assert f"secret file {alice}: No such file" in refused(capsys, *user, "mem:1M")
+
+
+def test_a_portal_open_to_everybody_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    # An address of TEST-NET-1 (RFC 5737), which no machine has: it warns, then cannot listen.
+    assert main(["--bind", "192.0.2.1", "--port", "0", "mem:1M"]) == 2
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning.startswith("iscsifs-target: warning: everybody who reaches 192.0.2.1 can read and write")
+    assert error == "iscsifs-target: cannot listen at 192.0.2.1:0: Cannot assign requested address"
+
+
+def test_descriptors_are_given_back(capsys: pytest.CaptureFixture[str]) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    refused(capsys, "mem:1M", "mem:1M", "/nonexistent/image")
+    assert len(os.listdir("/proc/self/fd")) == before
