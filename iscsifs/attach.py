@@ -60,12 +60,12 @@ class LogicalUnit(Storage, Protocol):
         """Whether the unit has bytes to read."""
 
 
-class Session(Protocol):
-    """What is used of a session: its target, and where that was reached."""
+class Target(Protocol):
+    """What is used of a target that was logged in to: its name, and where it was reached."""
 
-    @property
-    def target_name(self) -> str:
-        """The target."""
+    target_name: str
+    on_change: Callable[[], None]
+    """Called when a unit has come, gone, or changed."""
 
     @property
     def portal(self) -> Portal:
@@ -99,7 +99,7 @@ class DiscoveredTarget(Protocol):
 class Initiator(Protocol):
     """What is used of an initiator."""
 
-    async def login(self, target_name: str, portals: Sequence[Portal]) -> Session:
+    async def login(self, target_name: str, portals: Sequence[Portal]) -> Target:
         """Log in to *target_name* by the first of *portals* where that succeeds."""
 
 
@@ -129,7 +129,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Wanted:
     """A target wanted, and of its logical units only *luns* if those are not None.
 
     *host_name* is the canonical name of its host, or the address where that has none.
@@ -141,13 +141,13 @@ class Target:
     addresses: tuple[TargetAddress, ...]
     luns: frozenset[str] | None = None
 
-    def is_same_as(self, other: "Target") -> bool:
+    def is_same_as(self, other: "Wanted") -> bool:
         """Say whether *other* was found in another way, by a host that was given twice for example."""
         return (self.host_name, self.name) == (other.host_name, other.name) and not {
             address.portal for address in self.addresses
         }.isdisjoint(address.portal for address in other.addresses)
 
-    def merged_with(self, other: "Target") -> "Target":
+    def merged_with(self, other: "Wanted") -> "Wanted":
         """Return this target with the logical units of *other* as well."""
         luns = None if self.luns is None or other.luns is None else self.luns | other.luns
         return replace(self, luns=luns)
@@ -159,10 +159,26 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """A target logged in to, *line* saying where."""
+    """A target that was logged in to as it was *wanted*."""
 
-    line: str
-    description: TargetDescription
+    wanted: Wanted
+    target: Target
+
+    def line(self) -> str:
+        """Return the line for the portal that it was reached by."""
+        address = TargetAddress(Portal(self.target.address, self.target.portal.port), self.target.tag)
+        return line(self.wanted.host_name, address, self.target.target_name)
+
+    def describe(self) -> TargetDescription:
+        """Describe the target with the logical units that are there now."""
+        luns = self.wanted.luns
+        return TargetDescription(
+            self.wanted.host_name,
+            self.target.address,
+            self.target.portal.port,
+            self.target.target_name,
+            tuple(_description(unit) for unit in self.target.units if luns is None or unit.label in luns),
+        )
 
 
 def line(host_name: str, address: TargetAddress, target_name: str) -> str:
@@ -171,14 +187,14 @@ def line(host_name: str, address: TargetAddress, target_name: str) -> str:
     return f"{printable(host_name)}: {address.portal}{tag} {printable(target_name)}"
 
 
-async def find_targets(config: Config, network: Network) -> tuple[list[Target], list[Failure]]:
+async def find_targets(config: Config, network: Network) -> tuple[list[Wanted], list[Failure]]:
     """Return the targets that *config* wants, in the order of its hosts, and the hosts that failed."""
 
-    async def look(host: Host) -> list[Target]:
+    async def look(host: Host) -> list[Wanted]:
         return await _targets_of(host, config, network)
 
     found, failures = await _each(config.hosts, lambda host: str(host.spec.portal), look)
-    wanted: list[Target] = []
+    wanted: list[Wanted] = []
     for target in (target for some in found for target in some):
         known = next((index for index, other in enumerate(wanted) if other.is_same_as(target)), None)
         if known is None:
@@ -192,16 +208,20 @@ async def find_targets(config: Config, network: Network) -> tuple[list[Target], 
 
 
 async def attach(
-    targets: Sequence[Target], initiators: Mapping[InitiatorOptions, Initiator]
+    targets: Sequence[Wanted], initiators: Mapping[InitiatorOptions, Initiator]
 ) -> tuple[list[Attached], list[Failure]]:
     """Log in to *targets*, each by the initiator for the options of its host."""
 
-    async def log_in(target: Target) -> Attached:
-        initiator = initiators[target.host.options]
-        session = await initiator.login(target.name, [address.portal for address in target.addresses])
-        return _attached(target, session)
+    async def log_in(wanted: Wanted) -> Attached:
+        initiator = initiators[wanted.host.options]
+        target = await initiator.login(wanted.name, [address.portal for address in wanted.addresses])
+        missing = (wanted.luns or frozenset()).difference(unit.label for unit in target.units)
+        if missing:
+            luns = ", ".join(sorted(missing))
+            raise NoTargetError(f"no logical unit {luns}; leave the number out to have all that there are")
+        return Attached(wanted, target)
 
-    return await _each(targets, lambda target: f"{target.host_name}: {printable(target.name)}", log_in)
+    return await _each(targets, lambda wanted: f"{wanted.host_name}: {printable(wanted.name)}", log_in)
 
 
 async def _each(
@@ -225,13 +245,13 @@ async def _each(
     return [results[index] for index in sorted(results)], [failures[index] for index in sorted(failures)]
 
 
-async def _targets_of(host: Host, config: Config, network: Network) -> list[Target]:
+async def _targets_of(host: Host, config: Config, network: Network) -> list[Wanted]:
     spec = host.spec
     host_name, addresses = await _resolve(spec.portal, host.options.family)
     if spec.target is not None:
         portals = [Portal(address, spec.portal.port) for address in sorted(addresses)]
         luns = None if spec.lun is None else frozenset({spec.lun})
-        return [Target(host, host_name, spec.target, tuple(map(TargetAddress, portals)), luns)]
+        return [Wanted(host, host_name, spec.target, tuple(map(TargetAddress, portals)), luns)]
     discovered = await network.discover(spec.portal, host.options)
     if not discovered:
         raise NoTargetError(f"no targets for {host.options.initiator_name}; allow this name on the host")
@@ -241,7 +261,7 @@ async def _targets_of(host: Host, config: Config, network: Network) -> list[Targ
         return address.portal.host not in addresses or address.portal.port != spec.portal.port
 
     return [
-        Target(host, host_name, target.name, tuple(sorted(target.addresses, key=first)))
+        Wanted(host, host_name, target.name, tuple(sorted(target.addresses, key=first)))
         for target in sorted(discovered, key=lambda target: target.name)
         if config.wants(target.name)
     ]
@@ -262,24 +282,6 @@ async def _resolve(portal: Portal, family: socket.AddressFamily) -> tuple[str, f
     if portal.host in addresses or ":" in portal.host:
         return portal.host, addresses
     return (found[0][3] or portal.host).rstrip(".").lower(), addresses
-
-
-def _attached(target: Target, session: Session) -> Attached:
-    units = [unit for unit in session.units if target.luns is None or unit.label in target.luns]
-    missing = (target.luns or frozenset()).difference(unit.label for unit in units)
-    if missing:
-        raise NoTargetError(f"no logical unit {', '.join(sorted(missing))}; leave the number out to have all")
-    address = TargetAddress(Portal(session.address, session.portal.port), session.tag)
-    return Attached(
-        line(target.host_name, address, session.target_name),
-        TargetDescription(
-            target.host_name,
-            session.address,
-            session.portal.port,
-            session.target_name,
-            tuple(_description(unit) for unit in units),
-        ),
-    )
 
 
 def _description(unit: LogicalUnit) -> UnitDescription:

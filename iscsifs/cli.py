@@ -19,13 +19,13 @@ import trio
 
 import iscsifs
 from iscsifs import initiator
-from iscsifs.attach import Failure, Network, NoTargetError, attach, find_targets
+from iscsifs.attach import Attached, Failure, Network, NoTargetError, attach, find_targets
 from iscsifs.config import Config, Host, HostSpec, MountOptions, initiator_name, read_secret
 from iscsifs.errors import ConfigError, IscsifsError, LoginError, LoginRefused, TransportError
 from iscsifs.fs.background import Ready, run_in_background
 from iscsifs.fs.mount import Mount, check_mount_point
 from iscsifs.fs.operations import Operations
-from iscsifs.fs.tree import Storage, Tree
+from iscsifs.fs.tree import Storage, TargetDirectory, Tree
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.chap import Credentials
 from iscsifs.logs import log_to_syslog, log_to_terminal
@@ -164,15 +164,19 @@ def configure(args: argparse.Namespace, ask: Callable[[str], bytes]) -> Config:
         raise ConfigError("-D lists what a host has; give it without a target name")
     users = dict.fromkeys(spec.user or args.user for spec in specs)
     credentials = dict(zip(users, _credentials(args, list(users), ask), strict=True))
+    mount_options = MountOptions.parse(args.options, read_only=args.read_only)
     options = InitiatorOptions(
-        initiator_name(args.initiator), digests=args.digest, family=socket.AddressFamily(args.family)
+        initiator_name(args.initiator),
+        digests=args.digest,
+        family=socket.AddressFamily(args.family),
+        write_behind=mount_options.write_behind,
     )
     return Config(
         tuple(
             Host(spec, replace(options, credentials=credentials[spec.user or args.user])) for spec in specs
         ),
         mount_point,
-        MountOptions.parse(args.options, read_only=args.read_only),
+        mount_options,
         tuple(args.patterns),
         args.foreground or args.debug,
     )
@@ -335,14 +339,13 @@ async def _mount(
             if not attached:
                 return status
             tree = Tree()
-            tree.add_targets(target.description for target in attached)
+            operations = _operations(tree, config.mount_options)
             try:
-                mount = _open_mount(config.mount_options, mount_point, tree)
+                mount = Mount(operations, mount_point, config.mount_options.fuse)
             except ConfigError as exc:
                 return _complain(exc)
             last.callback(mount.close)  # after the logout: who sees it unmounted knows that all is done
-            for target in attached:
-                print(target.line, flush=True)
+            _show(attached, tree, operations)
             try:
                 await mount.serve(stop, lambda: ready(status))
             finally:
@@ -350,11 +353,22 @@ async def _mount(
     return status if written else ExitStatus.NOT_WRITTEN
 
 
-def _open_mount(options: MountOptions, mount_point: Path, tree: Tree) -> Mount:
-    operations = Operations(
+def _operations(tree: Tree, options: MountOptions) -> Operations:
+    return Operations(
         tree, uid=options.uid, gid=options.gid, read_only=options.read_only, direct_io=options.direct_io
     )
-    return Mount(operations, mount_point, options.fuse)
+
+
+def _show(attached: Sequence[Attached], tree: Tree, operations: Operations) -> None:
+    """Put what is *attached* into *tree*, and keep it there as it is."""
+    directories = tree.add_targets([target.describe() for target in attached])
+    for target, directory in zip(attached, directories, strict=True):
+
+        def refresh(target: Attached = target, directory: TargetDirectory = directory) -> None:
+            operations.changed(tree.replace_units(directory, target.describe().units))
+
+        target.target.on_change = refresh
+        print(target.line(), flush=True)
 
 
 async def _write_back(tree: Tree) -> bool:

@@ -107,12 +107,13 @@ class MountOptions:
     gid: int
     read_only: bool = False
     direct_io: bool = False
+    write_behind: bool = True
     fuse: tuple[str, ...] = (_FSNAME,)
 
     @classmethod
     def parse(cls, options: Iterable[str], *, read_only: bool = False) -> Self:
         """Read the arguments of -o, each a list with commas; *read_only* is -r. Raises ConfigError."""
-        uid, gid, direct_io = os.getuid(), os.getgid(), False
+        uid, gid, direct_io, write_behind = os.getuid(), os.getgid(), False, True
         fuse: list[str] = []
         for option in (option for argument in options for option in argument.split(",") if option):
             name, equals, value = option.partition("=")
@@ -120,6 +121,8 @@ class MountOptions:
                 read_only = True
             elif option == "direct_io":
                 direct_io = True
+            elif option in ("writebehind=0", "writebehind=1"):
+                write_behind = value == "1"
             elif name == "uid" and equals:
                 uid = _number(name, value)
             elif name == "gid" and equals:
@@ -134,7 +137,7 @@ class MountOptions:
             fuse.append("ro")
         if not any(option.startswith("fsname=") for option in fuse):
             fuse.append(_FSNAME)
-        return cls(uid, gid, read_only, direct_io, tuple(fuse))
+        return cls(uid, gid, read_only, direct_io, write_behind, tuple(fuse))
 
 
 def _number(name: str, value: str) -> int:

@@ -10,7 +10,8 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
 from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
@@ -85,6 +86,21 @@ def _handler(
     return guarded
 
 
+@dataclass(slots=True)
+class _OpenFile:
+    """A file handle; *failures* are those of *storage* that were there before or that it has been told."""
+
+    storage: Storage
+    failures: int
+
+    def report(self) -> None:
+        """Raise the error of a write that was lost since this handle was told of the last one."""
+        if self.failures != self.storage.failures:
+            self.failures = self.storage.failures
+            if self.storage.last_failure is not None:
+                raise self.storage.last_failure
+
+
 class Operations(pyfuse3.Operations):
     """The handlers of one mount.
 
@@ -110,17 +126,16 @@ class Operations(pyfuse3.Operations):
         # all pages that it has of the file.
         self._time_ns = time.time_ns()
         self._handle = 0
-        self._files: dict[int, Storage] = {}
+        self._files: dict[int, _OpenFile] = {}
         self._listings: dict[int, list[tuple[bytes, Node]]] = {}
 
-    def changed(self, storage: Storage) -> None:
-        """Have the kernel ask again for the size and the mode of *storage*, which are others now."""
-        for file in self._tree.files():
-            if file.storage is storage:
-                try:
-                    pyfuse3.invalidate_inode(file.inode, attr_only=True)
-                except FileNotFoundError:
-                    log.debug("inode %d is not known to the kernel", file.inode)
+    def changed(self, files: Iterable[File]) -> None:
+        """Have the kernel ask again for the size and the mode of *files*, which may be others now."""
+        for file in files:
+            try:
+                pyfuse3.invalidate_inode(file.inode, attr_only=True)
+            except OSError as exc:
+                log.debug("inode %d: %s", file.inode, exc)  # not known to the kernel, or unmounted
 
     @_handler
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
@@ -204,7 +219,7 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_ACCMODE != os.O_RDONLY and self._is_read_only(node.storage):
             raise FUSEError(errno.EROFS)
         self._handle += 1
-        self._files[self._handle] = node.storage
+        self._files[self._handle] = _OpenFile(node.storage, node.storage.failures)
         return FileInfo(fh=self._handle, direct_io=self._direct_io, keep_cache=False)
 
     @_handler
@@ -212,7 +227,7 @@ class Operations(pyfuse3.Operations):
         self, fh: int, off: int, size: int
     ) -> bytes | bytearray | memoryview:
         """Read, stopping at the end of the unit."""
-        storage = self._files[fh]
+        storage = self._files[fh].storage
         wanted = min(size, storage.size - off)
         if wanted <= 0:
             return b""
@@ -225,7 +240,7 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Write as much as fits in front of the end of the unit."""
-        storage = self._files[fh]
+        storage = self._files[fh].storage
         room = storage.size - off
         if room <= 0:
             raise FUSEError(errno.ENOSPC)
@@ -236,14 +251,22 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def flush(self, fh: int) -> None:
-        """Let a close(2) succeed: no error is kept back, as every write has been answered with its own."""
+        """Have all that was written so far leave this machine, for a close(2), and report what was lost."""
+        file = self._files[fh]
+        await file.storage.drain()
+        file.report()
 
     @_handler
     async def fsync(self, fh: int, datasync: bool) -> None:
-        """Have all that was written so far put on stable storage."""
-        storage = self._files[fh]
-        if not self._is_read_only(storage):
-            await storage.flush()
+        """Have all that was written so far put on stable storage, and report what was lost."""
+        file = self._files[fh]
+        if not self._is_read_only(file.storage):
+            try:
+                await file.storage.flush()
+            except IscsifsError:
+                file.failures = file.storage.failures  # this tells of them
+                raise
+            file.report()
 
     @_handler
     async def release(self, fh: int) -> None:

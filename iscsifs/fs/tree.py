@@ -15,7 +15,7 @@ import hashlib
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import ClassVar, Final, Protocol, TypeVar
@@ -55,11 +55,22 @@ class Storage(Protocol):
     def read_only(self) -> bool:
         """Whether the unit is write-protected."""
 
+    @property
+    def failures(self) -> int:
+        """How often writes that had succeeded turned out to be lost."""
+
+    @property
+    def last_failure(self) -> Exception | None:
+        """The latest such loss."""
+
     async def read(self, offset: int, size: int) -> bytes | bytearray | memoryview:
         """Return *size* bytes from *offset*, fewer only at the end of the unit."""
 
     async def write(self, offset: int, data: bytes) -> None:
-        """Write *data* at *offset*, all of it within the unit."""
+        """Write *data* at *offset*, all of it within the unit; what fails later counts in `failures`."""
+
+    async def drain(self) -> None:
+        """Return when every write that was received before is in the unit, or counts in `failures`."""
 
     async def flush(self) -> None:
         """Return when every write that was received before is on stable storage."""
@@ -192,16 +203,15 @@ class Tree:
         self.root.entries[_BY_ID] = self._by_id
         self._targets: list[TargetDirectory] = []
 
-    def add_targets(self, targets: Iterable[TargetDescription]) -> list[TargetDirectory]:
-        """Add *targets* and return their directories, in the order of host, name and address.
+    def add_targets(self, targets: Sequence[TargetDescription]) -> list[TargetDirectory]:
+        """Add *targets* and return their directories.
 
         Targets of one host that would have the same short name, all within this call, have their whole names.
         What is in the tree already keeps its name.
         """
-        ordered = sorted(targets, key=lambda t: (t.host, t.name, t.port, t.address))
-        short_names = Counter((target.host, _short(target.name)) for target in ordered)
-        directories = []
-        for target in ordered:
+        short_names = Counter((target.host, _short(target.name)) for target in targets)
+        directories: dict[int, TargetDirectory] = {}
+        for index, target in sorted(enumerate(targets), key=lambda item: _target_order(item[1])):
             host = self._host(target.host)
             unique = short_names[target.host, _short(target.name)] == 1
             name = next(name for name in _names(target, unique) if name not in host.entries)
@@ -212,17 +222,19 @@ class Tree:
             self._add_link(directory, b"ip", target.address.encode())
             self._set_units(directory, target.units)
             self._targets.append(directory)
-            directories.append(directory)
+            directories[index] = directory
         self._name_by_id()
-        return directories
+        return [directories[index] for index in range(len(targets))]
 
-    def replace_units(self, directory: TargetDirectory, units: Sequence[UnitDescription]) -> None:
-        """Let *directory* have these logical units.
+    def replace_units(self, directory: TargetDirectory, units: Sequence[UnitDescription]) -> list[File]:
+        """Let *directory* have these logical units, and return their files.
 
         A unit that was there keeps its inodes; one with the same number but another identity does not.
         """
         self._set_units(directory, units)
         self._name_by_id()
+        entries = [entry for unit in directory.units() for entry in unit.entries.values()]
+        return [entry for entry in entries if isinstance(entry, File)]
 
     def files(self) -> Iterator[File]:
         """Yield every storage file, once."""
@@ -325,6 +337,10 @@ class Tree:
         for name, target in links.items():
             if name not in self._by_id.entries:
                 self._add_link(self._by_id, name, target)
+
+
+def _target_order(target: TargetDescription) -> tuple[str, str, int, str]:
+    return target.host, target.name, target.port, target.address
 
 
 def _short(name: str) -> str:

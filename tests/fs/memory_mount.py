@@ -50,7 +50,7 @@ async def serve(tree: Tree, mount_point: Path, uid: int, direct_io: bool, option
                     assert isinstance(first, Memory)
                     first.content += bytes(first.size)
                     first.size *= 2
-                    operations.changed(first)
+                    operations.changed(tree.files())
 
     try:
         async with trio.open_nursery() as nursery:

@@ -13,6 +13,8 @@ class Memory:
     preferred_size: int = 1 << 20
     failure: Exception | None = None
     flushes: int = 0
+    failures: int = 0
+    last_failure: Exception | None = None
     content: bytearray = field(init=False, repr=False)
     requests: list[tuple[str, int, int]] = field(default_factory=list, repr=False)
 
@@ -27,6 +29,14 @@ class Memory:
         self._note("write", offset, len(data))
         assert offset + len(data) <= self.size
         self.content[offset : offset + len(data)] = data
+
+    async def drain(self) -> None:
+        self._note("drain", 0, 0)
+
+    def lose(self, failure: Exception) -> None:
+        """Lose a write that had been acknowledged."""
+        self.failures += 1
+        self.last_failure = failure
 
     async def flush(self) -> None:
         self._note("flush", 0, 0)

@@ -63,8 +63,7 @@ class Mounted:
             self._process.kill()
         with self._process:
             pass
-        if subprocess.run(["mountpoint", "-q", self.path], check=False).returncode not in (1, 32):
-            subprocess.run(["fusermount3", "-u", "-z", self.path], check=False)
+        subprocess.run(["fusermount3", "-u", "-z", "-q", self.path], check=False, stderr=subprocess.DEVNULL)
 
 
 class MountMemory(Protocol):

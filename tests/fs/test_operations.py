@@ -15,9 +15,10 @@ from pyfuse3 import EntryAttributes, FUSEError, RequestContext, SetattrFields
 
 from iscsifs import errors
 from iscsifs.fs.operations import Operations, error_number
-from iscsifs.fs.tree import ROOT_INODE, Storage, TargetDescription, Tree, UnitDescription
+from iscsifs.fs.tree import ROOT_INODE, File, Storage, TargetDescription, Tree, UnitDescription
 
 SIZE = 10_000
+STATUS = 2  # CHECK CONDITION
 NOBODY = cast(RequestContext, None)  # who asks makes no difference: the kernel checks permissions
 
 
@@ -233,6 +234,48 @@ async def test_fsync_flushes_and_close_does_not(storage: Memory) -> None:
     assert storage.flushes == 1
 
 
+async def test_a_close_waits_until_writes_have_left(storage: Memory) -> None:
+    operations = serve(storage)
+    handle = await open_storage(operations)
+    await operations.write(handle, 0, b"abc")
+    await operations.flush(handle)
+    assert [operation for operation, _, _ in storage.requests] == ["write", "drain"]
+
+
+@pytest.mark.parametrize("asked_by", ["fsync", "flush"])
+async def test_a_lost_write_is_reported_to_every_open_handle_once(storage: Memory, asked_by: str) -> None:
+    operations = serve(storage)
+
+    async def ask(handle: int) -> None:
+        await (operations.fsync(handle, False) if asked_by == "fsync" else operations.flush(handle))
+
+    one, other = await open_storage(operations), await open_storage(operations)
+    storage.lose(errors.SpaceError("no space", status=STATUS))
+    assert await errno_of(ask(one)) == errno.ENOSPC
+    await ask(one)
+    late = await open_storage(operations)
+    await ask(late)
+    assert await errno_of(ask(other)) == errno.ENOSPC
+    await ask(other)
+    storage.lose(errors.MediumError("LBA 5 cannot be written", status=STATUS))
+    for handle in one, other, late:
+        assert await errno_of(ask(handle)) == errno.EIO
+        await ask(handle)
+
+
+async def test_a_flush_that_fails_is_not_reported_twice() -> None:
+    class Failing(Memory):
+        async def flush(self) -> None:
+            if not self.failures:
+                self.lose(errors.DataError("lost"))
+                raise errors.DataError("lost")
+
+    operations = serve(Failing(SIZE))
+    handle = await open_storage(operations)
+    assert await errno_of(operations.fsync(handle, False)) == errno.EIO
+    await operations.fsync(handle, False)
+
+
 @pytest.mark.parametrize("of_mount", [True, False])
 async def test_read_only_units_are_not_written_to(of_mount: bool) -> None:
     storage = Memory(SIZE, read_only=not of_mount)
@@ -275,7 +318,7 @@ async def test_a_unit_that_has_grown_is_seen_as_it_is(
     operations = serve(Memory(SIZE), storage)
     inode = (await walk(operations, "host/disk/lun1/storage")).st_ino
     storage.size *= 2
-    operations.changed(storage)
+    operations.changed([File(inode, storage)])
     assert told == [(inode, True)]
     assert (await operations.getattr(inode, NOBODY)).st_size == SIZE * 2
 
@@ -287,10 +330,7 @@ async def test_a_unit_that_nobody_looked_at_may_change(
         raise FileNotFoundError(errno.ENOENT, "the kernel does not know this inode")
 
     monkeypatch.setattr(pyfuse3, "invalidate_inode", unknown)
-    serve(storage).changed(storage)
-
-
-STATUS = 2
+    serve(storage).changed([File(5, storage)])
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,8 @@ def test_units_come_and_go_and_the_others_keep_their_inodes() -> None:
     (directory,) = tree.add_targets([target(first, second)])
     kept = find(tree, f"{HOST}/target0/lun1/storage")
     gone = find(tree, f"{HOST}/target0/lun0/storage")
-    tree.replace_units(directory, [second, third])
+    files = tree.replace_units(directory, [second, third])
+    assert [file.storage for file in files] == [second.storage, third.storage]
     assert find(tree, f"{HOST}/target0/lun1/storage") is kept
     assert "lun0" not in names(tree, f"{HOST}/target0")
     assert gone.inode not in tree.nodes
