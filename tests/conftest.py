@@ -14,6 +14,8 @@ import hypothesis
 import pytest
 from targets import D, Daemon, Istgt, Serve, Tgt, make_image
 
+pytest_plugins = ["conformance"]
+
 EVERYTHING = os.environ.get("CI") == "true" or os.environ.get("ISCSIFS_TEST_ALL") == "1"
 
 # Deadlines measure the machine, and CI has to find the same today as tomorrow.
