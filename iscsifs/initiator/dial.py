@@ -32,10 +32,10 @@ _REMEDIES = {
 }
 
 
-def offer(digests: Digests) -> dict[str, Value]:
-    """Return the operational keys to offer, with the *digests* that are wanted where the target has them."""
-    header, data = _DIGESTS[digests]
-    return {**INITIATOR_OFFER, "HeaderDigest": header, "DataDigest": data}
+def offer(options: InitiatorOptions) -> dict[str, Value]:
+    """Return the operational keys to offer, with the digests that are wanted where the target has them."""
+    header, data = _DIGESTS[options.digests]
+    return {**INITIATOR_OFFER, "HeaderDigest": header, "DataDigest": data, **options.offer}
 
 
 class Dialler:
@@ -62,7 +62,7 @@ class Dialler:
             target_name=target_name,
             isid=isid,
             credentials=options.credentials,
-            offer=offer(options.digests),
+            offer=offer(options),
         )
         self.portal = self._addresses[0].portal
         self.peer_address = self.portal.host

@@ -1,10 +1,12 @@
 """What the initiator is told: who it is, how it proves that, and how long it waits."""
 
 import socket
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from iscsifs.iscsi.chap import Credentials
+from iscsifs.iscsi.keys import Value
 
 Digests = Literal["none", "header", "data", "all"]
 
@@ -21,6 +23,9 @@ class InitiatorOptions:
     credentials: Credentials | None = None
     digests: Digests = "none"
     family: socket.AddressFamily = socket.AF_UNSPEC
+    offer: Mapping[str, Value] = field(default_factory=dict, hash=False)
+    """Operational keys (RFC 7143 section 13) to offer with other values than those of `INITIATOR_OFFER`, for
+    a target that does badly with these."""
     login_timeout: float = 15.0
     """From the first packet of a connection to the full feature phase."""
     command_timeout: float = 30.0
