@@ -1,0 +1,529 @@
+"""The command, with a network that is made up; and once from end to end."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from fake_network import FakeNetwork, FakeTarget, FakeUnit
+
+from iscsifs.cli import ExitStatus, main
+from iscsifs.errors import (
+    AuthenticationError,
+    ConfigError,
+    DataError,
+    LoginRefused,
+    ProtocolError,
+    TransportError,
+)
+from iscsifs.iscsi.chap import Credentials
+from iscsifs.iscsi.discovery import DiscoveredTarget
+from iscsifs.iscsi.names import Portal, TargetAddress
+
+HERE = Portal("127.0.0.1")
+OTHER = Portal("127.0.0.1", 3261)
+IQN = "iqn.2001-04.com.example:"
+SECRET = b"a secret of some length"
+MIB = 1 << 20
+
+
+def disk(name: str = "disk1", portal: Portal = HERE, units: list[FakeUnit] | None = None) -> FakeTarget:
+    return FakeTarget(IQN + name, [FakeUnit()] if units is None else units, portal)
+
+
+@pytest.fixture
+def network() -> FakeNetwork:
+    return FakeNetwork()
+
+
+@pytest.fixture
+def mount_point(tmp_path: Path) -> Path:
+    path = tmp_path / "mnt"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def secret_file(tmp_path: Path) -> Path:
+    path = tmp_path / "secret"
+    path.touch(0o600)
+    path.write_bytes(SECRET)
+    return path
+
+
+def no_terminal(whose: str) -> bytes:
+    raise ConfigError(f"no secret for {whose}")
+
+
+def run(network: FakeNetwork, *arguments: object, ask: Callable[[str], bytes] = no_terminal) -> int:
+    return main([str(argument) for argument in arguments], network=network, ask=ask)
+
+
+def discovering(network: FakeNetwork, *arguments: object, ask: Callable[[str], bytes] = no_terminal) -> int:
+    """Run ``iscsifs -D``, and return its exit status."""
+    return run(network, "-D", *arguments, ask=ask)
+
+
+# Discovery.
+
+
+def test_targets_are_listed_in_the_form_of_the_ancestor(
+    network: FakeNetwork, capsys: pytest.CaptureFixture[str]
+) -> None:
+    v6 = TargetAddress(Portal("2001:db8::1"), 2)
+    network.hosts[HERE] = [
+        DiscoveredTarget(IQN + "b", (TargetAddress(HERE, 1),)),
+        DiscoveredTarget(IQN + "a", (v6, TargetAddress(HERE, 1), TargetAddress(OTHER))),
+    ]
+    assert discovering(network, "127.0.0.1") == ExitStatus.OK
+    assert capsys.readouterr().out.splitlines() == [
+        f"127.0.0.1: 127.0.0.1:3260,1 {IQN}a",
+        f"127.0.0.1: [2001:db8::1]:3260,2 {IQN}a",
+        f"127.0.0.1: 127.0.0.1:3261 {IQN}a",
+        f"127.0.0.1: 127.0.0.1:3260,1 {IQN}b",
+    ]
+    assert network.logins == []
+
+
+def test_a_name_is_shown_in_its_canonical_form(
+    network: FakeNetwork, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network.offer(Portal("localhost"), disk())
+    assert discovering(network, "-4", "LOCALHOST") == ExitStatus.OK
+    assert capsys.readouterr().out.startswith("localhost: 127.0.0.1:3260,1 ")
+
+
+def test_patterns_choose_targets(network: FakeNetwork, capsys: pytest.CaptureFixture[str]) -> None:
+    network.offer(HERE, disk("disk1"), disk("disk2"), disk("tape"), disk("x"))
+    assert discovering(network, "-t", "*:disk?", "-t", "*x", HERE) == ExitStatus.OK
+    assert [line.split(":")[-1] for line in capsys.readouterr().out.splitlines()] == ["disk1", "disk2", "x"]
+
+
+def test_a_pattern_that_nothing_matches_is_named(
+    network: FakeNetwork, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network.offer(HERE, disk("disk1"))
+    assert discovering(network, "-t", "*:nothing", HERE) == ExitStatus.NO_TARGET
+    assert "*:nothing: no target has a name like this" in capsys.readouterr().err
+
+
+def test_text_from_the_network_is_escaped(network: FakeNetwork, capsys: pytest.CaptureFixture[str]) -> None:
+    network.hosts[HERE] = [DiscoveredTarget(IQN + "\x1b[2J\n", (TargetAddress(HERE, 1),))]
+    assert discovering(network, HERE) == ExitStatus.OK
+    assert capsys.readouterr().out == f"127.0.0.1: 127.0.0.1:3260,1 {IQN}\\x1b[2J\\n\n"
+
+
+def test_a_host_given_twice_is_listed_once(network: FakeNetwork, capsys: pytest.CaptureFixture[str]) -> None:
+    both = (TargetAddress(HERE, 1), TargetAddress(OTHER, 2))
+    network.hosts[HERE] = network.hosts[OTHER] = [DiscoveredTarget(IQN + "a", both)]
+    assert discovering(network, HERE, OTHER) == ExitStatus.OK
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [
+        (TransportError("refused"), ExitStatus.UNREACHABLE),
+        (AuthenticationError("CHAP_R", "wrong"), ExitStatus.REFUSED),
+        (LoginRefused(2, 1, "authentication failure"), ExitStatus.REFUSED),
+        (LoginRefused(2, 3, "not found"), ExitStatus.NO_TARGET),
+        (ProtocolError("a rule", section="1"), ExitStatus.FAILED),
+        ([], ExitStatus.NO_TARGET),
+    ],
+)
+def test_a_host_that_fails_is_named_and_its_reason_is_the_status(
+    network: FakeNetwork,
+    capsys: pytest.CaptureFixture[str],
+    failure: Exception | list[DiscoveredTarget],
+    status: ExitStatus,
+) -> None:
+    network.hosts[HERE] = failure
+    assert discovering(network, HERE) == status
+    (complaint,) = capsys.readouterr().err.splitlines()
+    assert complaint.startswith("iscsifs: 127.0.0.1:3260: ")
+    assert str(failure) in complaint or failure == []
+
+
+def test_the_hosts_that_work_are_listed_all_the_same(
+    network: FakeNetwork, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network.hosts[HERE] = TransportError("refused")
+    network.offer(OTHER, disk(portal=OTHER))
+    assert discovering(network, HERE, OTHER) == ExitStatus.PARTIAL
+    output = capsys.readouterr()
+    assert output.out == f"127.0.0.1: 127.0.0.1:3261,1 {IQN}disk1\n"
+    assert output.err == "iscsifs: 127.0.0.1:3260: refused\n"
+
+
+def test_a_name_that_does_not_resolve_is_unreachable(
+    network: FakeNetwork, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert discovering(network, "-6", "127.0.0.1") == ExitStatus.UNREACHABLE
+    assert "127.0.0.1:3260: the name has no address" in capsys.readouterr().err
+
+
+# What is asked of the initiator.
+
+
+def test_options_reach_the_initiator(network: FakeNetwork) -> None:
+    network.offer(Portal("127.0.0.1", 5), disk())
+    name = "iqn.2001-04.com.example:me"
+    assert discovering(network, "-p", 5, "-4", "--digest", "all", "-i", name, "127.0.0.1") == ExitStatus.OK
+    ((portal, options),) = network.discoveries
+    assert portal == Portal("127.0.0.1", 5)
+    assert options.initiator_name == name
+    assert options.digests == "all"
+    assert options.family == socket.AF_INET
+    assert options.credentials is None
+    assert options.write_behind
+
+
+def test_options_may_stand_behind_the_operands(network: FakeNetwork) -> None:
+    network.offer(HERE, disk())
+    assert run(network, "127.0.0.1", "-D", "-o", "writebehind=0") == ExitStatus.OK
+    assert not network.discoveries[0][1].write_behind
+
+
+def test_the_secret_comes_from_a_file(network: FakeNetwork, secret_file: Path) -> None:
+    network.offer(HERE, disk())
+    assert discovering(network, "-u", "alice", "--secret-file", secret_file, HERE) == ExitStatus.OK
+    assert network.discoveries[0][1].credentials == Credentials("alice", SECRET)
+
+
+def test_or_it_is_asked_for_once_for_each_user(network: FakeNetwork) -> None:
+    for port in 1, 2, 3:
+        network.offer(Portal("127.0.0.1", port), disk(f"d{port}"))
+    asked: list[str] = []
+
+    def ask(whose: str) -> bytes:
+        asked.append(whose)
+        return SECRET + whose.encode()
+
+    hosts = ["alice@127.0.0.1:1", "127.0.0.1:2", "alice@127.0.0.1:3"]
+    assert discovering(network, "-u", "bob", *hosts, ask=ask) == ExitStatus.OK
+    assert asked == ['user "alice"', 'user "bob"']
+    users = {portal.port: options.credentials for portal, options in network.discoveries}
+    assert [users[port].user for port in (1, 2, 3) if users[port]] == ["alice", "bob", "alice"]  # type: ignore[union-attr]
+
+
+def test_mutual_chap(network: FakeNetwork, secret_file: Path, tmp_path: Path) -> None:
+    network.offer(HERE, disk())
+    other = tmp_path / "other"
+    other.touch(0o600)
+    other.write_bytes(b"the secret of the target")
+    arguments = ["-u", "alice", "--secret-file", secret_file, "--target-user", "array"]
+    assert discovering(network, *arguments, "--target-secret-file", other, HERE) == ExitStatus.OK
+    expected = Credentials("alice", SECRET, "array", b"the secret of the target")
+    assert network.discoveries[0][1].credentials == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["-a", "chap"], "CHAP needs a user"),
+        (["--target-user", "array"], "CHAP needs a user"),
+        (["--secret-file", "SECRET"], "CHAP needs a user"),
+        (["-a", "none", "-u", "alice"], "no use for a user"),
+        (["-u", "alice"], 'no secret for user "alice"'),
+        (["-u", "alice", "--secret-file", "SECRET", "--target-user", "x"], 'no secret for target "x"'),
+        (["-u", "alice", "--secret-file", "/nothing"], "/nothing: No such file"),
+        (["-u", "alice", "--secret-file", "SHORT"], "at least 12"),
+        (
+            [
+                "-u",
+                "alice",
+                "--secret-file",
+                "SECRET",
+                "--target-user",
+                "x",
+                "--target-secret-file",
+                "SECRET",
+            ],
+            "same for both directions",
+        ),
+        (["-u", "alice", "--secret-file", "OPEN"], "chmod 600"),
+        (["-i", "me"], 'initiator name "me"'),
+        (["-o", "nonsense"], "-o nonsense"),
+        (["iscsi://127.0.0.1/iqn.2001-04.com.example:x"], "without a target name"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_sent(
+    network: FakeNetwork,
+    secret_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    complaint: str,
+) -> None:
+    network.offer(HERE, disk())
+    for name, content, mode in ("SHORT", b"12345678901", 0o600), ("OPEN", SECRET, 0o644):
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / name).chmod(mode)
+    files = {"SECRET": secret_file, "SHORT": tmp_path / "SHORT", "OPEN": tmp_path / "OPEN"}
+    real = [files.get(argument, argument) for argument in arguments]
+    assert discovering(network, *real, "127.0.0.1") == ExitStatus.USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("iscsifs: ")
+    assert complaint in line
+    assert network.discoveries == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--nonsense"],
+        ["-p", "0", "x"],
+        ["-p"],
+        ["-4", "-6", "x"],
+        ["-a", "x", "h"],
+        ["--dig", "all", "h", "m"],
+    ],
+)
+def test_usage_errors_are_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == ExitStatus.USAGE
+    (complaint,) = capsys.readouterr().err.splitlines()
+    assert complaint.startswith("iscsifs: ")
+    assert complaint.endswith("see iscsifs -h")
+
+
+@pytest.mark.parametrize("arguments", [[], ["host"], ["-D"]])
+def test_a_missing_operand_is_named(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == ExitStatus.USAGE
+    assert "give a host" in capsys.readouterr().err
+
+
+def test_help_tells_how_to_unmount(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["-h"])
+    assert caught.value.code == 0
+    assert "fusermount3 -u MOUNTPOINT" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["-V"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("iscsifs ")
+
+
+# Mounting.
+
+
+@pytest.mark.parametrize(
+    ("prepare", "complaint"),
+    [
+        (lambda path: path.rmdir(), "no such directory"),
+        (lambda path: (path / "x").touch(), "not empty"),
+    ],
+)
+def test_the_mount_point_is_looked_at_first(
+    network: FakeNetwork,
+    mount_point: Path,
+    capsys: pytest.CaptureFixture[str],
+    prepare: Callable[[Path], None],
+    complaint: str,
+) -> None:
+    prepare(mount_point)
+    assert run(network, "-f", HERE, mount_point) == ExitStatus.USAGE
+    assert f"iscsifs: {mount_point}: " in (error := capsys.readouterr().err)
+    assert complaint in error
+    assert network.discoveries == []
+
+
+def test_nothing_is_mounted_where_no_login_succeeds(
+    network: FakeNetwork, mount_point: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network.offer(HERE, disk("a"), disk("b"))
+    network.targets = dict.fromkeys((IQN + "a", IQN + "b"), LoginRefused(2, 1, "authentication failure"))
+    assert run(network, "-f", HERE, mount_point) == ExitStatus.REFUSED
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    assert not os.path.ismount(mount_point)
+    assert network.logouts == 1
+
+
+def mounted(network: FakeNetwork, mount_point: Path, *arguments: object, then: Callable[[], None]) -> int:
+    """Mount, do *then*, unmount, and return the exit status."""
+
+    def visit() -> None:
+        deadline = time.monotonic() + 10
+        while not os.path.ismount(mount_point):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        try:
+            then()
+        finally:
+            subprocess.run(["fusermount3", "-u", mount_point], check=True)
+
+    with ThreadPoolExecutor(1) as pool:
+        visiting = pool.submit(visit)
+        status = run(network, "-f", *arguments, mount_point)
+        visiting.result()
+    return status
+
+
+def listing(path: Path) -> str:
+    return subprocess.run(["ls", path], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.mount
+def test_targets_are_mounted_told_of_and_logged_out_of(
+    network: FakeNetwork, mount_point: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unit = FakeUnit()
+    network.offer(HERE, disk("b", units=[unit]), disk("a", units=[FakeUnit(wwid="naa.1")]))
+    seen: list[str] = []
+
+    def then() -> None:
+        seen.append(listing(mount_point / "127.0.0.1"))
+        seen.append(listing(mount_point / "by-id"))
+        subprocess.run(["cp", "/dev/stdin", mount_point / "127.0.0.1/b/storage"], input=b"abc", check=True)
+
+    assert mounted(network, mount_point, HERE, then=then) == ExitStatus.OK
+    assert seen == ["a\nb\n", "naa.1\n"]
+    assert capsys.readouterr().out.splitlines() == [
+        f"127.0.0.1: 127.0.0.1:3260,1 {IQN}a",
+        f"127.0.0.1: 127.0.0.1:3260,1 {IQN}b",
+    ]
+    assert unit.content[:3] == b"abc"
+    assert unit.flushes == 1
+    assert network.logouts == 1
+
+
+@pytest.mark.mount
+def test_what_fails_is_told_and_the_others_are_mounted(
+    network: FakeNetwork, mount_point: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network.offer(HERE, disk("a"), disk("b"))
+    network.targets[IQN + "a"] = AuthenticationError("AuthMethod", "the target does not ask for CHAP")
+    network.hosts[OTHER] = TransportError("connection refused")
+    seen: list[str] = []
+    status = mounted(
+        network, mount_point, HERE, OTHER, then=lambda: seen.append(listing(mount_point / "127.0.0.1"))
+    )
+    assert status == ExitStatus.PARTIAL
+    assert seen == ["b\n"]
+    assert capsys.readouterr().err.splitlines() == [
+        "iscsifs: 127.0.0.1:3261: connection refused",
+        f"iscsifs: 127.0.0.1: {IQN}a: AuthMethod: the target does not ask for CHAP",
+    ]
+
+
+@pytest.mark.mount
+def test_a_static_target_needs_no_discovery(network: FakeNetwork, mount_point: Path) -> None:
+    network.targets[IQN + "a"] = disk("a", units=[FakeUnit("0"), FakeUnit("3"), FakeUnit("4")])
+    urls = [f"iscsi://127.0.0.1/{IQN}a/{lun}" for lun in (3, 0)]
+    seen: list[str] = []
+    mounted(network, mount_point, *urls, then=lambda: seen.append(listing(mount_point / "127.0.0.1/a")))
+    assert [name for name in seen[0].split() if name.startswith("lun")] == ["lun0", "lun3"]
+    assert network.discoveries == []
+    assert [(name, portals) for name, portals, _ in network.logins] == [(IQN + "a", [HERE])]
+
+
+def test_a_logical_unit_that_is_not_there_is_named(
+    network: FakeNetwork, mount_point: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network.targets[IQN + "a"] = disk("a")
+    assert run(network, "-f", f"iscsi://127.0.0.1/{IQN}a/7", mount_point) == ExitStatus.NO_TARGET
+    assert "no logical unit 7" in capsys.readouterr().err
+
+
+@pytest.mark.mount
+def test_the_portal_that_answered_is_tried_first(network: FakeNetwork, mount_point: Path) -> None:
+    away = Portal("192.0.2.1")
+    network.offer(HERE, disk("a"))
+    network.hosts[HERE] = [DiscoveredTarget(IQN + "a", (TargetAddress(away), TargetAddress(HERE)))]
+    mounted(network, mount_point, HERE, then=lambda: None)
+    assert network.logins[0][1] == [HERE, away]
+
+
+@pytest.mark.mount
+def test_units_that_come_and_grow_are_seen(network: FakeNetwork, mount_point: Path) -> None:
+    target = disk("a", units=[FakeUnit("0", MIB)])
+    network.offer(HERE, target)
+    directory = mount_point / "127.0.0.1/a"
+
+    def size(name: str) -> int:
+        return int(subprocess.check_output(["stat", "-c", "%s", directory / name / "storage"]))
+
+    def then() -> None:
+        assert size("lun0") == MIB
+        (unit,) = target.units
+        assert isinstance(unit, FakeUnit)
+        unit.size = 2 * MIB
+        target.units = [unit, FakeUnit("1", 3 * MIB)]
+        target.on_change()
+        assert size("lun0") == 2 * MIB
+        assert size("lun1") == 3 * MIB
+
+    assert mounted(network, mount_point, HERE, then=then) == ExitStatus.OK
+
+
+@pytest.mark.mount
+def test_data_that_cannot_be_written_at_the_end_are_told(
+    network: FakeNetwork, mount_point: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = FakeUnit("0", flush_failure=DataError("SYNCHRONIZE CACHE failed"))
+    good = FakeUnit("1")
+    network.offer(HERE, disk("a", units=[bad, good]))
+    assert mounted(network, mount_point, HERE, then=lambda: None) == ExitStatus.NOT_WRITTEN
+    assert "data may be lost: SYNCHRONIZE CACHE failed" in capsys.readouterr().err
+    assert good.flushes == 1
+
+
+@pytest.mark.mount
+def test_a_read_only_mount_flushes_nothing(network: FakeNetwork, mount_point: Path) -> None:
+    unit = FakeUnit()
+    network.offer(HERE, disk("a", units=[unit]))
+    assert mounted(network, mount_point, "-r", HERE, then=lambda: None) == ExitStatus.OK
+    assert unit.flushes == 0
+
+
+@pytest.mark.mount
+def test_a_mistake_of_ours_is_one_line_without_a_traceback(
+    network: FakeNetwork, mount_point: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network.offer(HERE, disk("a"))
+    network.targets[IQN + "a"] = ZeroDivisionError("a mistake")
+    assert run(network, "-f", HERE, mount_point) == ExitStatus.FAILED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("iscsifs: unexpected error")
+    assert not os.path.ismount(mount_point)
+
+
+# End to end, with the target of this project.
+
+
+def start(module: str, *arguments: object) -> subprocess.Popen[str]:
+    call = f"import sys; from {module} import main; sys.exit(main())"
+    command = [sys.executable, "-c", call, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.mount
+def test_from_end_to_end_in_the_background(tmp_path: Path, mount_point: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(MIB))
+    with start("iscsifs.target.cli", "--port", 0, "--name", IQN + "disk1", image) as target:
+        try:
+            assert target.stdout is not None
+            portal = target.stdout.readline().split(",")[0]
+            with start("iscsifs.cli", portal, mount_point) as command:
+                output, complaints = command.communicate(timeout=20)
+            assert (command.returncode, complaints) == (ExitStatus.OK, "")
+            assert output == f"127.0.0.1: {portal},1 {IQN}disk1\n"
+            with open(mount_point / "127.0.0.1/disk1/storage", "r+b", buffering=0) as file:
+                file.write(b"hello")
+                os.fsync(file.fileno())
+            assert image.read_bytes()[:5] == b"hello"
+            subprocess.run(["fusermount3", "-u", mount_point], check=True)
+            assert not os.path.ismount(mount_point)
+        finally:
+            target.terminate()
+            target.communicate(timeout=20)

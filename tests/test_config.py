@@ -1,0 +1,240 @@
+"""What the command line means: hosts, mount options, secrets, and our own name."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iscsifs.config import HostSpec, MountOptions, initiator_name, read_secret
+from iscsifs.errors import ConfigError
+from iscsifs.iscsi.names import Portal, name_fault
+
+IQN = "iqn.2001-04.com.example:disk1"
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("host", HostSpec(Portal("host", 3260))),
+        ("host:3261", HostSpec(Portal("host", 3261))),
+        ("alice@host", HostSpec(Portal("host"), "alice")),
+        ("alice@example.com@host:1", HostSpec(Portal("host", 1), "alice@example.com")),
+        ("iqn.1994-05.com.example:abc@host", HostSpec(Portal("host"), "iqn.1994-05.com.example:abc")),
+        ("10.4.0.42", HostSpec(Portal("10.4.0.42"))),
+        ("2001:db8::1", HostSpec(Portal("2001:db8::1"))),
+        ("[2001:db8::1]", HostSpec(Portal("2001:db8::1"))),
+        ("[fe80::1%eth0]:3261", HostSpec(Portal("fe80::1%eth0", 3261))),
+        (f"iscsi://host/{IQN}", HostSpec(Portal("host"), None, IQN)),
+        (f"iscsi://bob@[::1]:1/{IQN}/0", HostSpec(Portal("::1", 1), "bob", IQN, "0")),
+        (f"iscsi://host/{IQN}/010", HostSpec(Portal("host"), None, IQN, "10")),
+        (f"iscsi://host/{IQN}/0x4005", HostSpec(Portal("host"), None, IQN, "0x4005")),
+    ],
+)
+def test_hosts(text: str, spec: HostSpec) -> None:
+    assert HostSpec.parse(text) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "port"),
+    [
+        ("host", 9),
+        ("host:3260", 3260),
+        ("::1", 9),
+        ("[::1]", 9),
+        ("[::1]:3260", 3260),
+        (f"iscsi://a@host/{IQN}", 9),
+        (f"iscsi://host:3260/{IQN}", 3260),
+    ],
+)
+def test_the_default_port_is_for_hosts_without_one(text: str, port: int) -> None:
+    assert HostSpec.parse(text, default_port=9).portal.port == port
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "portal"),
+        ("@host", 'no user before the "@"'),
+        ("host:0", "port"),
+        ("host:70000", "port"),
+        ("[::1", "address"),
+        ("ho st", "name of a host"),
+        ("host/x", "name of a host"),
+        ("iscsi://host", "no target name"),
+        ("iscsi://host/", "no target name"),
+        ("iscsi://host/disk1", "iqn., eui. or naa."),
+        ("iscsi://host/iqn.2001-04.com.example:a b", '" " is not allowed'),
+        (f"iscsi://host/{IQN}/x", "not the number of a logical unit"),
+        (f"iscsi://host/{IQN}/-1", "not the number of a logical unit"),
+        (f"iscsi://host/{IQN}/", "not the number of a logical unit"),
+        (f"iscsi://host/{IQN}/0/1", "not the number of a logical unit"),
+    ],
+)
+def test_what_is_no_host_is_named(text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        HostSpec.parse(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["alice:hunter2hunter2@host", f"iscsi://alice%hunter2hunter2@host/{IQN}"])
+def test_a_secret_on_the_command_line_is_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(ConfigError, match="--secret-file") as caught:
+        HostSpec.parse(text)
+    assert "hunter2" not in str(caught.value)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_host_or_a_config_error(text: str) -> None:
+    with contextlib.suppress(ConfigError):
+        assert HostSpec.parse(text).portal.host
+
+
+def test_mount_options() -> None:
+    options = MountOptions.parse(["ro,allow_other", "direct_io,uid=5,gid=6", "writebehind=0"])
+    assert options == MountOptions(5, 6, True, True, False, ("allow_other", "ro", "fsname=iscsifs"))
+    assert MountOptions.parse([]) == MountOptions(os.getuid(), os.getgid(), fuse=("fsname=iscsifs",))
+    assert MountOptions.parse([], read_only=True).fuse == ("ro", "fsname=iscsifs")
+    assert MountOptions.parse(["fsname=disks"]).fuse == ("fsname=disks",)
+
+
+def test_what_fstab_adds_is_let_pass() -> None:
+    options = MountOptions.parse(["rw,_netdev,nofail,noauto,user,x-systemd.automount,nodev,nosuid"])
+    assert options.fuse == ("nodev", "nosuid", "fsname=iscsifs")
+
+
+@pytest.mark.parametrize(
+    "option", ["nonsense", "uid=", "uid=root", "gid=-1", "uid=4294967295", "ro=1", "fsname", "writebehind=2"]
+)
+def test_an_unknown_option_is_named(option: str) -> None:
+    with pytest.raises(ConfigError, match=f"-o {option.partition('=')[0]}"):
+        MountOptions.parse([option])
+
+
+@pytest.fixture
+def secret_file(tmp_path: Path) -> Path:
+    path = tmp_path / "secret"
+    path.touch(0o600)
+    return path
+
+
+@pytest.mark.parametrize("content", [b"secret", b"secret\n", b"secret\r\n", b"secret\n\n"])
+def test_a_secret_is_the_line_of_its_file(secret_file: Path, content: bytes) -> None:
+    secret_file.write_bytes(content)
+    assert read_secret(secret_file) == b"secret"
+
+
+def test_a_secret_is_bytes(secret_file: Path) -> None:
+    secret_file.write_bytes(b" \xff\x00 s\n")
+    assert read_secret(secret_file) == b" \xff\x00 s"
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"one\ntwo\n", b"x" * 5000])
+def test_a_file_without_exactly_one_secret_is_refused(secret_file: Path, content: bytes) -> None:
+    secret_file.write_bytes(content)
+    with pytest.raises(ConfigError, match="in one line"):
+        read_secret(secret_file)
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o600])
+def test_a_secret_file_of_a_strict_mode_is_read(secret_file: Path, mode: int) -> None:
+    secret_file.write_bytes(b"secret")
+    secret_file.chmod(mode)
+    assert read_secret(secret_file) == b"secret"
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o640, 0o620, 0o602, 0o601, 0o644, 0o700, 0o4600])
+def test_a_secret_file_that_others_may_use_is_refused(secret_file: Path, mode: int) -> None:
+    secret_file.write_bytes(b"secret")
+    secret_file.chmod(mode)
+    with pytest.raises(ConfigError, match=f"chmod 600 {secret_file}"):
+        read_secret(secret_file)
+
+
+def test_a_secret_file_of_another_user_is_refused(secret_file: Path, require_root: None) -> None:
+    secret_file.write_bytes(b"secret")
+    os.chown(secret_file, 65534, 65534)
+    with pytest.raises(ConfigError, match="another user"):
+        read_secret(secret_file)
+
+
+def test_a_link_is_judged_by_the_file_behind_it(secret_file: Path, tmp_path: Path) -> None:
+    secret_file.write_bytes(b"secret")
+    secret_file.chmod(0o644)
+    (tmp_path / "link").symlink_to(secret_file)
+    with pytest.raises(ConfigError, match="others may use it"):
+        read_secret(tmp_path / "link")
+
+
+def test_a_secret_may_come_through_a_pipe() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"secret\n")
+    os.close(writer)
+    try:
+        assert read_secret(Path(f"/dev/fd/{reader}")) == b"secret"
+    finally:
+        os.close(reader)
+
+
+def test_what_is_no_file_holds_no_secret(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        read_secret(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match="directory"):
+        read_secret(tmp_path)
+    with pytest.raises(ConfigError, match="not a file"):
+        read_secret(Path("/dev/null"))
+
+
+@pytest.fixture
+def name_file(tmp_path: Path) -> Path:
+    return tmp_path / "initiatorname.iscsi"
+
+
+@pytest.fixture
+def machine_id(tmp_path: Path) -> Path:
+    path = tmp_path / "machine-id"
+    path.write_text("9b0c4e2d7a5f4c0f8e6b3d1a2c4e6f80\n")
+    return path
+
+
+def test_the_name_given_comes_first(name_file: Path, machine_id: Path) -> None:
+    name_file.write_text("InitiatorName=iqn.1993-08.org.debian:01:abc\n")
+    assert initiator_name("iqn.2001-04.com.example:me", name_file, machine_id) == "iqn.2001-04.com.example:me"
+
+
+def test_the_name_of_this_machine_s_initiator_comes_next(name_file: Path, machine_id: Path) -> None:
+    name_file.write_text(
+        "# InitiatorName=iqn.x\nInitiatorAlias=a\n InitiatorName= iqn.1993-08.org.debian:01:abc \n"
+    )
+    assert initiator_name(None, name_file, machine_id) == "iqn.1993-08.org.debian:01:abc"
+
+
+@pytest.mark.parametrize("content", [None, "", "# nothing\n"])
+def test_without_one_the_name_is_made_of_the_machine(
+    name_file: Path, machine_id: Path, content: str | None
+) -> None:
+    if content is not None:
+        name_file.write_text(content)
+    name = initiator_name(None, name_file, machine_id)
+    assert name == initiator_name(None, name_file, machine_id)
+    assert name_fault(name) is None
+    assert name.startswith("naa.3")
+    assert machine_id.read_text().strip() not in name
+    machine_id.write_text("another\n")
+    assert initiator_name(None, name_file, machine_id) != name
+
+
+def test_a_machine_without_an_identity_has_a_name(name_file: Path, tmp_path: Path) -> None:
+    name = initiator_name(None, name_file, tmp_path / "nothing")
+    assert name == initiator_name(None, name_file, tmp_path / "nothing")
+    assert name_fault(name) is None
+
+
+def test_what_is_no_name_is_refused_with_its_place(name_file: Path, machine_id: Path) -> None:
+    with pytest.raises(ConfigError, match='initiator name "me"'):
+        initiator_name("me", name_file, machine_id)
+    name_file.write_text("InitiatorName=me\n")
+    with pytest.raises(ConfigError, match=str(name_file)):
+        initiator_name(None, name_file, machine_id)

@@ -1,0 +1,108 @@
+"""Who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import iscsifs
+
+ROOT = Path(iscsifs.__file__).parent
+
+MAY_IMPORT = {
+    "errors": set(),
+    "iscsi": {"errors"},
+    "scsi": {"errors"},
+    "initiator": {"errors", "iscsi", "scsi"},
+    "target": {"errors", "iscsi", "scsi", "config"},
+    "fs": {"errors"},
+}
+"""What the rooms may import of this package; config is for target.cli only, which reads secrets too."""
+
+SANS_IO = {"errors", "iscsi", "scsi"}
+
+NOT_SANS_IO = {
+    *("asyncio", "trio", "pyfuse3", "socket", "select", "selectors", "ssl", "subprocess", "threading"),
+    *("time", "datetime", "random", "secrets", "os", "pathlib", "io", "tempfile", "signal"),
+}
+"""What a protocol has no business with: sockets, files, clocks and randomness are its callers'."""
+
+OUTSIDE = {
+    "errors": set[str](),
+    "iscsi": {"crc32c"},
+    "scsi": set[str](),
+    "initiator": {"trio"},
+    "target": {"trio", "crc32c"},
+    "fs": {"trio", "pyfuse3"},
+}
+"""Packages from elsewhere."""
+
+KNOWN_OUTSIDE = {"crc32c", "trio", "pyfuse3"}
+
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def room_of(module: Path) -> str:
+    return module.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(module: Path) -> set[str]:
+    """Return the dotted names that *module* imports, those of "from" imports with what is imported."""
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def rooms_imported(module: Path) -> set[str]:
+    names = [name.split(".") for name in imports(module)]
+    rooms = {parts[1] for parts in names if parts[0] == "iscsifs" and len(parts) > 1}
+    return {room for room in rooms if (ROOT / room).is_dir() or (ROOT / f"{room}.py").exists()}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_lead_downwards(module: Path) -> None:
+    room = room_of(module)
+    if room in MAY_IMPORT:
+        assert rooms_imported(module) - {room} <= MAY_IMPORT[room]
+        if module.name != "cli.py":
+            assert "config" not in rooms_imported(module)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_packages_from_elsewhere_stay_where_they_belong(module: Path) -> None:
+    room = room_of(module)
+    outside = {name.split(".")[0] for name in imports(module)} & KNOWN_OUTSIDE
+    assert outside <= OUTSIDE.get(room, {"trio"})
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_protocols_do_no_io(module: Path) -> None:
+    if room_of(module) in SANS_IO:
+        assert not {name.split(".")[0] for name in imports(module)} & NOT_SANS_IO
+
+
+def users_of(package: str) -> set[str]:
+    return {
+        str(module.relative_to(ROOT))
+        for module in MODULES
+        if package in {name.split(".")[0] for name in imports(module)}
+    }
+
+
+def test_few_modules_know_pyfuse3() -> None:
+    assert users_of("pyfuse3") == {"fs/operations.py", "fs/mount.py", "fs/requests.py"}
+
+
+def test_of_the_file_system_only_the_operations_know_errno() -> None:
+    assert {user for user in users_of("errno") if user.startswith("fs/")} == {"fs/operations.py"}
+
+
+def test_rules_are_for_rooms_that_exist() -> None:
+    rooms = {room_of(module) for module in MODULES}
+    assert set(MAY_IMPORT) <= rooms
+    assert rooms - set(MAY_IMPORT) <= {"__init__", "__main__", "attach", "cli", "config", "logs"}
