@@ -331,9 +331,9 @@ class Connection:
                 self._send(pdu, data)
 
     def _send_texts(self) -> None:
-        while self._unsent_texts and serial.le(self._cmd_sn, self._max_cmd_sn):
+        while self._unsent_texts and serial.le(self._cmd_sn, self._max_cmd_sn) and not self._closing:
             request, data = self._unsent_texts.pop(0)
-            self._request(request._replace(cmd_sn=self._cmd_sn, exp_stat_sn=self._exp_stat_sn), data)
+            self._send(request._replace(cmd_sn=self._cmd_sn, exp_stat_sn=self._exp_stat_sn), data)
             self._cmd_sn = serial.add(self._cmd_sn, 1)
 
     # Receiving.
