@@ -1,21 +1,25 @@
 """From an address to a logged-in connection: TCP, redirections, and the second try that some targets need."""
 
 import errno
+import logging
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import trio
 
-from iscsifs.errors import IscsifsError, LoginError, LoginRefused, TransportError
+from iscsifs.errors import IscsifsError, LoginRefused, RedirectionError, TransportError
 from iscsifs.initiator.link import Link
 from iscsifs.initiator.options import Digests, InitiatorOptions
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.keys import INITIATOR_OFFER, Value
-from iscsifs.iscsi.login import InitiatorLogin, LoginConfig, Redirections, retry_with_md5
+from iscsifs.iscsi.login import InitiatorLogin, LoginConfig, Redirect, Redirections, retry_with_md5
 from iscsifs.iscsi.names import Portal, TargetAddress
+
+log = logging.getLogger(__name__)
 
 _DIGESTS: dict[Digests, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "none": (("None",), ("None",)),
@@ -33,9 +37,18 @@ _REMEDIES = {
 
 
 def offer(options: InitiatorOptions) -> dict[str, Value]:
-    """Return the operational keys to offer, with the digests that are wanted where the target has them."""
+    """Return the operational keys to offer, with the digests that are wanted where the target has them.
+
+    The larger DefaultTime2Wait holds: it is left to the target how long a lost session stays away.
+    """
     header, data = _DIGESTS[options.digests]
-    return {**INITIATOR_OFFER, "HeaderDigest": header, "DataDigest": data, **options.offer}
+    return {
+        **INITIATOR_OFFER,
+        "HeaderDigest": header,
+        "DataDigest": data,
+        "DefaultTime2Wait": 0,
+        **options.offer,
+    }
 
 
 class Dialler:
@@ -66,70 +79,108 @@ class Dialler:
         )
         self.portal = self._addresses[0].portal
         self.peer_address = self.portal.host
+        self._login: InitiatorLogin | None = None  # the one under way, None while connecting
 
     async def __call__(self) -> Link:
         """Return a link in the full feature phase; raises what the last address came to grief with."""
-        failures: list[IscsifsError] = []
+        failure: IscsifsError | None = None
         for address in self._addresses:
+            if failure is not None:
+                log.warning("%s; trying %s", failure, address.portal)
+            self._login = None
             try:
                 with trio.fail_after(self._options.login_timeout):
                     return await self._log_in(address)
             except trio.TooSlowError:
                 seconds = self._options.login_timeout
-                failures.append(LoginError(f"{address.portal}: no login within {seconds:g} seconds"))
+                failure = TransportError(f"{address.portal}: no login within {seconds:g} s{self._step()}")
             except IscsifsError as error:
-                failures.append(error)
-        raise failures[-1]
+                failure = error
+        assert failure is not None, "there is at least one address"
+        raise failure
+
+    def _step(self) -> str:
+        """Where the login stands, for messages."""
+        return f" ({self._login.stage.name} stage of the login)" if self._login else " (connecting)"
 
     async def _log_in(self, address: TargetAddress) -> Link:
         """Log in at *address*, or where it sends us; with MD5 alone if another algorithm was
         misunderstood."""
         portal = address.portal
         redirections = Redirections(portal)
+        redirect: Redirect | None = None
         zone = portal.host.partition("%")[2] or None
         config = replace(self._config, target_portal_group_tag=address.tag, zone=zone)
         while True:
-            sock = await connect(portal, self._options.family)
-            login = InitiatorLogin(config, random_bytes=os.urandom, memory=self._memory)
-            link = Link(sock, Connection(login), str(portal))
+            self._login = None
+            try:
+                sock = await connect(portal, self._options.family)
+            except TransportError as error:
+                portal = _alternative(redirect, redirections, error)
+                continue
+            self._login = InitiatorLogin(config, random_bytes=os.urandom, memory=self._memory)
+            link = Link(sock, Connection(self._login))
             try:
                 redirect = await link.log_in()
+                if redirect is None:
+                    self.portal, self.peer_address = portal, link.peer_address
+                    return link
             except LoginRefused as refused:
                 link.close()
-                again = None if len(config.algorithms) == 1 else retry_with_md5(login, refused)
+                again = None if len(config.algorithms) == 1 else retry_with_md5(self._login, refused)
                 if again is None:
                     raise
+                log.info("%s: %s; once more with MD5 alone", portal, refused)
                 config = again
                 continue
+            except TransportError as error:
+                link.close()
+                raise TransportError(f"{portal}: {error}{self._step()}") from None
             except BaseException:
                 link.close()
                 raise
-            if redirect is None:
-                self.portal = portal
-                self.peer_address = sock.getpeername()[0]
-                return link
             link.close()
             portal = redirections.follow(redirect)
+            config = replace(config, target_portal_group_tag=None)  # which is that of the first portal
+
+
+def _alternative(redirect: Redirect | None, redirections: Redirections, failure: TransportError) -> Portal:
+    """Return the next portal of *redirect* after one could not be reached; raises *failure* where there is
+    none."""
+    if redirect is not None:
+        with suppress(RedirectionError):
+            return redirections.follow(redirect)
+    raise failure
 
 
 async def connect(portal: Portal, family: socket.AddressFamily) -> socket.socket:
     """Return a non-blocking TCP socket connected to *portal*, over addresses of *family*.
 
-    Raises TransportError, which names the portal, the reason and what to look at.
+    Each address of its name gets a fair part of the time that the caller allows. Raises TransportError, which
+    names the portal, the reason and what to look at.
     """
     try:
         found = await trio.socket.getaddrinfo(portal.host, portal.port, family, socket.SOCK_STREAM)
     except socket.gaierror as error:
         raise TransportError(f"{portal.host}: {error.strerror}; check the name of the host") from None
     failure = 0
-    for address_family, kind, protocol, _, address in found:
-        sock = socket.socket(address_family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
+    for left, (address_family, kind, protocol, _, address) in zip(
+        range(len(found), 0, -1), found, strict=True
+    ):
+        patience = (trio.current_effective_deadline() - trio.current_time()) / left
+        try:
+            sock = socket.socket(address_family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
+        except OSError as error:
+            failure = error.errno or 0
+            continue
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             failure = sock.connect_ex(address)
             if failure == errno.EINPROGRESS:
-                await trio.lowlevel.wait_writable(sock)
-                failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                failure = errno.ETIMEDOUT
+                with trio.move_on_after(patience):
+                    await trio.lowlevel.wait_writable(sock)
+                    failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         except BaseException:
             sock.close()
             raise

@@ -2,7 +2,7 @@
 
 import trio
 
-from iscsifs.errors import ProtocolError, TransportError
+from iscsifs.errors import TransportError
 from iscsifs.initiator.dial import Dialler
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.chap import ChallengeMemory
@@ -27,14 +27,16 @@ async def discover(
     """
     link = await Dialler(options, memory, None, [TargetAddress(portal)], isid)()
     answered, logged_out = trio.Event(), trio.Event()
+    reason = f"no answer to SendTargets in {ANSWER_TIMEOUT:g} s"
 
     def on_event(event: Event) -> None:
-        if isinstance(event, Text):
+        nonlocal reason
+        if isinstance(event, Text | LogoutRequested):
+            rejected = isinstance(event, Text)
+            reason = "the target rejected SendTargets" if rejected else "the target wants no discovery now"
             answered.set()
         elif isinstance(event, Logout):
             logged_out.set()
-        elif isinstance(event, LogoutRequested):
-            link.fail(TransportError(f"{portal}: the target wants no discovery now"))
 
     async def run() -> None:
         await link.run(on_event)
@@ -47,14 +49,13 @@ async def discover(
         link.kick()
         with trio.move_on_after(ANSWER_TIMEOUT):
             await answered.wait()
-        if text.pairs is not None and link.failure is None:
-            link.connection.log_out()
-            link.kick()
-            with trio.move_on_after(LOGOUT_TIMEOUT):
-                await logged_out.wait()
         failure = link.failure
+        link.connection.log_out()
+        link.kick()
+        with trio.move_on_after(LOGOUT_TIMEOUT):
+            await logged_out.wait()
         link.close()
     if text.pairs is None:
-        raise failure or ProtocolError("no answer to SendTargets", section="C", pdu="TEXT_RESPONSE")
+        raise failure or TransportError(f"{portal}: {reason}")
     zone = portal.host.partition("%")[2] or None
     return read_targets(text.pairs, portal, zone)

@@ -5,7 +5,10 @@ is sent at once; while much is under way it is left to the sender task, which ta
 in this turn of the loop and sends it in one system call.
 """
 
+import fcntl
 import socket
+import struct
+import termios
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -28,20 +31,29 @@ MAX_READS: Final = 32
 
 
 class Link:
-    """A `Connection` on a connected, non-blocking socket; *peer* names the other end in messages.
+    """A `Connection` on a connected, non-blocking socket.
 
     Any failure ends the link for good: `failure` then holds the reason, and `run` returns.
     """
 
-    def __init__(self, sock: socket.socket, connection: Connection, peer: str) -> None:
+    def __init__(self, sock: socket.socket, connection: Connection) -> None:
         self.connection = connection
         self.failure: IscsifsError | None = None
         self._socket = sock
-        self._peer = peer
+        self._early: list[Event] = []  # what came right behind the last login response
         self._unsent: list[Buffer] = []  # taken from the connection, but the socket is full
+        self._sent = 0
         self._drained = True  # the last read took all that there was
         self._idle_sender: trio.lowlevel.Task | None = None
         self._scope = trio.CancelScope()
+
+    @property
+    def peer_address(self) -> str:
+        """The address of the other end. Raises TransportError where the connection is gone already."""
+        try:
+            return str(self._socket.getpeername()[0])
+        except OSError as error:
+            raise self._lost(error) from None
 
     async def log_in(self) -> Redirect | None:
         """Exchange login PDUs until the full feature phase, or until the target sends us elsewhere.
@@ -57,17 +69,24 @@ class Link:
             if self.failure:
                 raise self.failure
             await self._receive()
-            for event in self.connection.events():
-                return event if isinstance(event, Redirect) else None
+            if events := self.connection.events():
+                outcome, *self._early = events
+                return outcome if isinstance(outcome, Redirect) else None
 
     async def run(self, on_event: Callable[[Event], None]) -> None:
         """Move bytes and give events to *on_event* until the link fails or is closed; never raises the
         failure."""
-        with self._scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._guarded, self._send_loop)
-                nursery.start_soon(self._guarded, self._receive_loop, on_event)
-        self._socket.close()
+        try:
+            early, self._early = self._early, []
+            for event in early:
+                on_event(event)
+            self._flush()
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._guarded, self._send_loop)
+                    nursery.start_soon(self._guarded, self._receive_loop, on_event)
+        finally:
+            self.close()
 
     def fail(self, failure: IscsifsError) -> None:
         """End the link because of *failure*; the first one counts."""
@@ -77,7 +96,7 @@ class Link:
 
     def close(self) -> None:
         """Close the socket and end `run`."""
-        self.fail(TransportError(f"{self._peer}: the connection was closed"))
+        self.fail(TransportError("the connection was closed"))
         self._socket.close()
 
     def kick(self) -> None:
@@ -87,6 +106,17 @@ class Link:
             self._flush()
         else:
             self._wake_sender()
+
+    def progress(self) -> tuple[int, int]:
+        """Return how many bytes the other end has taken so far, and how many wait for that.
+
+        The first says that somebody is there even while nothing comes back.
+        """
+        try:
+            (kept,) = struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))
+        except OSError:
+            kept = 0  # the connection is about to fail
+        return self._sent - kept, kept + sum(map(len, self._unsent))
 
     def _wake_sender(self) -> None:
         if self._idle_sender is not None:
@@ -102,9 +132,11 @@ class Link:
     async def _receive_loop(self, on_event: Callable[[Event], None]) -> None:
         reads = 0
         while True:
-            waited = await self._receive()
-            for event in self.connection.events():
-                on_event(event)
+            try:
+                waited = await self._receive()
+            finally:  # also what had happened before a rule was broken
+                for event in self.connection.events():
+                    on_event(event)
             self._flush()
             reads = 0 if waited else reads + 1
             if reads == MAX_READS:
@@ -130,7 +162,7 @@ class Link:
                 raise self._lost(error) from None
             if not count:
                 connection.receive_eof()
-                raise TransportError(f"{self._peer}: the connection was closed")
+                raise TransportError("the target closed the connection after the logout")
             self._drained = count < len(buffer)
             connection.buffer_updated(count)
             return waited
@@ -163,10 +195,11 @@ class Link:
             except OSError as error:
                 self.fail(self._lost(error))
                 return
+            self._sent += sent
             self._unsent = _behind(self._unsent, sent)
 
     def _lost(self, error: OSError) -> TransportError:
-        return TransportError(f"{self._peer}: the connection was lost: {error.strerror}")
+        return TransportError(f"the connection was lost: {error.strerror}")
 
 
 def _behind(buffers: list[Buffer], sent: int) -> list[Buffer]:

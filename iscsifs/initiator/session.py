@@ -10,13 +10,13 @@ time-out is over.
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from enum import Enum, auto
 from typing import Final
 
 import trio
 
-from iscsifs.errors import CommandTimeout, IscsifsError, TransportError
+from iscsifs.errors import CommandTimeout, IscsifsError, TransportError, UnitError
 from iscsifs.initiator.link import Link
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.events import (
@@ -38,19 +38,23 @@ TICK: Final = 1.0
 """Seconds between two looks at all the time-outs of a session."""
 
 MANAGEMENT_TIMEOUT: Final = 10.0
-"""Seconds that a task management function may take before the connection is given up."""
+"""Seconds that a task management function may take before something stronger follows."""
 
 LOGOUT_TIMEOUT: Final = 5.0
 """Seconds that a logout may take before the connection is closed without it."""
 
 MAX_ATTEMPTS: Final = 5
-"""Sessions in which one command is tried: one that ends every session is not worth more."""
+"""Sessions that may be lost while one command is on the wire: one that ends every session is not worth
+more."""
 
 FIRST_DELAY: Final = 0.25
-"""Seconds before the second attempt to log in again; the first comes at once."""
+"""Seconds before the second attempt to log in again; the first comes at once, if Time2Wait allows it."""
 
 LONGEST_DELAY: Final = 5.0
-"""Seconds at most between two attempts."""
+"""Seconds at most between two attempts; a session that lives as long has shown that it is no use waiting."""
+
+NOTES_A_MINUTE: Final = 20
+"""Lines in the log for what the target does by itself; the rest is left out."""
 
 
 class State(Enum):
@@ -59,11 +63,9 @@ class State(Enum):
     UP = auto()
     """Send it."""
     CHECKING = auto()
-    """Keep it, until the units were looked at after a new login."""
+    """Keep it, until its unit was looked at after a new login."""
     DOWN = auto()
     """Keep it, until there is a connection again."""
-    GIVEN_UP = auto()
-    """Fail it: the replacement time-out is over. Logins are still being tried."""
     CLOSED = auto()
     """Fail it, for good."""
 
@@ -73,6 +75,12 @@ class Session:
 
     *dial* connects and logs in, with the same ISID each time. *name* is for the log. `run` must be running
     for anything to happen.
+
+    A command without an answer is aborted after the command time-out; where that does not help within
+    MANAGEMENT_TIMEOUT its unit is reset, and after as long again the connection is given up. What a lost
+    connection leaves unanswered is sent again in the next one, MAX_ATTEMPTS times at most. While there is
+    none, commands wait up to the replacement time-out, counted from the loss; then all fail, new ones at
+    once, until a later attempt to log in has succeeded.
     """
 
     def __init__(
@@ -80,22 +88,30 @@ class Session:
     ) -> None:
         self.name = name
         self.state = State.UP
+        self.given_up = False
+        """Whether the session has been away for longer than the replacement time-out."""
         self.after_login: Callable[[], Awaitable[None]] | None = None
         """Called after each new login, before the kept commands are sent: are the units still what they
-        were?"""
+        were? It may `release` or `fail_kept` the commands of each unit as soon as it knows."""
         self.on_sense: Callable[[SenseReported], None] | None = None
         """Called for what units report by themselves."""
         self._dial = dial
         self._options = options
         self._link = link
         self._kept: dict[Task, None] = {}
+        self._released: set[int] = set()  # the LUNs whose commands are sent while CHECKING
         self._managements: dict[Management, float] = {}
         self._down_since = 0.0
-        self._time2wait = 0.0
+        self._time2wait: float | None = None  # None: what the login agreed on
+        self._backoff = 0.0
+        self._login_failure = ""
         self._silent_since = 0.0
         self._pinged_at: float | None = None
+        self._delivered = self._backlog = 0
+        self._stuck_ticks = 0
+        self._notes = 0
         self._closing = False
-        self._leaving = False
+        self._leaving_since: float | None = None
         self._logged_out = trio.Event()
         self._wanted = trio.Event()
         self._dialling = trio.CancelScope()
@@ -111,17 +127,17 @@ class Session:
         Raises TaskAborted where it was not carried out to its end, DataError where not all data were
         transferred, CommandTimeout where the session was away for too long, TransportError once it is closed.
         """
-        if self.state is State.CLOSED:
-            raise TransportError(f"{self.name}: the session is closed")
-        if self.state is State.GIVEN_UP:
-            self._wanted.set()
-            raise self._given_up()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._closing:
+            raise self._closed()
         task.owner = trio.lowlevel.current_task()
-        if self.state is State.UP or (probe and self.state is State.CHECKING):
+        if self._takes(task.lun, probe):
             self._submit(task)
         else:
-            self._kept[task] = None
             self._wanted.set()
+            if self.given_up:
+                raise self._away()
+            self._kept[task] = None
 
         def give_up(_: object) -> trio.lowlevel.Abort:
             self._abandon(task)
@@ -131,8 +147,11 @@ class Session:
         if task.failure is not None:
             raise task.failure
 
+    def _takes(self, lun: int, probe: bool) -> bool:
+        """Whether a command for *lun* can be sent now."""
+        return self.state is State.UP or (self.state is State.CHECKING and (probe or lun in self._released))
+
     def _submit(self, task: Task) -> None:
-        task.attempts += 1
         self._link.connection.submit(task)
         self._link.kick()
 
@@ -143,7 +162,7 @@ class Session:
         if task in self._kept:
             del self._kept[task]
         elif not self._link.connection.withdraw(task) and self._link.failure is None:
-            self._manage(self._link.connection.abort_task(task))
+            self._abort(task)
 
     def _finish(self, task: Task) -> None:
         """Wake the caller of a task that has ended."""
@@ -151,9 +170,12 @@ class Session:
         if isinstance(owner, trio.lowlevel.Task):
             trio.lowlevel.reschedule(owner)
 
-    def _given_up(self) -> CommandTimeout:
+    def _away(self) -> CommandTimeout:
         seconds = self._options.replacement_timeout
         return CommandTimeout(f"{self.name}: the target has been away for more than {seconds:g} seconds")
+
+    def _closed(self) -> TransportError:
+        return TransportError(f"{self.name}: the session is closed")
 
     # The life of the session.
 
@@ -162,14 +184,14 @@ class Session:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._clock)
             try:
-                while True:
+                while not self._closing:
                     await self._serve()
-                    if self._closing:
-                        break
                     await self._log_in_again()
             finally:
+                self._closing = True
                 self.state = State.CLOSED
-                self._fail_all(TransportError(f"{self.name}: the session is closed"))
+                self._link.close()
+                self._fail_kept(self._kept, self._closed)
                 nursery.cancel_scope.cancel()
 
     async def close(self) -> None:
@@ -191,91 +213,169 @@ class Session:
 
     async def _serve(self) -> None:
         """Serve the connection until it ends; keep what it left unanswered."""
-        self._silent_since = trio.current_time()
+        link, started = self._link, trio.current_time()
+        self._silent_since = started
         self._pinged_at = None
-        self._leaving = False
+        self._delivered = self._backlog = 0
+        self._stuck_ticks = 0
+        self._leaving_since = None
         self._logged_out = trio.Event()
-        async with trio.open_nursery() as nursery:
-            if self.state is not State.UP:
-                nursery.start_soon(self._resume)
-            await self._link.run(self._on_event)
-            nursery.cancel_scope.cancel()
-        self._logged_out.set()  # the end of the connection answers a logout as well
-        unfinished = self._link.connection.take_unfinished()
-        self._managements.clear()
+        try:
+            async with trio.open_nursery() as nursery:
+                if self.state is State.CHECKING:
+                    nursery.start_soon(self._resume)
+                await link.run(self._on_event)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._logged_out.set()  # the end of the connection answers a logout as well
+            self._go_down()
+            self._keep(link.connection.take_unfinished())
+        if trio.current_time() - started >= LONGEST_DELAY:
+            self._backoff = 0.0
+        if not self._closing:
+            log.warning("%s: %s; logging in again", self.name, link.failure)
+
+    def _go_down(self) -> None:
         if self.state is State.UP:
             self._down_since = trio.current_time()
-        self.state = State.DOWN
+        if self.state is not State.CLOSED:
+            self.state = State.DOWN
+
+    def _keep(self, unfinished: Iterable[Task]) -> None:
+        """Keep what a connection left *unfinished* for the next, in front of what has waited for that
+        anyway."""
+        self._managements.clear()
+        self._released.clear()
         kept, self._kept = self._kept, {}
-        for task in (*unfinished, *kept):
+        for task in unfinished:
+            task.attempts += task.on_the_wire
             if task.owner is None:
                 continue
             if task.attempts >= MAX_ATTEMPTS:
-                task.fail(CommandTimeout(f"{self.name}: given up after {task.attempts} sessions"))
+                command = describe(task.cdb)
+                task.fail(
+                    CommandTimeout(f"{self.name}: {command}: {task.attempts} sessions were lost with it")
+                )
                 self._finish(task)
             else:
                 task.reset()
                 self._kept[task] = None
-        if not self._closing:
-            log.warning("%s: %s; logging in again", self.name, self._link.failure)
+        self._kept.update(kept)
 
     async def _resume(self) -> None:
         """After a new login: let the owner look at the units, then send what was kept, in its order."""
         if self.after_login is not None:
             await self.after_login()
+        if self._leaving_since is not None or self._closing:
+            return
         kept, self._kept = self._kept, {}
         self.state = State.UP
+        self.given_up = False
         log.info("%s: back after %.1f s", self.name, trio.current_time() - self._down_since)
         for task in kept:
             self._submit(task)
 
+    def release(self, lun: int) -> None:
+        """Send what was kept for *lun*, and what comes: its unit is what it was, whatever others are."""
+        if self.state is State.CHECKING:
+            self._released.add(lun)
+            for task in self._kept_for(lun):
+                del self._kept[task]
+                self._submit(task)
+
+    def fail_kept(self, lun: int, failure: IscsifsError) -> None:
+        """Fail the commands for *lun* that wait for a session: there is no such unit any more."""
+        self._fail_kept(self._kept_for(lun), lambda: UnitError(str(failure)))
+
+    def _kept_for(self, lun: int) -> list[Task]:
+        return [task for task in self._kept if task.lun == lun]
+
+    def _fail_kept(self, tasks: Iterable[Task], failure: Callable[[], IscsifsError]) -> None:
+        """Fail *tasks*, which wait for a session, each with an exception of its own."""
+        for task in list(tasks):
+            del self._kept[task]
+            task.fail(failure())
+            self._finish(task)
+
     async def _log_in_again(self) -> None:
-        """Dial until it works or the session is closed, with growing delays (section 7.5)."""
-        delay, self._time2wait = self._time2wait, 0.0
-        backoff = 0.0
-        with self._dialling:
-            while True:
-                await trio.sleep(delay)
-                with trio.move_on_after(backoff):
+        """Dial until it works or the session is closed, with growing delays (section 7.5).
+
+        They also grow, over several calls, while sessions end as soon as they have begun.
+        """
+        if self._time2wait is None:
+            self._time2wait = float(self._link.connection.parameters.default_time2wait)
+        pause, self._time2wait = self._time2wait, None
+        with trio.CancelScope() as self._dialling:
+            while not self._closing:
+                jittered = FIRST_DELAY * random.uniform(0.75, 1.25)
+                await trio.sleep(max(pause, jittered) if self._backoff else pause)
+                with trio.move_on_after(self._backoff):
                     await self._wanted.wait()  # a new command cuts the back-off short
                 self._wanted = trio.Event()
+                self._backoff = min(2 * self._backoff + jittered, LONGEST_DELAY)
+                pause = 0.0
                 try:
-                    self._link = await self._dial()
+                    link = await self._dial()
                 except IscsifsError as error:
-                    log.info("%s: %s", self.name, error)
-                    delay = FIRST_DELAY * random.uniform(0.75, 1.25)
-                    backoff = min(2 * backoff + delay, LONGEST_DELAY)
+                    self._login_failed(error)
+                    continue
+                self._login_failure = ""
+                if self._closing:
+                    link.close()
                 else:
+                    self._link = link
                     self.state = State.CHECKING
-                    return
+                return
+
+    def _login_failed(self, error: IscsifsError) -> None:
+        """Log why, once for each reason in a row."""
+        if str(error) != self._login_failure:
+            self._login_failure = str(error)
+            log.warning("%s: %s; still trying", self.name, error)
 
     # Time-outs: one clock for all of them, so that a command costs no timer of its own.
 
     async def _clock(self) -> None:
+        ticks = 0
         while True:
             await trio.sleep(TICK)
-            if self.state in (State.UP, State.CHECKING) and self._link.failure is None:
-                self._watch_silence()
+            ticks += 1
+            if ticks % 60 == 0:
+                self._notes = 0
+            now = trio.current_time()
+            if self._leaving_since is not None:
+                if now - self._leaving_since >= LOGOUT_TIMEOUT:
+                    self._link.fail(TransportError(f"no answer to the logout in {LOGOUT_TIMEOUT:g} s"))
+            elif self.state in (State.UP, State.CHECKING) and self._link.failure is None:
+                self._watch_silence(now)
                 self._watch_commands()
+                self._watch_managements(now)
                 self._link.kick()
-                continue
-            away = trio.current_time() - self._down_since
-            if self._leaving and away >= LOGOUT_TIMEOUT:
-                self._link.fail(TransportError(f"no answer to the logout in {LOGOUT_TIMEOUT:g} s"))
-            if self.state is State.DOWN and away >= self._options.replacement_timeout:
-                log.error("%s; still trying", self._given_up())
-                self.state = State.GIVEN_UP
-                self._fail_all(self._given_up())
+            away = now - self._down_since
+            if self.state in (State.CHECKING, State.DOWN) and away >= self._options.replacement_timeout:
+                if not self.given_up:
+                    log.error("%s; still trying", self._away())
+                    self.given_up = True
+                self._fail_kept(self._kept, self._away)
 
-    def _watch_silence(self) -> None:
-        """Ping a silent target, and give up one that stays silent; any byte counts as a sign of life."""
-        connection, now, options = self._link.connection, trio.current_time(), self._options
+    def _watch_silence(self, now: float) -> None:
+        """Ping a silent target, and give up one that stays silent; any byte counts as a sign of life.
+
+        So does every byte that the other end has taken of what waits to be sent: there the ping has not
+        arrived yet.
+        """
+        connection, options = self._link.connection, self._options
+        delivered, backlog = self._link.progress()
+        draining = self._backlog > 0 and delivered > self._delivered
+        self._delivered, self._backlog = delivered, backlog
         if connection.heard:
             connection.heard = False
             self._silent_since = now
             self._pinged_at = None
         elif self._pinged_at is not None:
-            if now - self._pinged_at >= options.ping_timeout:
+            if draining:
+                self._pinged_at = now
+            elif now - self._pinged_at >= options.ping_timeout:
                 silence = now - self._silent_since
                 self._link.fail(TransportError(f"no answer to a ping, and nothing else for {silence:.0f} s"))
         elif options.ping_interval and now - self._silent_since >= options.ping_interval:
@@ -283,22 +383,37 @@ class Session:
             connection.ping()
 
     def _watch_commands(self) -> None:
-        """Abort what has waited too long for its status; then reset the unit, then drop the session."""
+        """Abort what has waited too long for its status, and give up a window that is never opened."""
         connection = self._link.connection
         limit = math.ceil(self._options.command_timeout / TICK)
+        unsent = False
         for task in list(connection.tasks()):
+            if not task.on_the_wire:
+                unsent = True  # and so are all behind it
+                break
             task.ticks += 1
-            if task.ticks == limit and task.on_the_wire:
-                log.warning("%s: no answer to %s in %g s; aborting it", self.name, describe(task.cdb), limit)
-                self._manage(connection.abort_task(task))
-            elif task.ticks > limit and not connection.tasks_on_the_wire:
-                self._link.fail(TransportError("the command window stays closed"))
+            if task.ticks == limit + 1:  # the first tick comes less than TICK after the command
+                seconds = self._options.command_timeout
+                log.warning(
+                    "%s: no answer to %s in %g s; aborting it", self.name, describe(task.cdb), seconds
+                )
+                self._abort(task)
+        self._stuck_ticks = self._stuck_ticks + 1 if unsent and not connection.tasks_on_the_wire else 0
+        if self._stuck_ticks > limit:
+            self._link.fail(TransportError("the command window stays closed"))
+
+    def _watch_managements(self, now: float) -> None:
         for management, since in list(self._managements.items()):
-            if management.refused_for_now:
+            if now - since >= MANAGEMENT_TIMEOUT:
                 del self._managements[management]
-                self._manage(connection.repeat(management), since)
-            elif trio.current_time() - since >= MANAGEMENT_TIMEOUT:
-                self._link.fail(TransportError(f"no answer to {management.function.name}"))
+                self._escalate(management, "no answer")
+            elif management.refused_for_now:
+                del self._managements[management]
+                self._manage(self._link.connection.repeat(management), since)
+
+    def _abort(self, task: Task) -> None:
+        if not any(task in management.tasks for management in self._managements):
+            self._manage(self._link.connection.abort_task(task))
 
     def _manage(self, management: Management, since: float | None = None) -> None:
         """Keep an eye on a task management function that was queued just now."""
@@ -306,19 +421,23 @@ class Session:
         self._link.kick()
 
     def _managed(self, management: Management) -> None:
-        """Take the answer to a task management function; what did not help is followed by something
-        stronger."""
+        """Take the answer to a task management function, also to one that the connection asked for itself."""
+        since = self._managements.pop(management, trio.current_time())
         if management.refused_for_now:
-            return  # the clock repeats it
-        del self._managements[management]
-        if management.succeeded:
+            self._managements[management] = since  # the clock repeats it
+        elif not management.succeeded:
+            self._escalate(management, f"response {management.response}")
+
+    def _escalate(self, management: Management, reason: str) -> None:
+        """Follow what did not help by something stronger: ABORT TASK, LOGICAL UNIT RESET, a new session."""
+        function, lun = management.function, management.lun
+        if all(task.ended for task in management.tasks):
             return
-        if management.function is TaskFunction.ABORT_TASK and not management.tasks[0].ended:
-            lun = management.tasks[0].lun
-            log.warning("%s: ABORT TASK failed (%s); resetting the unit", self.name, management.response)
+        if function is not TaskFunction.ABORT_TASK:
+            self._link.fail(TransportError(f"{function.name} did not help ({reason})"))
+        elif not any(other.function is not function and other.lun == lun for other in self._managements):
+            log.warning("%s: ABORT TASK did not help (%s); resetting the unit", self.name, reason)
             self._manage(self._link.connection.reset(TaskFunction.LOGICAL_UNIT_RESET, lun))
-        elif management.function is not TaskFunction.ABORT_TASK:
-            self._link.fail(TransportError(f"{management.function.name} failed ({management.response})"))
 
     # What the connection tells.
 
@@ -339,39 +458,36 @@ class Session:
                 if self.on_sense is not None:
                     self.on_sense(event)
             case Noted():
-                log.warning("%s: %s", self.name, event.text)
+                self._note(event.text)
             case _:
                 pass  # an echo is a sign of life like any other byte; nobody here sends text
+
+    def _note(self, text: str) -> None:
+        """Log what the target does by itself, but not for ever."""
+        self._notes += 1
+        if self._notes <= NOTES_A_MINUTE:
+            more = "; more of these are left out" if self._notes == NOTES_A_MINUTE else ""
+            log.warning("%s: %s%s", self.name, text, more)
 
     def _leave(self, seconds: int) -> None:
         """Log out because the target asks for it (section 11.9.1); what is unanswered goes to the next
         session."""
-        log.warning("%s: the target asks for a logout within %d s", self.name, seconds)
-        if not self._leaving:
-            self._leaving = True
-            self.state = State.DOWN
-            self._down_since = trio.current_time()
+        if self._leaving_since is None and not self._closing:
+            log.warning("%s: the target asks for a logout within %d s", self.name, seconds)
+            self._leaving_since = trio.current_time()
+            self._go_down()
             self._link.connection.log_out()
 
     def _logged_out_by(self, logout: Logout) -> None:
-        if logout.response in (LogoutResponseCode.RECOVERY_UNSUPPORTED, LogoutResponseCode.CLEANUP_FAILED):
-            self._time2wait = float(logout.time2wait)
-        if logout.response != LogoutResponseCode.CLOSED:
+        if logout.response == LogoutResponseCode.CLOSED:
+            self._time2wait = 0.0
+        else:
             log.warning("%s: the logout ended with response %s", self.name, logout.response)
+            if logout.response in (
+                LogoutResponseCode.RECOVERY_UNSUPPORTED,
+                LogoutResponseCode.CLEANUP_FAILED,
+            ):
+                self._time2wait = float(logout.time2wait)
         self._logged_out.set()
         if not self._closing:
             self._link.fail(TransportError("logged out, as the target had asked for"))
-
-    def _fail_all(self, failure: IscsifsError) -> None:
-        """Fail every command that waits for a session."""
-        kept, self._kept = self._kept, {}
-        for task in kept:
-            task.fail(failure)
-            self._finish(task)
-
-    def fail_kept(self, lun: int, failure: IscsifsError) -> None:
-        """Fail the commands for *lun* that wait for a session: there is no such unit any more."""
-        for task in [task for task in self._kept if task.lun == lun]:
-            del self._kept[task]
-            task.fail(failure)
-            self._finish(task)

@@ -166,6 +166,11 @@ class InitiatorLogin:
         self._requests = 0
         self._conversation = self._converse()
 
+    @property
+    def stage(self) -> Stage:
+        """The stage that the last request belongs to."""
+        return Stage(self._request.flags >> 2 & 3)
+
     def start(self) -> Outgoing:
         """Return the first request."""
         return next(self._conversation)
