@@ -58,7 +58,9 @@ class FakeTarget:
     units: Sequence[LogicalUnit]
     portal: Portal
     tag: int | None = 1
-    on_change: Callable[[], None] = field(default_factory=lambda: lambda: None)
+
+    def __post_init__(self) -> None:
+        self.on_change: Callable[[], None] = lambda: None
 
     @property
     def address(self) -> str:
