@@ -27,7 +27,7 @@ _LUN: Final = re.compile("[0-9]{1,8}|0x(?:[0-9a-fA-F]{4}|[0-9a-fA-F]{16})")
 _MAX_SECRET_FILE: Final = 4096
 _OWNER_ONLY: Final = 0o600
 
-_FUSE_OPTIONS: Final = frozenset(
+FUSE_OPTIONS: Final = frozenset(
     (
         *("allow_other", "allow_root", "auto_unmount", "dev", "nodev", "suid", "nosuid", "exec", "noexec"),
         *("atime", "noatime", "sync", "async", "dirsync", "fsname=", "max_read=", "context="),
@@ -127,7 +127,7 @@ class MountOptions:
                 uid = _number(name, value)
             elif name == "gid" and equals:
                 gid = _number(name, value)
-            elif name + equals in _FUSE_OPTIONS:
+            elif name + equals in FUSE_OPTIONS:
                 fuse.append(option)
             elif option not in _FSTAB_OPTIONS and not option.startswith("x-"):
                 raise ConfigError(
