@@ -4,6 +4,7 @@ A test that needs a program or a device that this machine lacks is skipped with 
 with ISCSIFS_TEST_ALL=1, which contrib/test sets, it fails.
 """
 
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from embedded import Embedded
+from mounting import Mounted, MountHosts
 from targets import D, Daemon, Istgt, Serve, Tgt, make_image
 
 pytest_plugins = ["conformance"]
@@ -88,5 +91,38 @@ def serve() -> Iterator[Serve]:
             stack.callback(lambda: print(f"{daemon.log}:\n{daemon.log_text()}"))
             stack.enter_context(daemon)
             return daemon
+
+        yield start
+
+
+@pytest.fixture(params=[Embedded, Tgt, Istgt])
+def any_target(request: pytest.FixtureRequest) -> type[Daemon]:
+    """Each target in turn, our own one too."""
+    kind: type[Daemon] = request.param
+    return kind
+
+
+@pytest.fixture
+def mount_hosts(tmp_path: Path, serve: Serve) -> Iterator[MountHosts]:
+    """Mount with the command, as in ``mounted = mount_hosts(daemon.portal, "-r")``, until the test ends.
+
+    It has to end with *status* when it goes to the background.
+    """
+    with ExitStack() as stack:
+        numbers = itertools.count()
+
+        def start(
+            *arguments: object, status: int = 0, foreground: bool = False, user: int | None = None
+        ) -> Mounted:
+            mounted = Mounted(tmp_path / f"mnt{next(numbers)}")
+            mounted.path.mkdir()
+            if user is not None:
+                os.chown(mounted.path, user, user)
+            stack.callback(mounted.close)
+            mounted.start(arguments, foreground=foreground, user=user)
+            if not foreground:
+                assert mounted.said.returncode == status, mounted.said
+                assert os.path.ismount(mounted.path)
+            return mounted
 
         yield start
