@@ -125,7 +125,8 @@ class Failure:
     error: IscsifsError
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.error}"
+        reason = str(self.error)
+        return reason if reason.startswith(f"{self.what}: ") else f"{self.what}: {reason}"
 
 
 @dataclass(frozen=True, slots=True)

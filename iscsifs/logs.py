@@ -19,7 +19,10 @@ class _TerminalFormatter(logging.Formatter):
         if record.exc_info is None or self._tracebacks:
             return super().format(record)
         brief = logging.makeLogRecord(record.__dict__ | {"exc_info": None, "exc_text": None})
-        return f"{super().format(brief)}: {record.exc_info[1]!r} (-d shows where)"
+        cause = record.exc_info[1]
+        while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
+            cause = cause.exceptions[0]  # the nurseries that it went through
+        return f"{super().format(brief)}: {cause!r} (-d shows where)"
 
 
 def log_to_terminal(level: int) -> None:

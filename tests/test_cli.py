@@ -313,6 +313,12 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("iscsifs ")
 
 
+def test_a_portal_is_not_named_twice(network: FakeNetwork, capsys: pytest.CaptureFixture[str]) -> None:
+    network.hosts[HERE] = TransportError("127.0.0.1:3260: Connection refused")
+    assert discovering(network, HERE) == ExitStatus.UNREACHABLE
+    assert capsys.readouterr().err == "iscsifs: 127.0.0.1:3260: Connection refused\n"
+
+
 # Mounting.
 
 
@@ -493,7 +499,9 @@ def test_a_mistake_of_ours_is_one_line_without_a_traceback(
     network.targets[IQN + "a"] = ZeroDivisionError("a mistake")
     assert run(network, "-f", HERE, mount_point) == ExitStatus.FAILED
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("iscsifs: unexpected error")
+    assert line == (
+        "iscsifs: unexpected error, please report it: ZeroDivisionError('a mistake') (-d shows where)"
+    )
     assert not os.path.ismount(mount_point)
 
 

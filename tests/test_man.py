@@ -2,7 +2,6 @@
 
 import argparse
 import re
-import shutil
 import subprocess
 from enum import IntEnum
 from pathlib import Path
@@ -70,9 +69,10 @@ def test_every_exit_status_is_described_and_no_other(
 
 
 @each_command
-def test_the_page_is_well_formed(page: str, parser: argparse.ArgumentParser, statuses: type[IntEnum]) -> None:
-    if shutil.which("mandoc") is None:
-        pytest.skip("not installed: mandoc")
+def test_the_page_is_well_formed(
+    page: str, parser: argparse.ArgumentParser, statuses: type[IntEnum], require: Callable[..., None]
+) -> None:
+    require("mandoc")
     lint = ["mandoc", "-T", "lint", "-W", "warning", str(MAN / page)]
     done = subprocess.run(lint, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")

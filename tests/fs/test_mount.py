@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from conftest import absent
 
 from iscsifs.errors import ConfigError
 from iscsifs.fs.background import Ready, run_in_background
@@ -295,7 +296,7 @@ def test_qemu_img_converts_to_and_from_storage(
 def for_nobody(tmp_path: Path, mount: MountMemory, require_root: None) -> Callable[..., Mounted]:
     """Mount as an ordinary user, on a directory of that user's."""
     if not os.stat("/dev/fuse").st_mode & stat.S_IWOTH:
-        pytest.skip("/dev/fuse is for root only: chmod 666 /dev/fuse")
+        absent("/dev/fuse is for root only: chmod 666 /dev/fuse")
     os.chown(tmp_path / "mnt", NOBODY, NOBODY)
     for directory in [tmp_path, *tmp_path.parents[:2]]:  # what pytest has made, for root only
         directory.chmod(0o755)
