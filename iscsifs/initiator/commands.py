@@ -12,6 +12,7 @@ import trio
 
 from iscsifs.errors import (
     CommandError,
+    CommandTimeout,
     DataError,
     MediumError,
     NoMediumError,
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 
 MAX_REPEATS: Final = 8
 """How often a command is repeated at once because of unit attentions and the like."""
+
+MAX_ABORTS: Final = 2
+"""How often a command is repeated that was aborted, most often because it had no answer."""
 
 FIRST_DELAY: Final = 0.02
 """Seconds before a busy unit is asked again; the delay doubles each time, up to LONGEST_DELAY."""
@@ -100,17 +104,23 @@ class Commands:
     ) -> Task:
         """Run *cdb* until it succeeds or is not worth repeating; return the task with its counts.
 
+        It ends in bounded time: it is repeated MAX_REPEATS times for unit attentions, MAX_ABORTS times after
+        it was aborted, and for as long as *patience* while the unit is busy; see `Session` for how long each
+        attempt may take.
+
         Raises StatusError or one of its children, TaskAborted, DataError or CommandTimeout.
         """
         task = Task(self.lun, cdb, data_in=data_in, data_out=memoryview(data_out))
-        repeats = 0
+        repeats = aborts = 0
         delay = FIRST_DELAY
         give_up_at = math.inf
         while True:
             failure, repeat = await self._attempt(task, probe)
             if failure is None:
                 return task
-            if repeat is Repeat.AT_ONCE and repeats < MAX_REPEATS:
+            if isinstance(failure, TaskAborted) and aborts < MAX_ABORTS:
+                aborts += 1
+            elif repeat is Repeat.AT_ONCE and repeats < MAX_REPEATS:
                 repeats += 1
             elif repeat is Repeat.LATER and trio.current_time() < give_up_at:
                 if give_up_at is math.inf:
@@ -127,8 +137,10 @@ class Commands:
         """Run *task* once; return how it failed, or None, and whether it is worth repeating."""
         try:
             await self.session.execute(task, probe=probe)
-        except TaskAborted as aborted:
-            return aborted, Repeat.AT_ONCE
+        except CommandTimeout:
+            raise
+        except CommandError as error:
+            return type(error)(f"{self.name}: {describe(task.cdb)}: {error}"), Repeat.NEVER
         status = task.status
         if status in (Status.GOOD, Status.CONDITION_MET):
             return None, Repeat.NEVER

@@ -57,19 +57,15 @@ class Description:
         return wwid(self.designators)
 
     def is_same_unit(self, other: "Description") -> bool:
-        """Whether *other* is this unit at another time: names, serial number and block size."""
+        """Whether *other* is this unit at another time: names, serial number and, where both have a medium,
+        block size."""
 
         def identity(unit: Description) -> object:
-            return (
-                unit.inquiry.device_type,
-                unit.inquiry.vendor,
-                unit.inquiry.product,
-                unit.serial,
-                unit.designators,
-                unit.capacity and unit.capacity.block_size,
-            )
+            inquiry = unit.inquiry
+            return inquiry.device_type, inquiry.vendor, inquiry.product, unit.serial, unit.designators
 
-        return identity(self) == identity(other)
+        block_sizes = {unit.capacity.block_size for unit in (self, other) if unit.capacity is not None}
+        return identity(self) == identity(other) and len(block_sizes) < 2
 
 
 async def report_luns(commands: Commands, *, probe: bool = False) -> list[int]:
@@ -147,6 +143,7 @@ async def describe(commands: Commands, *, probe: bool = False) -> Description:
             capacity = await _capacity(commands, inquiry, probe)
         except (NoMediumError, UnitError) as error:
             no_storage = str(error)
+            log.warning("%s: no storage: %s", commands.name, error)
         else:
             limits = BlockLimits.parse(await vpd(Page.BLOCK_LIMITS))
             provisioning = Provisioning.parse(await vpd(Page.LOGICAL_BLOCK_PROVISIONING))

@@ -1,24 +1,47 @@
 """A target that was logged in to: its session and its logical units."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import Final, TypeVar
 
 import trio
 
-from iscsifs.errors import CommandError, UnitError
+from iscsifs.errors import CommandError, IscsifsError, StatusError, TransportError, UnitError
 from iscsifs.initiator.commands import Commands
 from iscsifs.initiator.dial import Dialler
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.initiator.probe import describe, report_luns
 from iscsifs.initiator.session import Session
 from iscsifs.initiator.unit import LogicalUnit
+from iscsifs.iscsi.events import SenseReported
 from iscsifs.iscsi.names import Portal
 from iscsifs.scsi.luns import lun_label
+from iscsifs.scsi.sense import Condition, Sense
 
 log = logging.getLogger(__name__)
 
-PROBES_AT_ONCE = 16
+PROBES_AT_ONCE: Final = 16
 """Logical units of one target that are looked at in parallel."""
+
+GRACE: Final = 10.0
+"""Seconds after a new login in which a unit may be missing: a target that starts may let us in before it has
+set up its units."""
+
+PAUSE: Final = 1.0
+"""Seconds between two looks at a unit that does not answer, or that keeps changing."""
+
+_STALE: Final = frozenset(
+    {
+        Condition.CAPACITY_CHANGED,
+        Condition.INQUIRY_CHANGED,
+        Condition.MODE_CHANGED,
+        Condition.MEDIUM_CHANGED,
+    }
+)
+"""After these reports of a unit it is asked anew what it is."""
+
+T = TypeVar("T")
 
 
 class Target:
@@ -35,7 +58,11 @@ class Target:
         self._dialler = dialler
         self._options = options
         self._nursery = nursery
+        self._stale: set[LogicalUnit] = set()
+        self._luns_stale = False
+        self._updating = False
         session.after_login = self._check_units
+        session.on_sense = self._on_sense
 
     @property
     def portal(self) -> Portal:
@@ -57,44 +84,134 @@ class Target:
 
         Raises CommandError where the target does not answer at all.
         """
-        luns = await report_luns(self._commands(0))
+        self.units = await self._look_at(await report_luns(self._commands(0)))
+
+    async def _look_at(self, luns: Iterable[int]) -> list[LogicalUnit]:
+        """Return the units of *luns* that answer, in the order of their numbers."""
         found: dict[int, LogicalUnit] = {}
-        limit = trio.CapacityLimiter(PROBES_AT_ONCE)
 
         async def look(lun: int) -> None:
-            async with limit:
-                commands = self._commands(lun)
-                try:
-                    unit = LogicalUnit(
-                        commands,
-                        await describe(commands),
-                        self._nursery,
-                        write_behind=self._options.write_behind,
-                    )
-                except (CommandError, UnitError) as error:
-                    log.warning("left out: %s", error)
-                    return
-                found[lun] = unit
+            commands = self._commands(lun)
+            try:
+                description = await describe(commands)
+            except (CommandError, UnitError, TransportError) as error:
+                log.warning("left out: %s", error)
+                return
+            unit = LogicalUnit(commands, description, self._nursery, write_behind=self._options.write_behind)
+            unit.on_condition = partial(self._on_condition, unit)
+            found[lun] = unit
 
-        async with trio.open_nursery() as nursery:
-            for lun in luns:
-                nursery.start_soon(look, lun)
-        self.units = [found[lun] for lun in sorted(found)]
+        await _for_each(luns, look)
+        return [found[lun] for lun in sorted(found)]
 
     def _commands(self, lun: int) -> Commands:
         name = f"{self.target_name} LUN {lun_label(lun)}"
         return Commands(self.session, lun, name=name, patience=self._options.command_timeout)
 
+    # After a new login.
+
     async def _check_units(self) -> None:
-        """After a new login: is each unit what it was? Raises nothing."""
-        limit = trio.CapacityLimiter(PROBES_AT_ONCE)
+        """See which units are what they were; the commands of each are held back until that is known."""
+        await _for_each(self.units, self._check)
+        self._luns_stale = True  # others may have come while we were away
+        self._update_soon()
 
-        async def check(unit: LogicalUnit) -> None:
-            async with limit:
-                await unit.check()
-                if unit.failure is not None:
-                    self.session.fail_kept(unit.lun, unit.failure)
+    async def _check(self, unit: LogicalUnit) -> None:
+        give_up_at = trio.current_time() + GRACE
+        while True:
+            try:
+                if not await unit.check():
+                    unit.lose("there is another unit under this number now")
+            except TransportError:
+                return  # the session is closed
+            except (StatusError, UnitError) as error:
+                if trio.current_time() >= give_up_at:
+                    unit.lose(f"gone after the new login: {error}")
+            except CommandError as error:
+                log.warning("%s; asking again", error)
+            else:
+                break
+            if unit.failure is not None:
+                break
+            await trio.sleep(PAUSE)
+        if unit.failure is None:
+            self.session.release(unit.lun)
+        else:
+            self.session.fail_kept(unit.lun, unit.failure)
 
-        async with trio.open_nursery() as nursery:
-            for unit in self.units:
-                nursery.start_soon(check, unit)
+    # What units report while they are in use.
+
+    def _on_sense(self, report: SenseReported) -> None:
+        """Take a report that came by itself (RFC 7143 section 11.9.1, event 0)."""
+        sense = Sense.parse(report.sense)
+        for unit in self.units:
+            if unit.lun == report.lun:
+                unit.notice(sense.condition, sense)
+
+    def _on_condition(self, unit: LogicalUnit, condition: Condition) -> None:
+        if condition is Condition.LUNS_CHANGED:
+            self._luns_stale = True
+        elif condition in _STALE:
+            self._stale.add(unit)
+        else:
+            return
+        self._update_soon()
+
+    def _update_soon(self) -> None:
+        """See to it that what is stale is looked at, in one task however many reports there are."""
+        if not self._updating:
+            self._updating = True
+            self._nursery.start_soon(self._update)
+
+    async def _update(self) -> None:
+        try:
+            while self._luns_stale or self._stale:
+                stale, self._stale = self._stale, set()
+                if self._luns_stale:
+                    self._luns_stale = False
+                    await self._rescan()
+                else:
+                    await _for_each(stale, self._refresh)
+                await trio.sleep(PAUSE)
+        except IscsifsError as error:
+            log.warning("%s; what has changed is not known", error)
+        finally:
+            self._updating = False
+
+    async def _rescan(self) -> None:
+        """Take in the units that have come, and leave out those that have gone or were exchanged."""
+        luns = await report_luns(self._commands(0))
+        present = [unit for unit in self.units if unit.lun in luns]
+        await _for_each(present, self._refresh)
+        units = [unit for unit in present if unit.failure is None]
+        known = {unit.lun for unit in units}
+        units += await self._look_at(lun for lun in luns if lun not in known)
+        units.sort(key=lambda unit: unit.lun)
+        if units != self.units:
+            self.units = units
+            self.on_change()
+
+    async def _refresh(self, unit: LogicalUnit) -> None:
+        """Ask *unit* anew what it is."""
+        before = unit.description
+        try:
+            if not await unit.check():
+                unit.lose("there is another unit under this number now")
+        except (CommandError, UnitError, TransportError) as error:
+            log.warning("%s; what has changed about it is not known", error)
+        if unit.failure is not None or unit.description != before:
+            log.info("%s has changed", unit.name)
+            self.on_change()
+
+
+async def _for_each(things: Iterable[T], work: Callable[[T], Awaitable[None]]) -> None:
+    """Do *work* for all *things*, PROBES_AT_ONCE of them at a time."""
+    limit = trio.CapacityLimiter(PROBES_AT_ONCE)
+
+    async def one(thing: T) -> None:
+        async with limit:
+            await work(thing)
+
+    async with trio.open_nursery() as nursery:
+        for thing in things:
+            nursery.start_soon(one, thing)

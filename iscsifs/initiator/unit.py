@@ -6,11 +6,11 @@ from typing import Final
 
 import trio
 
-from iscsifs.errors import CommandError, IscsifsError, UnitError
+from iscsifs.errors import DataLostError, IscsifsError, UnitError
 from iscsifs.initiator.commands import Commands, Unsupported
 from iscsifs.initiator.probe import Description, describe
 from iscsifs.initiator.ranges import Ranges
-from iscsifs.initiator.writeback import WriteBuffer
+from iscsifs.initiator.writeback import MAX_ROUNDS, WriteBuffer
 from iscsifs.scsi import cdb
 from iscsifs.scsi.capacity import Capacity
 from iscsifs.scsi.luns import lun_label
@@ -20,6 +20,12 @@ log = logging.getLogger(__name__)
 
 LONGEST_TRANSFER: Final = 4 * 1024 * 1024
 """Bytes of one READ or WRITE at most, also where the unit has no limit."""
+
+MAX_BLOCKS_10: Final = 0xFFFF
+"""Blocks that a ten-byte command can name."""
+
+MAX_BLOCKS_16: Final = 0xFFFFFFFF
+"""Blocks that UNMAP, or a 16-byte command, can name."""
 
 _CACHE_MAY_BE_LOST: Final = frozenset({Condition.RESET, Condition.COMMANDS_CLEARED, Condition.DEFERRED_ERROR})
 
@@ -48,9 +54,12 @@ class LogicalUnit:
         self.description = description
         self.failure: IscsifsError | None = None
         """Why the unit cannot be used any more."""
+        self.on_condition: Callable[[Condition], None] = lambda _: None
+        """Told what the unit reports: what is known of it may not be true any more."""
         self._commands = commands
         self._ranges = Ranges()
         self._writes = WriteBuffer(
+            self.name,
             self._write_blocks,
             self._synchronise,
             nursery,
@@ -58,7 +67,7 @@ class LogicalUnit:
             behind=write_behind,
             volatile=description.volatile_cache is not False,
         )
-        commands.on_condition = self._on_condition
+        commands.on_condition = self.notice
 
     @property
     def lun(self) -> int:
@@ -159,8 +168,12 @@ class LogicalUnit:
         block_size = self.block_size
         start = offset // block_size * block_size
         end = -(-(offset + size) // block_size) * block_size
+        return (await self._read_newest(start, end))[offset - start : offset - start + size]
+
+    async def _read_newest(self, start: int, end: int) -> memoryview:
+        """Return whole blocks as the last write made them, on the target or not yet."""
         buffer = memoryview(bytearray(end - start))
-        while True:
+        for _ in range(MAX_ROUNDS):
             resets = self._writes.resets
             newer = self._writes.newer(start, end)
             if sum(len(data) for _, data in newer) < len(buffer):
@@ -168,7 +181,8 @@ class LogicalUnit:
             for position, data in newer:
                 buffer[position - start : position - start + len(data)] = data
             if self._writes.resets == resets:
-                return buffer[offset - start : offset - start + size]
+                return buffer
+        raise DataLostError(f"{self.name}: the target loses its cache over and over")
 
     async def write(self, offset: int, data: bytes) -> None:
         """Write *data* at *offset*; the caller has seen to it that it ends within the unit.
@@ -176,6 +190,8 @@ class LogicalUnit:
         With write-behind it returns as soon as the data are kept here, and failures show in `failures`.
         """
         self._check()
+        if not data:
+            return
         block_size = self.block_size
         start = offset // block_size * block_size
         end = -(-(offset + len(data)) // block_size) * block_size
@@ -185,14 +201,64 @@ class LogicalUnit:
                 await self._writes.write(start, data)
                 return
             blocks = memoryview(bytearray(end - start))
-            if start < offset:
-                blocks[:block_size] = await self.read(start, block_size)
+            partial = {start} if start < offset else set()
             if offset + len(data) < end:
-                blocks[-block_size:] = await self.read(end - block_size, block_size)
+                partial.add(end - block_size)
+            for block in partial:
+                blocks[block - start :][:block_size] = await self._read_newest(block, block + block_size)
             blocks[offset - start : offset - start + len(data)] = data
             await self._writes.write(start, blocks)
         finally:
             self._ranges.leave(mine)
+
+    async def discard(self, offset: int, size: int) -> None:
+        """Tell the unit that nobody needs the whole blocks among *size* bytes from *offset* any more.
+
+        What they hold until they are written again is undefined: zeros after a command that has succeeded on
+        a unit whose capacity says LBPRZ, else anything that they ever held. Raises UnitError where the unit
+        takes nothing back (SBC-3, Logical Block Provisioning VPD page).
+        """
+        self._check()
+        block_size = self.block_size
+        start = -(-offset // block_size)
+        end = min(offset + size, self.size) // block_size
+        longest, command = self._unmapping()
+        if start >= end:
+            return
+        mine = await self._ranges.enter(start * block_size, end * block_size)
+        try:
+            await self._writes.drain()
+            self._writes.forget(start * block_size, end * block_size)
+            while start < end:
+                self._check()
+                blocks = min(end - start, longest)
+                cdb_and_data = command(start, blocks)
+                await self._commands.run(cdb_and_data[0], data_out=cdb_and_data[1])
+                start += blocks
+        finally:
+            self._ranges.leave(mine)
+
+    def _unmapping(self) -> tuple[int, Callable[[int, int], tuple[bytes, bytes]]]:
+        """Return how many blocks one command gives back, and what makes its CDB and data for LBA and blocks."""
+        offered, limits = self.description.provisioning, self.description.limits
+        if offered.lbpu:
+
+            def unmap(lba: int, blocks: int) -> tuple[bytes, bytes]:
+                parameters = cdb.unmap_parameters([(lba, blocks)])
+                return cdb.unmap(len(parameters)), parameters
+
+            return limits.max_unmap_blocks or MAX_BLOCKS_16, unmap
+        if not offered.lbpws and not (offered.lbpws10 and not self._is_large):
+            raise UnitError(f"{self.name}: it takes no blocks back: it is not provisioned by the block")
+        zeros = bytes(self.block_size)
+        make, most = (
+            (cdb.write_same_16, MAX_BLOCKS_16) if offered.lbpws else (cdb.write_same_10, MAX_BLOCKS_10)
+        )
+
+        def write_same(lba: int, blocks: int) -> tuple[bytes, bytes]:
+            return make(lba, blocks, unmap=True), zeros
+
+        return min(limits.max_write_same_length or most, most), write_same
 
     async def drain(self) -> None:
         """Return when all writes that were received before have reached the target, or have failed."""
@@ -207,6 +273,7 @@ class LogicalUnit:
             await self._writes.flush()
 
     async def _synchronise(self) -> None:
+        self._check()
         command = cdb.synchronize_cache_16() if self._is_large else cdb.synchronize_cache_10()
         try:
             await self._commands.run(command)
@@ -215,30 +282,36 @@ class LogicalUnit:
             if self.description.volatile_cache:
                 raise
 
-    def _on_condition(self, condition: Condition, sense: Sense) -> None:
-        """Draw the consequences of a unit attention; the command that it came with is repeated after this."""
+    def notice(self, condition: Condition, sense: Sense) -> None:
+        """Draw the consequences of what the unit reports; a command that it came with is repeated after
+        this."""
         log.info("%s: %s", self.name, sense)
         if condition in _CACHE_MAY_BE_LOST:
             self._writes.lost_cache()
+            if condition is Condition.DEFERRED_ERROR and not self._writes.volatile:
+                # There is no cache, so nothing was kept to be written again.
+                self._writes.report(DataLostError(f"{self.name}: {sense}"))
+        self.on_condition(condition)
 
-    async def check(self) -> None:
-        """After a new login, see whether this is still the same unit; if not, `failure` says so from now on.
+    async def check(self) -> bool:
+        """Return whether this is still the same unit; what changed about it, its size for instance, is taken
+        over.
 
-        What changed about the same unit, its size for instance, is taken over.
+        Raises what `describe` raises.
         """
-        try:
-            now = await describe(self._commands, probe=True)
-        except (CommandError, UnitError) as error:
-            self.failure = UnitError(f"{self.name}: gone after the new login: {error}")
-        else:
-            if self.description.is_same_unit(now):
-                self.description = now
-                self.failure = None
-            else:
-                self.failure = UnitError(f"{self.name}: there is another unit under this number now")
-        if self.failure is not None:
-            log.error("%s", self.failure)
-            self._writes.discard(self.failure)
+        now = await describe(self._commands, probe=True)
+        if not self.description.is_same_unit(now):
+            return False
+        self.description = now
+        self._writes.volatile = now.volatile_cache is not False
+        self.failure = None
+        return True
+
+    def lose(self, reason: str) -> None:
+        """From now on there is no such unit: everything fails."""
+        self.failure = UnitError(f"{self.name}: {reason}")
+        log.error("%s", self.failure)
+        self._writes.give_up(self.failure)
 
     @property
     def _is_large(self) -> bool:
@@ -250,6 +323,7 @@ class LogicalUnit:
             raise self.failure
 
     async def _read_blocks(self, offset: int, buffer: memoryview) -> None:
+        self._check()
         make = cdb.read_16 if self._is_large else cdb.read_10
         block_size = self.block_size
 
@@ -259,6 +333,7 @@ class LogicalUnit:
         await self._in_pieces(offset, buffer, piece)
 
     async def _write_blocks(self, offset: int, data: memoryview) -> None:
+        self._check()  # what was accepted before the unit was lost must not go to what has its number now
         make = cdb.write_16 if self._is_large else cdb.write_10
         block_size = self.block_size
 
@@ -275,12 +350,12 @@ class LogicalUnit:
         if len(data) <= longest:
             await transfer(offset, data)
             return
-        failures: list[CommandError] = []
+        failures: list[IscsifsError] = []
 
         async def piece(start: int) -> None:
             try:
                 await transfer(offset + start, data[start : start + longest])
-            except CommandError as error:
+            except IscsifsError as error:
                 failures.append(error)
 
         async with trio.open_nursery() as nursery:
