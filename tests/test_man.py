@@ -3,6 +3,7 @@
 import argparse
 import re
 import subprocess
+from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
 
