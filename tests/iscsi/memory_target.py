@@ -122,7 +122,6 @@ class MemoryTarget:
         if log_in:
             while not self._login.done:
                 self.answer_login()
-            self.full_feature_phase()
             assert [type(event) for event in self.events()] == [LoggedIn]
 
     @property
@@ -135,14 +134,12 @@ class MemoryTarget:
         """Answer the Login Request that has come; *behind* are bytes that arrive together with the answer."""
         (request,) = self.received()
         response, text = self._login.receive(request.pdu, request.data)
-        self._feed(b"".join(frame(response, text)) + behind)
-
-    def full_feature_phase(self) -> None:
-        """Take over from the login."""
-        self.stat_sn = self._acknowledged = self._login.stat_sn
-        self._receiver.header_digest = self.parameters.header_digest
-        self._receiver.data_digest = self.parameters.data_digest
-        self._receiver.max_data_segment_length = self.parameters.max_send_data_segment_length
+        feed(self.connection, b"".join(frame(response, text)) + behind)
+        if self._login.done:
+            self.stat_sn = self._acknowledged = self._login.stat_sn
+            self._receiver.header_digest = self.parameters.header_digest
+            self._receiver.data_digest = self.parameters.data_digest
+            self._receiver.max_data_segment_length = self.parameters.max_send_data_segment_length
 
     def agree(self, **changes: Any) -> None:
         """Let the login have settled something else, of what no login settles."""
