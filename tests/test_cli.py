@@ -1,11 +1,13 @@
 """The command, with a network that is made up; and once from end to end."""
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -514,24 +516,69 @@ def start(module: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.mount
-def test_from_end_to_end_in_the_background(tmp_path: Path, mount_point: Path) -> None:
-    image = tmp_path / "image"
-    image.write_bytes(bytes(MIB))
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image"
+    path.write_bytes(bytes(MIB))
+    return path
+
+
+@pytest.fixture
+def portal(image: Path) -> Iterator[str]:
+    """Where a real target serves *image*."""
     with start("iscsifs.target.cli", "--port", 0, "--name", IQN + "disk1", image) as target:
         try:
             assert target.stdout is not None
-            portal = target.stdout.readline().split(",")[0]
-            with start("iscsifs.cli", portal, mount_point) as command:
-                output, complaints = command.communicate(timeout=20)
-            assert (command.returncode, complaints) == (ExitStatus.OK, "")
-            assert output == f"127.0.0.1: {portal},1 {IQN}disk1\n"
-            with open(mount_point / "127.0.0.1/disk1/storage", "r+b", buffering=0) as file:
-                file.write(b"hello")
-                os.fsync(file.fileno())
-            assert image.read_bytes()[:5] == b"hello"
-            subprocess.run(["fusermount3", "-u", mount_point], check=True)
-            assert not os.path.ismount(mount_point)
+            yield target.stdout.readline().split(",")[0]
         finally:
             target.terminate()
             target.communicate(timeout=20)
+
+
+@pytest.mark.mount
+def test_it_goes_to_the_background_when_all_is_mounted(portal: str, image: Path, mount_point: Path) -> None:
+    with start("iscsifs.cli", portal, mount_point) as command:
+        output, complaints = command.communicate(timeout=20)
+    assert (command.returncode, complaints) == (ExitStatus.OK, "")
+    assert output == f"127.0.0.1: {portal},1 {IQN}disk1\n"
+    with open(mount_point / "127.0.0.1/disk1/storage", "r+b", buffering=0) as file:
+        file.write(b"hello")
+        os.fsync(file.fileno())
+    assert image.read_bytes()[:5] == b"hello"
+    subprocess.run(["fusermount3", "-u", mount_point], check=True)
+    assert not os.path.ismount(mount_point)
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_writes_back_and_unmounts(
+    portal: str, image: Path, mount_point: Path, number: signal.Signals
+) -> None:
+    with start("iscsifs.cli", "-f", portal, mount_point) as command:
+        assert command.stdout is not None
+        assert command.stdout.readline() != ""
+        storage = os.open(mount_point / "127.0.0.1/disk1/storage", os.O_RDWR)
+        os.write(storage, b"hello")
+        command.send_signal(number)
+        _, complaints = command.communicate(timeout=20)
+    with contextlib.suppress(OSError):
+        os.close(storage)
+    assert (command.returncode, complaints) == (ExitStatus.OK, "")
+    assert not os.path.ismount(mount_point)
+    assert image.read_bytes()[:5] == b"hello"
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("arguments", [[], ["-f"]])
+def test_a_signal_before_anything_is_mounted_ends_it(mount_point: Path, arguments: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(20)
+        host = "{}:{}".format(*silent.getsockname())
+        with start("iscsifs.cli", *arguments, host, mount_point) as command:
+            connection, _ = silent.accept()
+            with connection:
+                assert connection.recv(48) != b""  # the login, which is not answered
+                command.send_signal(signal.SIGTERM)
+                output, _ = command.communicate(timeout=20)
+    assert (command.returncode, output) == (ExitStatus.FAILED, "")
+    assert not os.path.ismount(mount_point)
