@@ -163,7 +163,10 @@ class Session(Nexus):
         arrived, self._arrived = self._arrived, []
         for pdu, ahs, data in arrived:
             assert self._script is not None
-            if await self._script.request(self, pdu, data):
+            wanted = await self._script.request(self, pdu, data)
+            if self.wire.closed:  # meanwhile; another session may have taken the place of this one
+                return
+            if wanted:
                 self.connection.pdu_arrived(pdu, ahs, data)
 
     async def _respond(self, script: Script) -> None:

@@ -1,0 +1,305 @@
+"""An initiator with its files and two targets in one trio loop, without a network and without a mount.
+
+Everything is real but the kernel: connections are pairs of sockets, and files are the handlers that FUSE
+calls. With trio's autojump clock hours of silence take milliseconds, and always the same ones.
+"""
+
+import errno
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, cast
+from unittest import mock
+
+import pyfuse3
+import pytest
+import trio
+from pyfuse3 import FUSEError, RequestContext
+
+from iscsifs.attach import Attached, Wanted
+from iscsifs.config import Host, HostSpec
+from iscsifs.errors import TransportError
+from iscsifs.fs.operations import Operations
+from iscsifs.fs.tree import ROOT_INODE, Tree
+from iscsifs.initiator import Initiator, dial, open_initiator
+from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.iscsi.framing import Buffer
+from iscsifs.iscsi.names import Portal, TargetAddress
+from iscsifs.iscsi.pdu import LoginRequest, Pdu, ScsiCommand, TargetPdu
+from iscsifs.scsi.luns import lun_number
+from iscsifs.target.device import Device
+from iscsifs.target.disk import Disk
+from iscsifs.target.script import Script
+from iscsifs.target.server import Server
+from iscsifs.target.session import Session
+
+PAGE = 4096
+SIZE = 4 << 20
+KERNEL = cast(RequestContext, None)
+
+
+def page(letter: str, pages: int = 1) -> bytes:
+    """Return *pages* pages full of *letter*."""
+    return letter.encode() * (PAGE * pages)
+
+
+class File:
+    """An open `storage` file."""
+
+    def __init__(self, operations: Operations, path: str, handle: int, inode: int) -> None:
+        self.path = path
+        self._operations = operations
+        self._handle = handle
+        self.inode = inode
+
+    async def read(self, offset: int = 0, size: int = PAGE) -> bytes:
+        return bytes(await self._operations.read(self._handle, offset, size))
+
+    async def write(self, offset: int, data: bytes) -> None:
+        assert await self._operations.write(self._handle, offset, data) == len(data)
+
+    async def fsync(self) -> None:
+        await self._operations.fsync(self._handle, False)
+
+    async def close(self) -> None:
+        """Close the file as close(2) does; the handle goes in any case."""
+        try:
+            await self._operations.flush(self._handle)
+        finally:
+            await self._operations.release(self._handle)
+
+    async def size(self) -> int:
+        return (await self._operations.getattr(self.inode, KERNEL)).st_size
+
+
+async def errno_of(request: Awaitable[object]) -> str:
+    """Return the name of the error that *request* has to end with."""
+    with pytest.raises(FUSEError) as caught:
+        await request
+    return errno.errorcode[caught.value.errno]
+
+
+class _Socket(socket.socket):
+    """One end of a pair, with an address as a socket of TCP has it."""
+
+    def getpeername(self) -> tuple[str, int]:
+        return ("192.0.2.1", 3260)
+
+
+class Trouble(Script):
+    """What goes wrong at a target: requests and responses wait while it is `frozen`, and each goes through
+    `on_request` and `on_response`, which return False for what they have taken care of."""
+
+    def __init__(self) -> None:
+        self.commands: list[tuple[Session, ScsiCommand]] = []
+        """All commands that came, in their order."""
+        self.logins: list[LoginRequest] = []
+        self.on_request: Callable[[Session, Pdu], Awaitable[bool]] = _go_on
+        self.on_response: Callable[[Session, TargetPdu, Buffer], Awaitable[bool]] = _go_on
+        self._thawed = trio.Event()
+        self._thawed.set()
+
+    def freeze(self) -> None:
+        """Answer nothing, and receive nothing, from now on, as after SIGSTOP."""
+        self._thawed = trio.Event()
+
+    def thaw(self) -> None:
+        """Go on."""
+        self._thawed.set()
+
+    def sent(self, *codes: int, lun: int = 0) -> list[ScsiCommand]:
+        """Return the commands with these operation codes that came for *lun*."""
+        return [
+            command
+            for _, command in self.commands
+            if command.cdb[0] in codes and lun_number(command.lun) == lun
+        ]
+
+    async def connected(self, session: Session) -> None:
+        await self._thawed.wait()
+
+    async def request(self, session: Session, pdu: Pdu, data: memoryview) -> bool:
+        await self._thawed.wait()
+        if isinstance(pdu, ScsiCommand):
+            self.commands.append((session, pdu))
+        elif isinstance(pdu, LoginRequest):
+            self.logins.append(pdu)
+        return await self.on_request(session, pdu)
+
+    async def response(self, session: Session, pdu: TargetPdu, data: Buffer) -> None:
+        await self._thawed.wait()
+        if await self.on_response(session, pdu, data):
+            await session.wire.send(pdu, data)
+
+
+async def _go_on(*_: object) -> bool:
+    return True
+
+
+class Site:
+    """One target with its disks, which are LUN 0, 1 and so on, and the way to it."""
+
+    def __init__(self, name: str, *disks: Disk) -> None:
+        self.name = name
+        self.host = f"{name}.example"
+        self.target_name = f"iqn.2026-01.example:{name}"
+        self.disks = list(disks)
+        self.device = Device(self.target_name, dict(enumerate(disks)))
+        self.trouble = Trouble()
+        self.server = Server([self.device], script=self.trouble)
+        self.reachable = True
+        self.connections = 0
+
+    def kill(self, *, reset: bool = True) -> None:
+        """End the target at once: its connections are cut and new ones refused."""
+        self.reachable = False
+        self.server.drop_connections(reset=reset)
+
+    def restart(self) -> None:
+        """Let the target run again."""
+        self.reachable = True
+
+    def exchange(self, lun: int, disk: Disk) -> None:
+        """Put another *disk* at *lun*, as if by a new configuration: nobody is told."""
+        self.device = self.server.devices[self.target_name] = Device(
+            self.target_name, self.device.units | {lun: disk}
+        )
+
+
+class World:
+    """*site* is the target that gets into trouble, *neighbour* the one that must not notice.
+
+    `file` is LUN 0 of the site, `sibling` its LUN 1, `other` the disk of the neighbour.
+    """
+
+    def __init__(self, site: Site, neighbour: Site, options: InitiatorOptions) -> None:
+        self.site = site
+        self.neighbour = neighbour
+        self.options = options
+        self.tree = Tree()
+        self.operations = Operations(self.tree, uid=0, gid=0, read_only=False, direct_io=False)
+        self.file = self.sibling = self.other = cast(File, None)
+
+    @property
+    def disk(self) -> Disk:
+        return self.site.disks[0]
+
+    @property
+    def trouble(self) -> Trouble:
+        return self.site.trouble
+
+    def stored(self, offset: int = 0, size: int = PAGE, disk: Disk | None = None) -> bytes:
+        """Return what the disk holds now, its volatile cache included."""
+        return bytes((disk or self.disk).store.read(offset, size))
+
+    async def sent(self) -> None:
+        """Wait until LUN 0 has been sent all that was written, without a flush."""
+        with trio.fail_after(1):
+            await self.tree.nodes[self.file.inode].storage.drain()  # type: ignore[union-attr]
+
+    async def open(self, site: Site, lun: int = 0) -> File:
+        """Open the `storage` of a unit."""
+        inode = ROOT_INODE
+        path = f"{site.host}/{site.name}/lun{lun}/storage"
+        for name in path.split("/"):
+            inode = (await self.operations.lookup(inode, name.encode(), KERNEL)).st_ino
+        return File(self.operations, path, (await self.operations.open(inode, os.O_RDWR, KERNEL)).fh, inode)
+
+    @asynccontextmanager
+    async def meanwhile(self, *files: File) -> AsyncIterator[None]:
+        """Hold that reads, writes and flushes of *files* are carried out at once while the body runs."""
+        rounds = 0
+        started = trio.current_time()
+
+        async def use(file: File) -> None:
+            nonlocal rounds
+            while True:
+                mark = page(chr(ord("a") + rounds % 26))
+                with trio.fail_after(0.1):
+                    await file.write(8 * PAGE, mark)
+                    assert await file.read(8 * PAGE) == mark
+                    await file.fsync()
+                    assert await file.read(9 * PAGE) == bytes(PAGE)
+                rounds += 1
+                await trio.sleep(0.5)
+
+        async with trio.open_nursery() as nursery:
+            for file in files:
+                nursery.start_soon(use, file)
+            yield
+            # Nothing is proved about a time in which there was nothing to do.
+            assert rounds > len(files) or trio.current_time() - started < 0.5
+            nursery.cancel_scope.cancel()
+
+    async def log_in(self, initiator: Initiator) -> None:
+        """Put both targets into the tree."""
+        attached = []
+        for site in (self.site, self.neighbour):
+            portal = Portal(site.host, 3260)
+            wanted = Wanted(
+                Host(HostSpec(portal), self.options), site.host, site.target_name, (TargetAddress(portal),)
+            )
+            attached.append(Attached(wanted, await initiator.login(site.target_name, [portal])))
+        directories = self.tree.add_targets([target.describe() for target in attached])
+        for target, directory in zip(attached, directories, strict=True):
+
+            def refresh(target: Attached = target, directory: Any = directory) -> None:
+                self.operations.changed(self.tree.replace_units(directory, target.describe().units))
+
+            cast(Any, target.target).on_change = refresh
+        self.file = await self.open(self.site)
+        self.sibling = await self.open(self.site, 1)
+        self.other = await self.open(self.neighbour)
+
+
+@asynccontextmanager
+async def open_world(
+    *,
+    write_behind: bool = True,
+    disk: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> AsyncIterator[World]:
+    """Give a `World` in which everything works; *disk* are options of LUN 0, the others are those of the
+    initiator, with the defaults that users have."""
+    site = Site(
+        "site",
+        Disk.in_memory(SIZE, "first", **{"droppable": True, **(disk or {})}),
+        Disk.in_memory(SIZE, "second"),
+    )
+    neighbour = Site("neighbour", Disk.in_memory(SIZE, "third"))
+    sites = {each.host: each for each in (site, neighbour)}
+    initiator_options = replace(
+        InitiatorOptions("iqn.2026-01.example:initiator", write_behind=write_behind), **options
+    )
+    async with trio.open_nursery() as nursery:
+
+        async def connect(portal: Portal, *_: object) -> socket.socket:
+            await trio.lowlevel.checkpoint()
+            here = sites[portal.host]
+            if not here.reachable:
+                raise TransportError(f"{portal}: Connection refused")
+            here.connections += 1
+            near, far = socket.socketpair()
+            near.setblocking(False)
+            nursery.start_soon(here.server.serve, far)
+            return _Socket(fileno=near.detach())
+
+        world = World(site, neighbour, initiator_options)
+        with (
+            mock.patch.object(dial, "connect", connect),
+            mock.patch.object(pyfuse3, "invalidate_inode"),
+        ):
+            async with open_initiator(initiator_options) as initiator:
+                await world.log_in(initiator)
+                yield world
+                for each in sites.values():
+                    each.trouble.thaw()
+            for each in sites.values():
+                for session in list(each.server.sessions):
+                    await session.ended.wait()
+        nursery.cancel_scope.cancel()
+    for each in sites.values():
+        for unit in each.disks:
+            unit.close()
