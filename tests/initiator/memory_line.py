@@ -1,0 +1,189 @@
+"""A session and its scripted peer, connected in memory: no ports, and a clock that jumps."""
+
+import os
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+from peer import Peer
+
+from iscsifs.errors import IscsifsError
+from iscsifs.initiator.link import Link
+from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.initiator.session import Session
+from iscsifs.iscsi.chap import ChallengeMemory
+from iscsifs.iscsi.connection import Connection
+from iscsifs.iscsi.keys import INITIATOR_OFFER
+from iscsifs.iscsi.login import InitiatorLogin, LoginConfig
+from iscsifs.iscsi.pdu import LoginRequest
+from iscsifs.iscsi.task import NOTHING, Task
+from iscsifs.scsi import cdb
+
+INITIATOR = "iqn.2001-04.com.example:initiator"
+TARGET = "iqn.2001-04.com.example:target"
+ISID = bytes.fromhex("800102030405")
+LUN = 1 << 48
+OTHER_LUN = 2 << 48
+READY = cdb.test_unit_ready()
+
+
+class Line:
+    """What stands between a session's `dial` and a `Peer`, whose listener it is."""
+
+    def __init__(self) -> None:
+        self.socket = self
+        self.dialled: list[float] = []
+        """When there were attempts to connect."""
+        self.failure: IscsifsError | None = None
+        """What attempts fail with."""
+        self.gate = trio.Event()
+        """Attempts wait for it, once connected."""
+        self.gate.set()
+        self.buffer_size = 0
+        """Bytes that may be under way in each direction; 0: the usual."""
+        self._accepted: trio.socket.SocketType | None = None
+        self._send, self._receive = trio.open_memory_channel[trio.socket.SocketType](1000)
+
+    def getsockname(self) -> tuple[str, int]:
+        return ("192.0.2.1", 3260)
+
+    async def accept(self) -> trio.SocketStream:
+        accepted = await self._receive.receive()
+        if self._accepted is not None:
+            self._accepted.close()
+        self._accepted = accepted
+        return trio.SocketStream(accepted)
+
+    async def aclose(self) -> None:
+        while True:
+            try:
+                self._receive.receive_nowait().close()
+            except trio.WouldBlock:
+                return
+
+    async def dial(self) -> Link:
+        self.dialled.append(trio.current_time())
+        await trio.lowlevel.checkpoint()
+        if self.failure is not None:
+            raise self.failure
+        ours, theirs = socket.socketpair()
+        for end in ours, theirs:
+            end.setblocking(False)
+            if self.buffer_size:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.buffer_size)
+        config = LoginConfig(
+            initiator_name=INITIATOR,
+            target_name=TARGET,
+            isid=ISID,
+            offer={**INITIATOR_OFFER, "DefaultTime2Wait": 0},
+        )
+        link = Link(
+            ours, Connection(InitiatorLogin(config, random_bytes=os.urandom, memory=ChallengeMemory()))
+        )
+        self._send.send_nowait(trio.socket.from_stdlib_socket(theirs))
+        try:
+            await link.log_in()
+            await self.gate.wait()
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+
+class Call:
+    """A command to a unit, from its caller's side; `failure` and `done` tell how it ended."""
+
+    def __init__(
+        self,
+        command: bytes = READY,
+        *,
+        lun: int = LUN,
+        read: int = 0,
+        write: bytes = b"",
+        probe: bool = False,
+    ) -> None:
+        self.buffer = bytearray(read)
+        data_in = memoryview(self.buffer) if read else NOTHING
+        self.task = Task(lun, command, data_in=data_in, data_out=memoryview(write))
+        self.failure: IscsifsError | None = None
+        self.done = trio.Event()
+        self.ended_at = 0.0
+        self.scope = trio.CancelScope()
+        self._probe = probe
+
+    async def run(self, session: Session) -> None:
+        with self.scope:
+            try:
+                await session.execute(self.task, probe=self._probe)
+            except IscsifsError as error:
+                self.failure = error
+            self.ended_at = trio.current_time()
+            self.done.set()
+
+    async def succeeded(self) -> None:
+        """Wait for the end, which has to be GOOD."""
+        with trio.fail_after(10_000):
+            await self.done.wait()
+        assert self.failure is None, self.failure
+        assert self.task.status == 0
+
+    async def failed(self) -> IscsifsError:
+        """Wait for the end, which has to be a failure."""
+        with trio.fail_after(10_000):
+            await self.done.wait()
+        assert self.failure is not None
+        return self.failure
+
+
+class Pair:
+    """A session, its peer, and the line between them."""
+
+    def __init__(self, session: Session, peer: Peer, line: Line, nursery: trio.Nursery) -> None:
+        self.session = session
+        self.peer = peer
+        self.line = line
+        self.nursery = nursery
+
+    def call(self, command: bytes = READY, **options: Any) -> Call:
+        """Start a command."""
+        call = Call(command, **options)
+        self.nursery.start_soon(call.run, self.session)
+        return call
+
+    @property
+    def logins(self) -> list[LoginRequest]:
+        """The first request of each login."""
+        requests = [pdu for pdu, _ in self.peer.received if isinstance(pdu, LoginRequest)]
+        return [request for request in requests if request.flags >> 2 & 3 == 0]
+
+
+NO_KEYS: Mapping[str, str] = {}
+
+
+@asynccontextmanager
+async def pair(
+    *, keys: Mapping[str, str] = NO_KEYS, window: int = 32, buffer_size: int = 0, **options: Any
+) -> AsyncIterator[Pair]:
+    """Give a session that is up; *keys* are the target's answers in the login, *options* those of
+    `InitiatorOptions`. Pings are off unless they are asked for."""
+    line = Line()
+    line.buffer_size = buffer_size
+    peer = Peer(line)  # type: ignore[arg-type]
+    peer.timeout = 1000.0
+    peer.window = window
+    options = {"initiator_name": INITIATOR, "ping_interval": 0} | options
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(peer.login, keys)
+        link = await line.dial()
+        line.dialled.clear()
+        await trio.testing.wait_all_tasks_blocked()
+        session = Session(TARGET, line.dial, InitiatorOptions(**options), link)
+        nursery.start_soon(session.run)
+        try:
+            yield Pair(session, peer, line, nursery)
+        finally:
+            nursery.cancel_scope.cancel()
+            await line.aclose()
+            await trio.aclose_forcefully(peer.stream)
