@@ -173,13 +173,13 @@ async def pair(
     peer = Peer(line)  # type: ignore[arg-type]
     peer.timeout = 1000.0
     peer.window = window
-    options = {"initiator_name": INITIATOR, "ping_interval": 0} | options
+    config: dict[str, Any] = {"initiator_name": INITIATOR, "ping_interval": 0} | options
     async with trio.open_nursery() as nursery:
         nursery.start_soon(peer.login, keys)
         link = await line.dial()
         line.dialled.clear()
         await trio.testing.wait_all_tasks_blocked()
-        session = Session(TARGET, line.dial, InitiatorOptions(**options), link)
+        session = Session(TARGET, line.dial, InitiatorOptions(**config), link)
         nursery.start_soon(session.run)
         try:
             yield Pair(session, peer, line, nursery)
