@@ -39,6 +39,12 @@ PAGE = 4096
 SIZE = 4 << 20
 KERNEL = cast(RequestContext, None)
 
+Says = Callable[[], list[str]]
+"""The fixture `says`."""
+
+BEHIND = pytest.mark.parametrize("behind", [True, False], ids=["behind", "through"])
+"""With write-behind, and without."""
+
 
 def page(letter: str, pages: int = 1) -> bytes:
     """Return *pages* pages full of *letter*."""
@@ -303,3 +309,49 @@ async def open_world(
     for each in sites.values():
         for unit in each.disks:
             unit.close()
+
+
+class Once:
+    """Does something at the first PDU of a kind, and lets all others go on."""
+
+    def __init__(self, kind: type[Pdu], then: Callable[[Session, Pdu, Buffer], object]) -> None:
+        self.done = False
+        self._kind = kind
+        self._then = then
+
+    async def __call__(self, session: Session, pdu: Pdu, data: Buffer = b"") -> bool:
+        if self.done or not isinstance(pdu, self._kind):
+            return True
+        self.done = True
+        result = self._then(session, pdu, data)
+        if hasattr(result, "__await__"):
+            await result
+        return False
+
+
+def reset(session: Session, *_: object) -> None:
+    session.wire.reset()
+
+
+def close(session: Session, *_: object) -> None:
+    session.wire.close()
+
+
+async def nothing_was_lost(world: World, contents: bytes) -> None:
+    """Hold that the disk has *contents*, safe from a power failure, and that nothing complains."""
+    await world.file.fsync()
+    assert world.stored(0, len(contents)) == contents
+    assert await world.file.read(0, len(contents)) == contents
+    world.disk.undo_log.undo()  # type: ignore[union-attr]
+    assert world.stored(0, len(contents)) == contents
+    await world.file.close()
+
+
+async def spoil_data(session: Session, pdu: Any, data: Buffer) -> None:
+    """Send a response whose data segment does not match its digest."""
+    await session.wire.send_spoilt(pdu, data, payload=True)
+
+
+async def spoil_header(session: Session, pdu: Any, data: Buffer) -> None:
+    """Send a response whose header does not match its digest."""
+    await session.wire.send_spoilt(pdu, data, header=True)

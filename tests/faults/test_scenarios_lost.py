@@ -1,11 +1,10 @@
 """Connections that are lost, and targets that are away: nothing that was written is lost with them."""
 
-import logging
 from collections.abc import Callable
 
 import pytest
 import trio
-from memory_site import PAGE, World, errno_of, open_world, page
+from memory_site import BEHIND, PAGE, Once, Says, close, errno_of, nothing_was_lost, open_world, page, reset
 from trio.testing import MockClock
 
 from iscsifs.iscsi.framing import Buffer
@@ -13,67 +12,12 @@ from iscsifs.iscsi.pdu import DataIn, DataOut, Pdu, ScsiCommand, ScsiResponse, T
 from iscsifs.scsi.cdb import OperationCode
 from iscsifs.target.session import Session
 
-BEHIND = pytest.mark.parametrize("behind", [True, False], ids=["behind", "through"])
-
 NAME = "iqn.2026-01.example:site"
 TIME2WAIT = 2.0  # seconds; what both sides agree on by default: so long a lost connection is left alone
 PING = 5.0 + 5.0  # the interval of pings, and the wait for their answers
 TICK = 1.0  # of the session's clock: every time-out may come that much later
 LOGIN = 15.0  # one login may take so long
 REPLACEMENT = 120.0
-
-Says = Callable[[], list[str]]
-
-
-@pytest.fixture
-def says(caplog: pytest.LogCaptureFixture) -> Says:
-    """What iscsifs has said to its user so far: warnings and errors."""
-
-    def lines() -> list[str]:
-        return [
-            record.getMessage()
-            for record in caplog.records
-            if record.levelno >= logging.WARNING
-            and record.name.startswith(("iscsifs.initiator", "iscsifs.fs"))
-        ]
-
-    return lines
-
-
-class Once:
-    """Does something at the first PDU of a kind, and lets all others go on."""
-
-    def __init__(self, kind: type[Pdu], then: Callable[[Session, Pdu, Buffer], object]) -> None:
-        self.done = False
-        self._kind = kind
-        self._then = then
-
-    async def __call__(self, session: Session, pdu: Pdu, data: Buffer = b"") -> bool:
-        if self.done or not isinstance(pdu, self._kind):
-            return True
-        self.done = True
-        result = self._then(session, pdu, data)
-        if hasattr(result, "__await__"):
-            await result
-        return False
-
-
-def reset(session: Session, *_: object) -> None:
-    session.wire.reset()
-
-
-def close(session: Session, *_: object) -> None:
-    session.wire.close()
-
-
-async def nothing_was_lost(world: World, contents: bytes) -> None:
-    """Hold that the disk has *contents*, safe from a power failure, and that nothing complains."""
-    await world.file.fsync()
-    assert world.stored(0, len(contents)) == contents
-    assert await world.file.read(0, len(contents)) == contents
-    world.disk.undo_log.undo()  # type: ignore[union-attr]
-    assert world.stored(0, len(contents)) == contents
-    await world.file.close()
 
 
 @BEHIND
