@@ -1,0 +1,232 @@
+"""Crash consistency of file systems on `storage`.
+
+A file system on a loop device on `storage` of a mounted iscsifs is worked upon, while the target logs what it
+is told to write and to flush. Then the power fails at one moment of that log after the other: what was
+flushed is there, and what was not is there, lost or torn. Each time the file system has to come up, to pass
+its fsck, and to hold every file that was fsynced by then.
+"""
+
+import argparse
+import contextlib
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import crash_log
+import crash_workload
+from mounting import Mounted, run, wait_until
+from served import serving
+
+from iscsifs.target.device import Device
+
+NAME: Final = "iqn.2026-01.example:disk"
+TMPFS: Final = "/dev/shm"
+WORKERS: Final = 3
+CUTS_PER_FLUSH: Final = 2
+
+
+@dataclass(frozen=True)
+class FileSystem:
+    """How a file system is made on a file of *size* bytes, and checked after it was unmounted."""
+
+    name: str
+    size: int
+    make: Sequence[str]
+    check: Sequence[str]
+
+
+EXT4: Final = FileSystem(
+    "ext4",
+    64 << 20,
+    ("mkfs.ext4", "-q", "-F", "-J", "size=4", "-E", "lazy_itable_init=0"),
+    ("e2fsck", "-f", "-n"),
+)
+XFS: Final = FileSystem("xfs", 300 << 20, ("mkfs.xfs", "-q"), ("xfs_repair", "-n"))
+FILE_SYSTEMS: Final = {kind.name: kind for kind in (EXT4, XFS)}
+
+
+@dataclass
+class Recording:
+    """What happened: the log of the disk that began as *image*, and the history of each file below *root*."""
+
+    kind: FileSystem
+    image: Path
+    root: Path
+    entries: list[crash_log.Entry] = field(default_factory=list)
+    start: int = 0
+    """The position at which the file system was mounted and the workload began."""
+    histories: dict[Path, crash_workload.History] = field(default_factory=dict)
+
+    def flushes(self) -> list[int]:
+        """The positions at which a flush was just carried out."""
+        return [
+            number
+            for number, entry in enumerate(self.entries, 1)
+            if isinstance(entry, crash_log.Flush) and number > self.start
+        ]
+
+
+@dataclass
+class Verdict:
+    """What was found: how many moments of each kind, and what was wrong at which."""
+
+    cuts: Counter[str] = field(default_factory=Counter)
+    files: int = 0
+    """Files that were compared, over all moments."""
+    complaints: list[str] = field(default_factory=list)
+
+
+def record(
+    kind: FileSystem, directory: Path, flushes: int, rng: random.Random, options: Sequence[str] = ()
+) -> Recording:
+    """Work until there were *flushes*, with iscsifs mounted with *options*; needs root."""
+    image = directory / f"{kind.name}.img"
+    with image.open("xb") as file:
+        file.truncate(kind.size)
+    run(*kind.make, image)
+    run("fallocate", "--dig-holes", image)
+    before = directory / f"{kind.name}-before.img"
+    crash_log.copy_sparse(image, before)
+    recording = Recording(kind, before, directory / kind.name)
+    entries = recording.entries
+    recording.root.mkdir()
+    with ExitStack() as stack:
+        served = stack.enter_context(serving(Device(NAME, {0: crash_log.logged_disk(image, entries)})))
+        mounted = Mounted(directory / f"{kind.name}-mnt")
+        mounted.path.mkdir()
+        stack.callback(mounted.close)
+        mounted.start([*options, f"iscsi://{served.portal}/{NAME}/0"], foreground=False, user=None)
+        assert mounted.said.returncode == 0, mounted.said
+        with _loop(mounted.storage()) as loop, _mounted(loop, recording.root):
+            workers = [
+                crash_workload.Worker(
+                    recording.root / f"worker{number}", lambda: len(entries), random.Random(rng.random())
+                )
+                for number in range(WORKERS)
+            ]
+            for worker in workers:
+                worker.prepare()
+                recording.histories |= worker.histories
+            recording.start = len(entries)
+            crash_workload.run(workers, lambda: len(recording.flushes()) >= flushes)
+            for worker in workers:
+                recording.histories |= worker.histories
+        mounted.unmount()
+    image.unlink()
+    return recording
+
+
+def examine(recording: Recording, cuts: int, rng: random.Random) -> Verdict:
+    """Let the power fail at *cuts* moments: half of them flushes, the others anywhere between."""
+    verdict = Verdict()
+    flushes = recording.flushes()
+    at_flush = sorted(rng.sample(flushes, min(len(flushes), cuts // CUTS_PER_FLUSH)))
+    between = [rng.randint(recording.start, len(recording.entries)) for _ in range(cuts - len(at_flush))]
+    medium = crash_log.Medium(recording.image, recording.entries)
+    scratch = recording.image.with_suffix(".scratch")
+    moments = [(position, crash_log.everything) for position in at_flush]
+    moments += [(position, rng.choice(crash_log.FAILURES)) for position in between]
+    for position, failure in sorted(moments, key=lambda moment: moment[0]):
+        medium.advance(position)
+        medium.fail(failure(medium.cached, rng), scratch)
+        name = failure.__name__ if medium.cached else "at a flush"
+        verdict.cuts[name] += 1
+        verdict.files += len(recording.histories)
+        verdict.complaints += [
+            f"{recording.kind.name}, entry {position} of {len(recording.entries)} ({name}): {complaint}"
+            for complaint in _come_up(recording, scratch, position)
+        ]
+    scratch.unlink()
+    return verdict
+
+
+def _come_up(recording: Recording, image: Path, position: int) -> Iterator[str]:
+    """Mount *image*, which replays its journal; compare the files, unmount, and check the file system."""
+    root = image.with_suffix(".root")
+    root.mkdir(exist_ok=True)
+    done = _try("mount", "-o", "loop", image, root)
+    if done.returncode:
+        yield f"it does not mount: {done.stdout.strip()}"
+        return
+    try:
+        yield from crash_workload.complaints(recording.root, recording.histories, root, position)
+    finally:
+        run("umount", root)
+    done = _try(*recording.kind.check, image)
+    if done.returncode:
+        yield f"{recording.kind.check[0]} ends with {done.returncode}: {done.stdout.strip()}"
+
+
+def _try(*command: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+@contextlib.contextmanager
+def _loop(file: Path) -> Iterator[str]:
+    device = run("losetup", "--direct-io=on", "-f", "--show", file).strip()
+    try:
+        yield device
+    finally:
+        run("losetup", "-d", device)
+        wait_until(lambda: not run("losetup", "-j", file), f"{device} is free")
+
+
+@contextlib.contextmanager
+def _mounted(device: str, root: Path) -> Iterator[None]:
+    run("mount", device, root)
+    try:
+        yield
+    finally:
+        run("umount", root)
+
+
+def main() -> int:
+    """Run it as the command line asks, print a table, and return 1 where anything was lost."""
+    parser = argparse.ArgumentParser(prog="contrib/crash", description=__doc__)
+    parser.add_argument("--cuts", type=int, default=1000, help="moments for each row (%(default)s)")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of everything that is random")
+    parser.add_argument("--fs", choices=FILE_SYSTEMS, action="append", help="only this one")
+    arguments = parser.parse_args()
+    print(f"seed {arguments.seed}", flush=True)
+    kinds = ("at a flush", *(failure.__name__ for failure in crash_log.FAILURES))
+    columns = ("file system", "write-behind", "log entries", *kinds, "cuts", "files", "complaints", "seconds")
+    print("| " + " | ".join(columns) + " |", "|---|---|" + "---:|" * (len(columns) - 2), sep="\n", flush=True)
+    complaints = []
+    for name in arguments.fs or FILE_SYSTEMS:
+        for behind in ("1", "0"):
+            rng = random.Random(f"{arguments.seed} {name} {behind}")
+            started = time.monotonic()
+            with tempfile.TemporaryDirectory(prefix="iscsifs-crash.", dir=TMPFS) as directory:
+                options = ["-o", f"writebehind={behind}"]
+                flushes = arguments.cuts // CUTS_PER_FLUSH
+                recording = record(FILE_SYSTEMS[name], Path(directory), flushes, rng, options)
+                verdict = examine(recording, arguments.cuts, rng)
+            row = [name, "on" if behind == "1" else "off", len(recording.entries)]
+            row += [verdict.cuts[kind] for kind in kinds]
+            row += [verdict.cuts.total(), verdict.files, len(verdict.complaints)]
+            row += [f"{time.monotonic() - started:.0f}"]
+            print("| " + " | ".join(map(str, row)) + " |", flush=True)
+            complaints += verdict.complaints
+    print(*complaints, sep="\n")
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    missing = [program for program in ("mkfs.ext4", "mkfs.xfs", "losetup") if shutil.which(program) is None]
+    sys.exit(f"not installed: {' '.join(missing)}" if missing else main())
