@@ -30,6 +30,7 @@ from iscsifs.iscsi.events import (
 from iscsifs.iscsi.framing import Buffer, Receiver, frame, pdu_name
 from iscsifs.iscsi.keys import Parameters
 from iscsifs.iscsi.login import InitiatorLogin, Redirect
+from iscsifs.iscsi.numbering import Numbering
 from iscsifs.iscsi.pdu import (
     BHS_LENGTH,
     FINAL,
@@ -106,7 +107,7 @@ class Connection:
         self._receiver = Receiver(self._header_arrived, self._pdu_arrived)
         self._out: list[Buffer] = []
         self._events: list[Event] = []
-        self._cmd_sn = self._exp_cmd_sn = self._max_cmd_sn = self._exp_stat_sn = 0
+        self._numbers = Numbering()
         self._queue: deque[Task] = deque()
         self._requests: dict[int, Request] = {}
         self._tasks_on_the_wire = 0
@@ -233,17 +234,14 @@ class Connection:
                 management.lun,
                 self._new_tag(management),
                 referenced_task_tag,
-                self._cmd_sn,
-                self._exp_stat_sn,
-                ref_cmd_sn,
+                ref_cmd_sn=ref_cmd_sn,
             )
         )
 
     def ping(self) -> Ping:
         """Send a NOP-Out that asks for an echo (section 11.18)."""
         ping = Ping()
-        tag = self._new_tag(ping)
-        self._request(NopOut(0, tag, RESERVED_TAG, self._cmd_sn, self._exp_stat_sn, immediate=True))
+        self._request(NopOut(initiator_task_tag=self._new_tag(ping), immediate=True))
         return ping
 
     def send_text(self, pairs: list[Pair], *, immediate: bool = False) -> Text:
@@ -263,9 +261,7 @@ class Connection:
         return text
 
     def _text_request(self, text: Text, lun: int, tag: int, target_transfer_tag: int, data: bytes) -> None:
-        request = TextRequest(
-            FINAL, lun, tag, target_transfer_tag, self._cmd_sn, self._exp_stat_sn, text.immediate
-        )
+        request = TextRequest(FINAL, lun, tag, target_transfer_tag, immediate=text.immediate)
         if text.immediate:
             self._request(request, data)
         else:
@@ -278,10 +274,7 @@ class Connection:
         Whatever is asked for after that, also another logout, is never sent and has no answer.
         """
         logout = Logout(LogoutReason.CLOSE_SESSION)
-        cid = self.login.config.cid
-        self._request(
-            LogoutRequest(logout.reason, self._new_tag(logout), cid, self._cmd_sn, self._exp_stat_sn)
-        )
+        self._request(LogoutRequest(logout.reason, self._new_tag(logout), self.login.config.cid))
         self._closing = self._logging_out = True
         return logout
 
@@ -293,10 +286,13 @@ class Connection:
             pdu, data, ahs, header_digest=receiver.header_digest, data_digest=receiver.data_digest
         )
 
-    def _request(self, pdu: Pdu, data: bytes = b"") -> None:
-        """Send a request of ours, if it is not too late for one."""
+    def _request(
+        self, pdu: NopOut | TaskManagementRequest | TextRequest | LogoutRequest, data: bytes = b""
+    ) -> None:
+        """Send a request with the numbers of now, unless it is too late for one."""
         if not self._logging_out:
-            self._send(pdu, data)
+            numbers = self._numbers
+            self._send(pdu._replace(cmd_sn=numbers.cmd_sn, exp_stat_sn=numbers.exp_stat_sn), data)
 
     def _new_tag(self, request: Request) -> int:
         """Reserve an Initiator Task Tag for *request* (section 11.2.1.8)."""
@@ -313,9 +309,10 @@ class Connection:
         """Send what is queued while the command window is open (section 4.2.2.1)."""
         if self._unsent_texts:
             self._send_texts()
+        numbers = self._numbers
         while (
             self._queue
-            and serial.le(self._cmd_sn, self._max_cmd_sn)
+            and numbers.window_is_open
             and self._tasks_on_the_wire < MAX_TASKS
             and not self._closing
         ):
@@ -323,18 +320,17 @@ class Connection:
             tag = self._new_tag(task)
             self._tasks_on_the_wire += 1
             command, ahs, immediate_data, burst = task.start(
-                self.parameters, tag, self._cmd_sn, self._exp_stat_sn
+                self.parameters, tag, numbers.take_cmd_sn(), numbers.exp_stat_sn
             )
-            self._cmd_sn = serial.add(self._cmd_sn, 1)
             self._send(command, immediate_data, ahs)
             for pdu, data in burst:
                 self._send(pdu, data)
 
     def _send_texts(self) -> None:
-        while self._unsent_texts and serial.le(self._cmd_sn, self._max_cmd_sn) and not self._closing:
-            request, data = self._unsent_texts.pop(0)
-            self._send(request._replace(cmd_sn=self._cmd_sn, exp_stat_sn=self._exp_stat_sn), data)
-            self._cmd_sn = serial.add(self._cmd_sn, 1)
+        numbers = self._numbers
+        while self._unsent_texts and numbers.window_is_open and not self._closing:
+            self._request(*self._unsent_texts.pop(0))
+            numbers.take_cmd_sn()
 
     # Receiving.
 
@@ -382,33 +378,12 @@ class Connection:
         if outcome is not None:
             self._send(*outcome)
             return
-        self._cmd_sn, self._exp_stat_sn = login.config.cmd_sn, login.exp_stat_sn
-        self._exp_cmd_sn, self._max_cmd_sn = login.exp_cmd_sn, login.max_cmd_sn
+        self._numbers = Numbering(login.config.cmd_sn, login.max_cmd_sn, login.exp_stat_sn)
         self._receiver.header_digest = login.parameters.header_digest
         self._receiver.data_digest = login.parameters.data_digest
         self._receiver.max_data_segment_length = login.parameters.max_recv_data_segment_length
         self.logged_in = True
         self._events.append(LoggedIn())
-
-    def _update_window(self, pdu: Pdu, exp_cmd_sn: int, max_cmd_sn: int) -> None:
-        """Take the command window of a PDU (sections 4.2.2.1 and 11.4.11)."""
-        if serial.lt(max_cmd_sn, serial.add(exp_cmd_sn, -1)):
-            return
-        if serial.lt(self._cmd_sn, exp_cmd_sn):
-            raise ProtocolError("ExpCmdSN is ahead of CmdSN", section="4.2.2.1", pdu=pdu_name(pdu))
-        if serial.lt(self._exp_cmd_sn, exp_cmd_sn):
-            self._exp_cmd_sn = exp_cmd_sn
-        if serial.lt(self._max_cmd_sn, max_cmd_sn):
-            self._max_cmd_sn = max_cmd_sn
-
-    def _advance(self, pdu: Pdu, stat_sn: int, exp_cmd_sn: int, max_cmd_sn: int) -> None:
-        """Count the StatSN of a PDU that has one of its own, and take its window (section 4.2.2.2)."""
-        if stat_sn != self._exp_stat_sn:
-            raise ProtocolError(
-                f"StatSN {stat_sn} where {self._exp_stat_sn} was due", section="4.2.2.2", pdu=pdu_name(pdu)
-            )
-        self._exp_stat_sn = serial.add(stat_sn, 1)
-        self._update_window(pdu, exp_cmd_sn, max_cmd_sn)
 
     def _unknown_tag(self, tag: int, pdu: Pdu) -> ProtocolError:
         return ProtocolError(f"task tag {tag:08x}h is not in use", section="4.2.5.3", pdu=pdu_name(pdu))
@@ -430,9 +405,9 @@ class Connection:
 
     def _data_in(self, pdu: DataIn, length: int) -> None:
         if pdu.flags & DataInFlag.STATUS:
-            self._advance(pdu, pdu.stat_sn, pdu.exp_cmd_sn, pdu.max_cmd_sn)
+            self._numbers.count_status(pdu)
         else:
-            self._update_window(pdu, pdu.exp_cmd_sn, pdu.max_cmd_sn)
+            self._numbers.update_window(pdu)
         task = self._task(pdu.initiator_task_tag, pdu)
         if task is None or pdu.data_sn != task.next_data_sn:  # late, or a repetition
             return
@@ -441,26 +416,26 @@ class Connection:
             self._end_task(task)
 
     def _scsi_response(self, pdu: ScsiResponse, data: memoryview) -> None:
-        self._advance(pdu, pdu.stat_sn, pdu.exp_cmd_sn, pdu.max_cmd_sn)
+        self._numbers.count_status(pdu)
         task = self._task(pdu.initiator_task_tag, pdu)
         if task is not None:
             task.response_arrived(pdu, data)
             self._end_task(task)
 
     def _r2t(self, pdu: R2T) -> None:
-        self._update_window(pdu, pdu.exp_cmd_sn, pdu.max_cmd_sn)
+        self._numbers.update_window(pdu)
         task = self._task(pdu.initiator_task_tag, pdu)
         if task is None:
             return
         all_sent = not task.r2ts_unsent
-        for data_out, data in task.solicited(pdu, self.parameters, self._exp_stat_sn):
+        for data_out, data in task.solicited(pdu, self.parameters, self._numbers.exp_stat_sn):
             self._send(data_out, data)
         if all_sent and task.r2ts_unsent:
             self._unsent_r2ts.append(task)
 
     def _nop_in(self, pdu: NopIn, data: memoryview) -> None:
         if pdu.initiator_task_tag == RESERVED_TAG:
-            self._update_window(pdu, pdu.exp_cmd_sn, pdu.max_cmd_sn)
+            self._numbers.update_window(pdu)
             if pdu.target_transfer_tag == RESERVED_TAG:
                 return
             if data:
@@ -474,15 +449,15 @@ class Connection:
                 pdu.lun,
                 RESERVED_TAG,
                 pdu.target_transfer_tag,
-                self._cmd_sn,
-                self._exp_stat_sn,
+                self._numbers.cmd_sn,
+                self._numbers.exp_stat_sn,
                 immediate=True,
             )
             self._send(answer)
             return
         if pdu.target_transfer_tag != RESERVED_TAG:
             raise ProtocolError("both task tags are set", section="11.19", pdu="NOP_IN")
-        self._advance(pdu, pdu.stat_sn, pdu.exp_cmd_sn, pdu.max_cmd_sn)
+        self._numbers.count_status(pdu)
         ping = self._requests.get(pdu.initiator_task_tag)
         if not isinstance(ping, Ping):
             raise self._unknown_tag(pdu.initiator_task_tag, pdu)
@@ -490,7 +465,7 @@ class Connection:
         self._events.append(ping)
 
     def _management_response(self, pdu: TaskManagementResponse) -> None:
-        self._advance(pdu, pdu.stat_sn, pdu.exp_cmd_sn, pdu.max_cmd_sn)
+        self._numbers.count_status(pdu)
         management = self._requests.get(pdu.initiator_task_tag)
         if not isinstance(management, Management):
             raise self._unknown_tag(pdu.initiator_task_tag, pdu)
@@ -511,7 +486,7 @@ class Connection:
             del self._late_tags[next(iter(self._late_tags))]
 
     def _text_response(self, pdu: TextResponse, data: memoryview) -> None:
-        self._advance(pdu, pdu.stat_sn, pdu.exp_cmd_sn, pdu.max_cmd_sn)
+        self._numbers.count_status(pdu)
         text = self._requests.get(pdu.initiator_task_tag)
         if not isinstance(text, Text):
             raise self._unknown_tag(pdu.initiator_task_tag, pdu)
@@ -530,7 +505,7 @@ class Connection:
         self._events.append(text)
 
     def _logout_response(self, pdu: LogoutResponse) -> None:
-        self._advance(pdu, pdu.stat_sn, pdu.exp_cmd_sn, pdu.max_cmd_sn)
+        self._numbers.count_status(pdu)
         logout = self._requests.get(pdu.initiator_task_tag)
         if not isinstance(logout, Logout):
             raise self._unknown_tag(pdu.initiator_task_tag, pdu)
@@ -540,7 +515,7 @@ class Connection:
         self._events.append(logout)
 
     def _asynchronous(self, pdu: AsyncMessage, data: memoryview) -> None:
-        self._advance(pdu, pdu.stat_sn, pdu.exp_cmd_sn, pdu.max_cmd_sn)
+        self._numbers.count_status(pdu)
         match pdu.async_event:
             case AsyncEvent.SCSI:
                 self._events.append(SenseReported(pdu.lun, read_sense(data, "ASYNC_MESSAGE")))
@@ -562,7 +537,7 @@ class Connection:
 
     def _reject(self, pdu: Reject, data: memoryview) -> None:
         """Draw the consequences for the PDU whose header the target sends back (sections 7.3 and 11.17)."""
-        self._advance(pdu, pdu.stat_sn, pdu.exp_cmd_sn, pdu.max_cmd_sn)
+        self._numbers.count_status(pdu)
         if len(data) < BHS_LENGTH:
             raise ProtocolError("the rejected header is cut short", section="11.17.4", pdu="REJECT")
         if pdu.reason == RejectReason.WAITING_FOR_LOGOUT:

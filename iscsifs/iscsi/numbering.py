@@ -1,0 +1,81 @@
+"""CmdSN, StatSN and the command window of a connection (RFC 7143 section 4.2.2)."""
+
+from iscsifs.errors import ProtocolError
+from iscsifs.iscsi import serial
+from iscsifs.iscsi.pdu import (
+    R2T,
+    AsyncMessage,
+    DataIn,
+    LogoutResponse,
+    NopIn,
+    Reject,
+    ScsiResponse,
+    TaskManagementResponse,
+    TextResponse,
+    opcode_of,
+)
+
+NumberedPdu = (
+    ScsiResponse
+    | TaskManagementResponse
+    | TextResponse
+    | DataIn
+    | LogoutResponse
+    | R2T
+    | AsyncMessage
+    | Reject
+    | NopIn
+)
+"""What a target sends in the full feature phase."""
+
+
+class Numbering:
+    """The numbers of the only connection of a session, at first those of its login.
+
+    *cmd_sn* is that of the next command, *exp_stat_sn* acknowledges all statuses before it.
+    """
+
+    __slots__ = ("_max_cmd_sn", "cmd_sn", "exp_stat_sn")
+
+    def __init__(self, cmd_sn: int = 0, max_cmd_sn: int = 0, exp_stat_sn: int = 0) -> None:
+        self.cmd_sn = cmd_sn
+        self.exp_stat_sn = exp_stat_sn
+        self._max_cmd_sn = max_cmd_sn
+
+    @property
+    def window_is_open(self) -> bool:
+        """Whether the target takes another command (section 4.2.2.1)."""
+        return serial.le(self.cmd_sn, self._max_cmd_sn)
+
+    def take_cmd_sn(self) -> int:
+        """Return the CmdSN of a command that is sent now."""
+        cmd_sn = self.cmd_sn
+        self.cmd_sn = serial.add(cmd_sn, 1)
+        return cmd_sn
+
+    def update_window(self, pdu: NumberedPdu) -> None:
+        """Take the command window of *pdu*, unless it is none or an older one (section 4.2.2.1).
+
+        Raises ProtocolError where it acknowledges what was not sent.
+        """
+        exp_cmd_sn, max_cmd_sn = pdu.exp_cmd_sn, pdu.max_cmd_sn
+        if serial.lt(max_cmd_sn, serial.add(exp_cmd_sn, -1)):
+            return
+        if serial.lt(self.cmd_sn, exp_cmd_sn):
+            raise ProtocolError("ExpCmdSN is ahead of CmdSN", section="4.2.2.1", pdu=opcode_of(pdu).name)
+        if serial.lt(self._max_cmd_sn, max_cmd_sn):
+            self._max_cmd_sn = max_cmd_sn
+
+    def count_status(self, pdu: NumberedPdu) -> None:
+        """Count the StatSN of a *pdu* that has one of its own, and take its window (section 4.2.2.2).
+
+        Raises ProtocolError where one is missing: at ErrorRecoveryLevel 0 nothing can bring it back.
+        """
+        if pdu.stat_sn != self.exp_stat_sn:
+            raise ProtocolError(
+                f"StatSN {pdu.stat_sn} where {self.exp_stat_sn} was due",
+                section="4.2.2.2",
+                pdu=opcode_of(pdu).name,
+            )
+        self.exp_stat_sn = serial.add(self.exp_stat_sn, 1)
+        self.update_window(pdu)
