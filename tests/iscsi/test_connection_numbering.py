@@ -230,13 +230,14 @@ def test_an_older_window_is_ignored() -> None:
 
 @pytest.mark.conformance("HOSTILE-10")
 @pytest.mark.parametrize("ahead", [1, 2, 2**31 - 1])
-def test_commands_that_were_never_sent_cannot_be_acknowledged(ahead: int) -> None:
+@pytest.mark.parametrize("window", [0, 1, 64])
+def test_commands_that_were_never_sent_cannot_be_acknowledged(ahead: int, window: int) -> None:
     target = MemoryTarget()
     target.submit(plain_task())
     target.send(NopIn)
     beyond = serial.add(target.exp_cmd_sn, ahead)
     with target.drop("4.2.2.1"):
-        target.send(NopIn, exp_cmd_sn=beyond, max_cmd_sn=beyond)
+        target.send(NopIn, exp_cmd_sn=beyond, max_cmd_sn=serial.add(beyond, window - 1))
 
 
 @pytest.mark.conformance("FFP-16.1.1", "FFP-16.1.2")

@@ -243,6 +243,21 @@ def test_a_command_rejected_again_and_again_is_aborted_once() -> None:
     assert abort_of(sent) == (task.initiator_task_tag, task.cmd_sn)
 
 
+def test_an_abort_that_had_to_wait_still_fails_its_task_for_the_first_reason() -> None:
+    target = MemoryTarget()
+    task = target.read(512)
+    (command,) = target.received(ScsiCommand)
+    target.reject(command, Reason.INVALID_PDU_FIELD)
+    (first,) = target.received(TaskManagementRequest)
+    target.reject(first, Reason.TOO_MANY_IMMEDIATE_COMMANDS)
+    (refused,) = told(target)
+    target.connection.repeat(refused)
+    (second,) = target.received(TaskManagementRequest)
+    target.manage(second)
+    assert type(task.failure) is CommandError
+    assert Reason.INVALID_PDU_FIELD.name in str(task.failure)
+
+
 def test_a_rejected_logout_has_no_answer() -> None:
     target = MemoryTarget()
     logout = target.connection.log_out()
