@@ -100,7 +100,10 @@ class Peer:
     async def accept(self) -> None:
         """Wait for the next connection, which takes the place of the last."""
         with trio.fail_after(self.timeout):
-            self._stream = await self._listener.accept()
+            stream = await self._listener.accept()
+        if self._stream is not None:
+            await trio.aclose_forcefully(self._stream)
+        self._stream = stream
         self._receiver = Receiver(lambda *_: None, self._arrived, ahs_allowed=True)
         self._digests = {"header_digest": False, "data_digest": False}
         self._queue.clear()

@@ -43,18 +43,13 @@ class Line:
         self.gate.set()
         self.buffer_size = 0
         """Bytes that may be under way in each direction; 0: the usual."""
-        self._accepted: trio.socket.SocketType | None = None
         self._send, self._receive = trio.open_memory_channel[trio.socket.SocketType](1000)
 
     def getsockname(self) -> tuple[str, int]:
         return ("192.0.2.1", 3260)
 
     async def accept(self) -> trio.SocketStream:
-        accepted = await self._receive.receive()
-        if self._accepted is not None:
-            self._accepted.close()
-        self._accepted = accepted
-        return trio.SocketStream(accepted)
+        return trio.SocketStream(await self._receive.receive())
 
     async def aclose(self) -> None:
         while True:
