@@ -1,0 +1,258 @@
+"""Discovery sessions, over loopback."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+import trio
+from peer import Closed, Peer, scripted_peer
+from trio.testing import MockClock
+
+from iscsifs.errors import IscsifsError, LoginError, ProtocolError, TransportError
+from iscsifs.initiator.discover import ANSWER_TIMEOUT, LOGOUT_TIMEOUT, discover
+from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.iscsi.chap import ChallengeMemory
+from iscsifs.iscsi.discovery import DiscoveredTarget
+from iscsifs.iscsi.names import Portal, TargetAddress
+from iscsifs.iscsi.pdu import (
+    FINAL,
+    R2T,
+    RESERVED_TAG,
+    AsyncEvent,
+    LoginRequest,
+    LogoutRequest,
+    NopOut,
+    RejectReason,
+    ScsiResponse,
+    TextFlag,
+    TextRequest,
+    TextResponse,
+)
+
+INITIATOR = "iqn.2001-04.com.example:initiator"
+ISID = bytes.fromhex("800102030405")
+NAME = "iqn.2001-04.com.example:disk"
+ANSWER = f"TargetName={NAME}\0TargetAddress=192.0.2.1:3260,1\0".encode()
+FOUND = [DiscoveredTarget(NAME, (TargetAddress(Portal("192.0.2.1", 3260), 1),))]
+
+
+@pytest.fixture
+def clock() -> MockClock:
+    """A clock that jumps, but leaves the kernel the time that loopback needs."""
+    return MockClock(autojump_threshold=0.05)
+
+
+class Outcome:
+    """What a discovery has found, or why it has not."""
+
+    targets: list[DiscoveredTarget] | None = None
+    failure: IscsifsError | None = None
+    seconds = 0.0
+
+    async def run(self, portal: Portal) -> None:
+        started = trio.current_time()
+        options = InitiatorOptions(initiator_name=INITIATOR)
+        try:
+            self.targets = await discover(portal, options, ChallengeMemory(), ISID)
+        except IscsifsError as error:
+            self.failure = error
+        self.seconds = trio.current_time() - started
+
+
+@asynccontextmanager
+async def discovering() -> AsyncIterator[tuple[Peer, Outcome]]:
+    """Discover while the body plays the portal; at the end it is over."""
+    outcome = Outcome()
+    with trio.fail_after(1000.0):
+        async with scripted_peer() as peer, trio.open_nursery() as nursery:
+            nursery.start_soon(outcome.run, peer.portal)
+            yield peer, outcome
+
+
+@asynccontextmanager
+async def asked() -> AsyncIterator[tuple[Peer, TextRequest, Outcome]]:
+    """The same, from the moment at which SendTargets has come."""
+    async with discovering() as (peer, outcome):
+        await peer.login()
+        yield peer, await peer.expect(TextRequest), outcome
+
+
+async def leave(peer: Peer) -> None:
+    """Take the logout."""
+    await peer.logged_out(await peer.expect(LogoutRequest))
+    await peer.closed()
+
+
+@pytest.mark.conformance("DISC-9")
+async def test_a_discovery_session_from_the_login_to_the_logout() -> None:
+    async with asked() as (peer, request, outcome):
+        assert peer.offered["SessionType"] == "Discovery"
+        assert peer.offered["InitiatorName"] == INITIATOR
+        assert "TargetName" not in peer.offered
+        assert peer.offered.get("ErrorRecoveryLevel", "0") == "0"
+        assert not [key for key in peer.offered if key.startswith(("X-", "X#"))]
+        assert peer.data == b"SendTargets=All\0"
+        assert (request.flags, request.target_transfer_tag) == (FINAL, RESERVED_TAG)
+        await peer.text(request, ANSWER)
+        logout = await peer.expect(LogoutRequest)
+        assert logout.reason == 0
+        await peer.logged_out(logout)
+        await peer.closed()
+    assert outcome.targets == FOUND
+    kinds = {type(pdu) for pdu, _ in peer.received}
+    assert kinds == {LoginRequest, TextRequest, LogoutRequest}
+
+
+@pytest.mark.conformance("DISC-8")
+async def test_a_portal_without_targets() -> None:
+    async with asked() as (peer, request, outcome):
+        await peer.text(request, b"")
+        await leave(peer)
+    assert outcome.targets == []
+
+
+@pytest.mark.conformance("DISC-10")
+async def test_a_ping_is_answered() -> None:
+    async with asked() as (peer, request, outcome):
+        await peer.ping()
+        assert (await peer.expect(NopOut)).target_transfer_tag == 0x77
+        await peer.text(request, ANSWER)
+        await leave(peer)
+    assert outcome.targets == FOUND
+
+
+@pytest.mark.conformance("DISC-10")
+async def test_a_logout_that_is_asked_for_instead_of_an_answer() -> None:
+    async with asked() as (peer, _, outcome):
+        await peer.async_message(AsyncEvent.LOGOUT_REQUESTED, parameter3=5)
+        await leave(peer)
+    assert isinstance(outcome.failure, TransportError)
+    assert str(outcome.failure) == f"{peer.portal}: the target wants no discovery now"
+
+
+@pytest.mark.conformance("DISC-10")
+async def test_a_logout_that_is_asked_for_behind_the_answer() -> None:
+    async with asked() as (peer, request, outcome):
+        await peer.text(request, ANSWER)
+        await peer.async_message(AsyncEvent.LOGOUT_REQUESTED, parameter3=5)
+        await leave(peer)
+    assert outcome.targets == FOUND
+
+
+@pytest.mark.conformance("DISC-10")
+@pytest.mark.parametrize("kind", ["R2T", "SCSI_RESPONSE"])
+async def test_scsi_has_no_place_in_discovery(kind: str) -> None:
+    async with asked() as (peer, request, outcome):
+        tag = request.initiator_task_tag
+        if kind == "R2T":
+            await peer.send(
+                R2T(0, tag, 1, **peer.numbers, r2t_sn=0, buffer_offset=0, desired_data_transfer_length=4)
+            )
+        else:
+            await peer.send(ScsiResponse(FINAL, 0, 0, tag, **peer.counted()))
+        await peer.closed()
+    assert isinstance(outcome.failure, ProtocolError)
+    assert outcome.failure.pdu == kind
+
+
+@pytest.mark.conformance("DISC-10")
+@pytest.mark.parametrize("reset", [False, True])
+async def test_a_connection_that_ends_behind_the_answer_costs_nothing(reset: bool) -> None:
+    async with asked() as (peer, request, outcome):
+        await peer.text(request, ANSWER)
+        await peer.expect(LogoutRequest)
+        await (peer.reset() if reset else peer.close())
+    assert outcome.targets == FOUND
+
+
+async def test_a_broken_rule_behind_the_answer_costs_nothing() -> None:
+    async with asked() as (peer, request, outcome):
+        response = TextResponse(FINAL, 0, request.initiator_task_tag, **peer.counted())
+        await peer.send_bytes(peer.encode(response, ANSWER) + b"\x3c" + bytes(47))
+        await peer.closed()
+    assert outcome.targets == FOUND
+
+
+async def test_a_connection_that_ends_before_the_answer() -> None:
+    async with asked() as (peer, _, outcome):
+        await peer.close()
+    assert isinstance(outcome.failure, TransportError)
+
+
+async def test_a_portal_that_rejects_the_question() -> None:
+    async with asked() as (peer, request, outcome):
+        await peer.reject(RejectReason.COMMAND_NOT_SUPPORTED, request)
+        await leave(peer)
+    assert str(outcome.failure) == f"{peer.portal}: the target rejected SendTargets"
+
+
+@pytest.mark.conformance("DISC-11")
+async def test_a_logout_without_an_answer_is_waited_for_in_bounded_time(clock: MockClock) -> None:
+    async with asked() as (peer, request, outcome):
+        await peer.text(request, ANSWER)
+        await peer.expect(LogoutRequest)
+        await peer.closed()
+    assert outcome.targets == FOUND
+    assert outcome.seconds == pytest.approx(LOGOUT_TIMEOUT, abs=0.5)
+
+
+async def test_silence_instead_of_an_answer(clock: MockClock) -> None:
+    async with asked() as (peer, _, outcome):
+        await peer.expect(LogoutRequest)
+        await peer.closed()
+    assert isinstance(outcome.failure, TransportError)
+    assert "no answer to SendTargets in 30 s" in str(outcome.failure)
+    assert outcome.seconds == pytest.approx(ANSWER_TIMEOUT + LOGOUT_TIMEOUT, abs=0.5)
+
+
+async def test_a_portal_that_refuses_discovery() -> None:
+    async with scripted_peer() as peer:
+        await peer.stop_listening()
+        outcome = Outcome()
+        await outcome.run(peer.portal)
+        assert isinstance(outcome.failure, TransportError)
+        assert not isinstance(outcome.failure, LoginError)
+
+
+async def answer_in_pieces(peer: Peer, request: TextRequest, answer: bytes, size: int) -> None:
+    """Answer as tgt does: F=0 with a tag, cut anywhere."""
+    for start in range(0, len(answer), size):
+        last = start + size >= len(answer)
+        piece = answer[start : start + size]
+        if last:
+            await peer.text(request, piece)
+        else:
+            await peer.text(request, piece, flags=0, target_transfer_tag=5)
+            following = await peer.expect(TextRequest)
+            assert following.initiator_task_tag == request.initiator_task_tag
+            assert (following.target_transfer_tag, following.flags, peer.data) == (5, FINAL, b"")
+
+
+@pytest.mark.conformance("HOSTILE-34", "DISC-1")
+async def test_a_hundred_thousand_targets() -> None:
+    """All are found, in a time that grows with their number and not faster."""
+
+    def entry(number: int) -> bytes:
+        return f"TargetName={NAME}{number}\0TargetAddress=192.0.2.1:3260,1\0".encode()
+
+    async with asked() as (peer, request, outcome):
+        started = time.perf_counter()
+        await answer_in_pieces(peer, request, b"".join(map(entry, range(100_000))), 8192)
+        await leave(peer)
+    assert outcome.targets is not None
+    assert len(outcome.targets) == 100_000
+    assert outcome.targets[99_999].name == f"{NAME}99999"
+    assert time.perf_counter() - started < 60.0
+
+
+@pytest.mark.conformance("HOSTILE-25")
+@pytest.mark.parametrize("piece", [b"", b"x" * 200_000])
+async def test_an_answer_without_end_is_given_up(piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iscsifs.iscsi.connection.MAX_ANSWER_PIECES", 500)
+    async with asked() as (peer, request, outcome):
+        with suppress(Closed, trio.BrokenResourceError):
+            while True:
+                await peer.text(request, piece, flags=TextFlag.CONTINUE, target_transfer_tag=5)
+                await peer.expect(TextRequest)
+    assert isinstance(outcome.failure, ProtocolError)
