@@ -4,25 +4,14 @@ import trio
 
 
 class Range:
-    """Blocks *start* to *end* (exclusive) of a write under way."""
+    """Bytes *start* to *end* (exclusive) of a write under way; `over` is set when it is."""
 
-    __slots__ = ("_done", "end", "start")
+    __slots__ = ("end", "over", "start")
 
     def __init__(self, start: int, end: int) -> None:
         self.start = start
         self.end = end
-        self._done: trio.Event | None = None
-
-    async def wait(self) -> None:
-        """Wait until the write is over."""
-        if self._done is None:
-            self._done = trio.Event()
-        await self._done.wait()
-
-    def finish(self) -> None:
-        """Wake who waits."""
-        if self._done is not None:
-            self._done.set()
+        self.over = trio.Event()
 
 
 class Ranges:
@@ -32,13 +21,13 @@ class Ranges:
         self._active: dict[Range, None] = {}
 
     async def enter(self, start: int, end: int) -> Range:
-        """Wait until no earlier write touches blocks *start* to *end*; the caller must `leave` it again."""
-        overlapping = [other for other in self._active if other.start < end and start < other.end]
+        """Wait until no earlier write touches bytes *start* to *end*; the caller must `leave` it again."""
+        earlier = [other for other in self._active if other.start < end and start < other.end]
         mine = Range(start, end)
         self._active[mine] = None
         try:
-            for other in overlapping:
-                await other.wait()
+            for other in earlier:
+                await other.over.wait()
         except BaseException:
             self.leave(mine)
             raise
@@ -47,9 +36,9 @@ class Ranges:
     def leave(self, mine: Range) -> None:
         """Say that the write is over, well or not."""
         del self._active[mine]
-        mine.finish()
+        mine.over.set()
 
     async def drain(self) -> None:
         """Wait until every write that is under way now is over."""
         for other in list(self._active):
-            await other.wait()
+            await other.over.wait()

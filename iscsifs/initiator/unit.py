@@ -24,8 +24,8 @@ LONGEST_TRANSFER: Final = 4 * 1024 * 1024
 MAX_BLOCKS_10: Final = 0xFFFF
 """Blocks that a ten-byte command can name."""
 
-MAX_BLOCKS_16: Final = 0xFFFFFFFF
-"""Blocks that UNMAP, or a 16-byte command, can name."""
+MAX_BLOCKS: Final = 0xFFFFFFFF
+"""Blocks that one range of UNMAP, or a 16-byte command, can name."""
 
 _CACHE_MAY_BE_LOST: Final = frozenset({Condition.RESET, Condition.COMMANDS_CLEARED, Condition.DEFERRED_ERROR})
 
@@ -214,51 +214,41 @@ class LogicalUnit:
     async def discard(self, offset: int, size: int) -> None:
         """Tell the unit that nobody needs the whole blocks among *size* bytes from *offset* any more.
 
-        What they hold until they are written again is undefined: zeros after a command that has succeeded on
-        a unit whose capacity says LBPRZ, else anything that they ever held. Raises UnitError where the unit
-        takes nothing back (SBC-3, Logical Block Provisioning VPD page).
+        What they hold until they are written again is undefined: zeros, once this has succeeded, on a unit
+        whose capacity says LBPRZ; else anything that they ever held. Raises UnitError where the unit takes
+        nothing back (SBC-3, Logical Block Provisioning VPD page).
         """
         self._check()
         block_size = self.block_size
-        start = -(-offset // block_size)
+        lba = -(-offset // block_size)
         end = min(offset + size, self.size) // block_size
-        longest, command = self._unmapping()
-        if start >= end:
-            return
-        mine = await self._ranges.enter(start * block_size, end * block_size)
+        mine = await self._ranges.enter(lba * block_size, end * block_size)
         try:
-            await self._writes.drain()
-            self._writes.forget(start * block_size, end * block_size)
-            while start < end:
+            while lba < end:
+                blocks, command, data = self._unmap(lba, end - lba)
+                await self._writes.drain()
+                self._writes.forget(lba * block_size, (lba + blocks) * block_size)
                 self._check()
-                blocks = min(end - start, longest)
-                cdb_and_data = command(start, blocks)
-                await self._commands.run(cdb_and_data[0], data_out=cdb_and_data[1])
-                start += blocks
+                await self._commands.run(command, data_out=data)
+                lba += blocks
         finally:
             self._ranges.leave(mine)
 
-    def _unmapping(self) -> tuple[int, Callable[[int, int], tuple[bytes, bytes]]]:
-        """Return how many blocks one command gives back, and what makes its CDB and data for LBA and blocks."""
+    def _unmap(self, lba: int, blocks: int) -> tuple[int, bytes, bytes]:
+        """Return how many of *blocks* from *lba* one command can give back, with its CDB and its data."""
         offered, limits = self.description.provisioning, self.description.limits
         if offered.lbpu:
-
-            def unmap(lba: int, blocks: int) -> tuple[bytes, bytes]:
-                parameters = cdb.unmap_parameters([(lba, blocks)])
-                return cdb.unmap(len(parameters)), parameters
-
-            return limits.max_unmap_blocks or MAX_BLOCKS_16, unmap
-        if not offered.lbpws and not (offered.lbpws10 and not self._is_large):
-            raise UnitError(f"{self.name}: it takes no blocks back: it is not provisioned by the block")
+            blocks = min(blocks, limits.max_unmap_blocks or MAX_BLOCKS)
+            parameters = cdb.unmap_parameters([(lba, blocks)])
+            return blocks, cdb.unmap(len(parameters)), parameters
+        blocks = min(blocks, limits.max_write_same_length or MAX_BLOCKS)
         zeros = bytes(self.block_size)
-        make, most = (
-            (cdb.write_same_16, MAX_BLOCKS_16) if offered.lbpws else (cdb.write_same_10, MAX_BLOCKS_10)
-        )
-
-        def write_same(lba: int, blocks: int) -> tuple[bytes, bytes]:
-            return make(lba, blocks, unmap=True), zeros
-
-        return min(limits.max_write_same_length or most, most), write_same
+        if offered.lbpws:
+            return blocks, cdb.write_same_16(lba, blocks, unmap=True), zeros
+        if offered.lbpws10 and not self._is_large:
+            blocks = min(blocks, MAX_BLOCKS_10)
+            return blocks, cdb.write_same_10(lba, blocks, unmap=True), zeros
+        raise UnitError(f"{self.name}: it takes no blocks back; it is not thinly provisioned")
 
     async def drain(self) -> None:
         """Return when all writes that were received before have reached the target, or have failed."""

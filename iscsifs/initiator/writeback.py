@@ -1,25 +1,28 @@
 """Writes of one logical unit between their arrival and the moment from which they cannot be lost.
 
-A write goes through three states. DIRTY: we have it, the target has not. SENDING: it is in a command under
-way. WRITTEN: the target has it, perhaps only in a volatile cache. SYNCHRONIZE CACHE ends the last state;
-until then the data are kept, because a target that is reset or loses power may have lost them, and they are
+Data go through three states. DIRTY: we have them, the target has not. SENDING: they are in a command under
+way. WRITTEN: the target has them, perhaps only in a volatile cache. SYNCHRONIZE CACHE ends the last state;
+until then they are kept, because a target that is reset or loses power may have lost them, and they are
 written again (`lost_cache`). So there are two bounds: one for what is not yet written, at which writers
-wait, and one for what is written but not synchronised, at which the oldest are let go; a reset after that
-is reported as a failure.
+wait, and one for what is written but not synchronised. Half-way to the second, the cache is synchronised
+unasked; where this does not help, the oldest data are let go, and a reset after that is reported as a
+failure.
 
-The buffer is a map of pieces that do not overlap, sorted by offset, each the newest data for its range.
-Offsets are in bytes, all of them multiples of the block size.
+The buffer is a map of extents that do not overlap, sorted by offset, each the newest data for its range. What
+is written next to an extent that is still to be sent joins it, so an extent is what one command writes. Data
+that overlap a command under way are blocked until it has ended: two commands for the same blocks are never
+under way at once. Offsets are in bytes, all of them multiples of the block size.
 """
 
 import logging
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable, Iterable
-from enum import Enum, auto
 from typing import Final
 
 import trio
 
-from iscsifs.errors import DataLostError, IscsifsError
+from iscsifs.errors import DataLostError, IscsifsError, MediumError, TransportError
+from iscsifs.initiator.extents import Command, Extent, State, cut
 
 log = logging.getLogger(__name__)
 
@@ -32,80 +35,36 @@ MAX_UNWRITTEN: Final = 32 * 1024 * 1024
 MAX_UNSYNCHRONISED: Final = 64 * 1024 * 1024
 """Bytes of written data that are kept until they are synchronised."""
 
-
-class State(Enum):
-    """How far a piece has come."""
-
-    DIRTY = auto()
-    SENDING = auto()
-    WRITTEN = auto()
-
-
-class Command:
-    """A WRITE under way, of neighbouring *pieces*; what becomes of these does not change what is sent."""
-
-    __slots__ = ("data", "done", "pieces", "start")
-
-    def __init__(self, pieces: list["Piece"]) -> None:
-        chunks = [piece.data for piece in pieces]
-        self.start = pieces[0].start
-        self.data = chunks[0] if len(chunks) == 1 else memoryview(b"".join(chunks))
-        self.pieces = pieces
-        self.done = False
-
-
-class Piece:
-    """The newest data for bytes *start* to *end*."""
-
-    __slots__ = ("blockers", "command", "data", "end", "epoch", "start", "state")
-
-    def __init__(self, start: int, data: memoryview) -> None:
-        self.start = start
-        self.end = start + len(data)
-        self.data = data
-        self.state = State.DIRTY
-        self.command: Command | None = None
-        self.blockers: list[Command] = []  # older data for the same blocks, on their way
-        self.epoch = 0  # how many SYNCHRONIZE CACHE were sent before it was WRITTEN
-
-    def part(self, start: int, end: int) -> "Piece":
-        """Return bytes *start* to *end* as a piece in the same state."""
-        part = Piece(start, self.data[start - self.start : end - self.start])
-        part.state = self.state
-        part.command = self.command
-        part.blockers = list(self.blockers)
-        part.epoch = self.epoch
-        return part
-
-    @property
-    def blocked(self) -> bool:
-        """Whether older data for the same blocks must arrive first."""
-        if self.blockers:
-            self.blockers = [command for command in self.blockers if not command.done]
-        return bool(self.blockers)
+MAX_ROUNDS: Final = 8
+"""How often a flush begins again because the target has lost its cache in the meantime."""
 
 
 class Barrier:
-    """Waits until some pieces are written, or others in their stead, and the commands under way with them.
+    """Waits until some extents are written, or others in their stead, and the commands under way with them.
 
-    Whoever *reports* is told of a `failure` among them, which then counts as said.
+    `failure` is how one of them has failed.
     """
 
-    __slots__ = ("_over", "failure", "reports", "things")
+    __slots__ = ("_over", "failure", "things")
 
-    def __init__(self, things: Iterable[Piece | Command], reports: bool) -> None:
+    def __init__(self, things: Iterable[Extent | Command]) -> None:
         self.things = set(things)
-        self.reports = reports
         self.failure: IscsifsError | None = None
         self._over = trio.Event()
 
-    def replace(self, old: Piece | Command, *new: Piece | Command) -> None:
+    def replace(self, old: Extent | Command, *new: Extent | Command) -> None:
         """If *old* is waited for, wait for *new* instead."""
         if old in self.things:
             self.things.remove(old)
             self.things.update(new)
             if not self.things:
                 self._over.set()
+
+    def fail(self, thing: Extent | Command, failure: IscsifsError) -> None:
+        """If *thing* is waited for, wait no more: it has ended with *failure*."""
+        if thing in self.things:
+            self.failure = failure
+            self.replace(thing)
 
     async def wait(self) -> None:
         """Return when all have been written or have failed."""
@@ -114,11 +73,11 @@ class Barrier:
 
 
 class WriteBuffer:
-    """The write buffer of one unit.
+    """The write buffer of the unit *name*.
 
-    *write(offset, data)* and *synchronise()* do it, and raise IscsifsError where they fail. *longest* is
-    the number of bytes that neighbouring pieces are merged to. With *behind* False a write returns when the
-    target has it.
+    *write(offset, data)* and *synchronise()* do it, in tasks of *nursery*, and raise IscsifsError where they
+    fail. *longest* is the number of bytes up to which neighbours are joined. With *behind* False a write
+    returns when the target has it. *volatile*: what the target has, it may still lose.
 
     `failures` counts what was lost of writes that had been acknowledged, `failure` is the latest such loss:
     every open file that was there has to report it once.
@@ -126,6 +85,7 @@ class WriteBuffer:
 
     def __init__(
         self,
+        name: str,
         write: Callable[[int, memoryview], Awaitable[None]],
         synchronise: Callable[[], Awaitable[None]],
         nursery: trio.Nursery,
@@ -140,162 +100,242 @@ class WriteBuffer:
         self.failure: IscsifsError | None = None
         self.resets = 0
         """How often the cache of the target may have been lost."""
+        self.volatile = volatile
+        self._name = name
         self._write = write
         self._synchronise = synchronise
         self._nursery = nursery
         self._longest = longest
         self._behind = behind
-        self._volatile = volatile
         self._max_unwritten = max_unwritten
         self._max_unsynchronised = max_unsynchronised
         self._starts: list[int] = []
-        self._pieces: list[Piece] = []
-        self._dirty: dict[Piece, None] = {}  # by age
-        self._written: dict[Piece, None] = {}  # by age
+        self._extents: list[Extent] = []
+        self._ready: dict[Extent, None] = {}  # DIRTY, by age
+        self._blocked: dict[Extent, None] = {}  # DIRTY, but older data for the same blocks are on their way
+        self._written: dict[Extent, None] = {}  # WRITTEN, by age
         self._commands: set[Command] = set()
         self._barriers: list[Barrier] = []
-        self._newest: Piece | None = None
+        self._newest: Extent | None = None
         self._unwritten = 0
         self._unsynchronised = 0
         self._epoch = 0
         self._let_go: int | None = None  # the epoch of the newest data that were let go unsynchronised
-        self._room = trio.Event()
+        self._synchronises_unasked = True  # not while it does, nor after that has failed
+        self._room = trio.lowlevel.ParkingLot()
 
     async def write(self, start: int, data: bytes | memoryview) -> None:
-        """Take *data* for offset *start*, and wait until there is room; without *behind*, until it is
-        written."""
+        """Take *data*, at least one block, for offset *start*.
+
+        Waits until there is room; without *behind*, until they are written, and raises what that failed with.
+        """
         while self._unwritten >= self._max_unwritten:
-            if self._room.is_set():
-                self._room = trio.Event()
-            await self._room.wait()
-        piece = Piece(start, memoryview(data))
-        self._insert(piece)
-        self._pump()
-        if not self._behind:
-            barrier = await self._wait_for([piece], reports=True)
-            if barrier.failure is not None:
-                raise barrier.failure
+            await self._room.park()
+        extent = self._insert(start, memoryview(data))
+        self._make_room()
+        if self._behind:
+            self._pump()
+            return
+        barrier = await self._wait_for([extent])
+        if barrier.failure is not None:
+            raise barrier.failure
 
     def newer(self, start: int, end: int) -> list[tuple[int, memoryview]]:
         """Return what is newer here than on the target between *start* and *end*, as (offset, data)."""
-        if not self._unwritten:
-            return []
-        first, last = self._overlapping(start, end)
-        return [
-            (max(piece.start, start), piece.data[max(start - piece.start, 0) : end - piece.start])
-            for piece in self._pieces[first:last]
-            if piece.state is not State.WRITTEN
-        ]
+        found: list[tuple[int, memoryview]] = []
+        if self._unwritten:
+            first, last = self._overlapping(start, end)
+            for extent in self._extents[first:last]:
+                if extent.state is not State.WRITTEN:
+                    position = extent.start
+                    for chunk in extent.chunks:
+                        if position < end and start < position + len(chunk):
+                            part = chunk[max(start - position, 0) : end - position]
+                            found.append((max(position, start), part))
+                        position += len(chunk)
+        return found
 
     async def drain(self) -> None:
         """Wait until everything that is here now was written, or has failed."""
-        await self._wait_for([*self._dirty, *self._commands])
+        await self._wait_for([*self._ready, *self._blocked, *self._commands])
 
     async def flush(self) -> None:
         """Wait until everything that is here now is safe from a loss of the target's cache.
 
-        Raises what SYNCHRONIZE CACHE failed with; the data are then written again before the next one. The
-        failure of a write shows in `failures`.
+        Raises what SYNCHRONIZE CACHE failed with, and DataLostError for a target that loses its cache all the
+        time; the data are then written again before the next flush. That a write failed shows in `failures`.
         """
-        while True:
+        for _ in range(MAX_ROUNDS):
             resets = self.resets
             await self.drain()
-            epoch = self._epoch
-            self._epoch += 1
-            try:
-                await self._synchronise()
-            except IscsifsError as error:
-                # Nobody knows what the target has kept, and a second SYNCHRONIZE CACHE may not tell.
-                self._fail(error)
-                self._write_again()
-                raise
+            failure = await self._synchronise_now()
+            if failure is not None:
+                raise failure
             if self.resets == resets:
-                self._forget_synchronised(epoch)
+                self._synchronises_unasked = True
                 return
+        raise DataLostError(f"{self._name}: the target loses its cache over and over")
 
     def lost_cache(self) -> None:
         """The target may have lost what it had not synchronised: write it again (SPC, unit attention 29h)."""
         self.resets += 1
         if self._let_go is not None:
             self._let_go = None
-            self._fail(
-                DataLostError("the target may have lost its cache, and more was in it than is kept here")
-            )
-        self._write_again()
+            reason = "the target may have lost its cache, and more was in it than is kept here"
+            self.report(DataLostError(f"{self._name}: {reason}"))
+        for extent in list(self._written):
+            self._change(extent, State.DIRTY)
         self._pump()
 
-    def discard(self, failure: IscsifsError) -> None:
-        """Give everything up because of *failure*, but for what is on its way."""
-        if self._dirty or self._written:
-            self._fail(failure)
-        for piece in [*self._dirty, *self._written]:
-            self._remove(piece)
+    def report(self, failure: IscsifsError) -> None:
+        """Count a loss of writes that had been acknowledged."""
+        log.error("acknowledged writes are lost: %s", failure)
+        self.failures += 1
+        self.failure = failure
+
+    def give_up(self, failure: IscsifsError) -> None:
+        """Forget everything because of *failure*, but for what is on its way."""
+        extents = [*self._ready, *self._blocked, *self._written]
+        if any(extent.acknowledged for extent in extents):
+            self.report(failure)
+        for extent in extents:
+            self._leave(extent)
             for barrier in self._barriers:
-                barrier.replace(piece)
+                barrier.fail(extent, failure)
+        self._keep(lambda extent: extent.state is State.SENDING)
         self._make_room()
 
-    # The map of pieces.
+    def forget(self, start: int, end: int) -> None:
+        """Let go of the data between *start* and *end* that are not under way: nobody wants them any more."""
+        first, last = self._overlapping(start, end)
+        for extent in self._extents[first:last]:
+            if extent.state is not State.SENDING:
+                self._carve(max(extent.start, start), min(extent.end, end))
+        self._make_room()
+
+    # The map of extents.
 
     def _overlapping(self, start: int, end: int) -> tuple[int, int]:
-        """Return the slice of the pieces that touch *start* to *end*."""
+        """Return the slice of the extents that touch *start* to *end*."""
         first = bisect_right(self._starts, start)
-        if first and self._pieces[first - 1].end > start:
+        if first and self._extents[first - 1].end > start:
             first -= 1
-        last = first
-        while last < len(self._pieces) and self._pieces[last].start < end:
-            last += 1
-        return first, last
+        return first, bisect_left(self._starts, end, first)
 
-    def _insert(self, new: Piece) -> None:
-        """Put *new* into the map, over what was there."""
-        first, last = self._overlapping(new.start, new.end)
-        around = [new]
-        for old in self._pieces[first:last]:
-            parts = []
-            if old.start < new.start:
-                parts.append(old.part(old.start, new.start))
-                around.insert(0, parts[-1])
-            if old.end > new.end:
-                parts.append(old.part(new.end, old.end))
-                around.append(parts[-1])
-            new.blockers += [old.command] if old.command else old.blockers
-            self._replace(old, parts, new)
-        self._pieces[first:last] = around
-        self._starts[first:last] = [piece.start for piece in around]
-        self._dirty[new] = None
-        self._unwritten += len(new.data)
+    def _index(self, extent: Extent) -> int:
+        return bisect_left(self._starts, extent.start)
+
+    def _put(self, first: int, last: int, extents: list[Extent]) -> None:
+        """Put *extents* in the place of those from *first* to *last*."""
+        self._extents[first:last] = extents
+        self._starts[first:last] = [extent.start for extent in extents]
+
+    def _keep(self, wanted: Callable[[Extent], bool]) -> None:
+        """Remove all extents but those *wanted*."""
+        self._put(0, len(self._extents), [extent for extent in self._extents if wanted(extent)])
+
+    def _insert(self, start: int, data: memoryview) -> Extent:
+        """Put *data* into the map, over what was there, and return the extent that they are in then."""
+        new = Extent(start, [data])
+        new.acknowledged = self._behind
+        self._carve(start, new.end, new)
+        index = self._index(new)
+        if index + 1 < len(self._extents) and self._join(new, self._extents[index + 1]):
+            self._put(index + 1, index + 2, [])
+        if index and self._join(self._extents[index - 1], new):
+            self._put(index, index + 1, [])
+            new = self._extents[index - 1]
         self._newest = new
+        return new
 
-    def _replace(self, old: Piece, parts: list[Piece], new: Piece) -> None:
-        """Put *parts* of *old* where it was registered; *new* has taken the place of the rest."""
-        length = sum(len(part.data) for part in parts) - len(old.data)
-        match old.state:
+    def _carve(self, start: int, end: int, *new: Extent) -> None:
+        """Take bytes *start* to *end* out of the map, and put *new* there."""
+        first, last = self._overlapping(start, end)
+        around = list(new)
+        for old in self._extents[first:last]:
+            self._leave(old)
+            parts = []
+            if old.start < start:
+                parts.append(old.part(old.start, start))
+                around.insert(0, parts[-1])
+            if old.end > end:
+                parts.append(old.part(end, old.end))
+                around.append(parts[-1])
+            for part in parts:
+                self._enter(part)
+            for extent in new:
+                extent.blockers |= old.blockers
+                if old.command is not None:
+                    extent.blockers.add(old.command)
+            for barrier in self._barriers:
+                barrier.replace(old, *parts, *new)
+        for extent in new:
+            self._enter(extent)
+        self._put(first, last, around)
+
+    def _join(self, left: Extent, right: Extent) -> bool:
+        """Take *right* into *left* if one command can write both; return whether it can."""
+        if (
+            left.end != right.start
+            or left.state is not State.DIRTY
+            or right.state is not State.DIRTY
+            or left.alone
+            or right.alone
+            or len(left) + len(right) > self._longest
+            or left.blockers != right.blockers
+        ):
+            return False
+        self._leave(right)
+        left.chunks += right.chunks
+        left.end = right.end
+        left.acknowledged |= right.acknowledged
+        self._unwritten += len(right)
+        for barrier in self._barriers:
+            barrier.replace(right, left)
+        return True
+
+    # The books: every extent of the map is in exactly one of them.
+
+    def _enter(self, extent: Extent) -> None:
+        """Put *extent* into the books of its state."""
+        match extent.state:
             case State.DIRTY:
-                del self._dirty[old]
-                self._dirty.update(dict.fromkeys(parts))
-                self._unwritten += length
-                for barrier in self._barriers:
-                    barrier.replace(old, *parts, new)
+                for command in extent.blockers:
+                    command.blocked[extent] = None
+                (self._blocked if extent.blockers else self._ready)[extent] = None
             case State.SENDING:
-                assert old.command is not None
-                old.command.pieces.remove(old)
-                old.command.pieces += parts
-                self._unwritten += length
+                assert extent.command is not None
+                extent.command.extents[extent] = None
             case State.WRITTEN:
-                del self._written[old]
-                self._written.update(dict.fromkeys(parts))
-                self._unsynchronised += length
-
-    def _remove(self, piece: Piece) -> None:
-        """Take *piece* out of the map, and out of the books of its state."""
-        index = bisect_right(self._starts, piece.start) - 1
-        del self._pieces[index], self._starts[index]
-        if piece.state is State.WRITTEN:
-            del self._written[piece]
-            self._unsynchronised -= len(piece.data)
+                self._written[extent] = None
+        if extent.state is State.WRITTEN:
+            self._unsynchronised += len(extent)
         else:
-            self._dirty.pop(piece, None)
-            self._unwritten -= len(piece.data)
+            self._unwritten += len(extent)
+
+    def _leave(self, extent: Extent) -> None:
+        """Take *extent* out of the books of its state."""
+        match extent.state:
+            case State.DIRTY:
+                for command in extent.blockers:
+                    del command.blocked[extent]
+                del (self._blocked if extent.blockers else self._ready)[extent]
+            case State.SENDING:
+                assert extent.command is not None
+                del extent.command.extents[extent]
+            case State.WRITTEN:
+                del self._written[extent]
+        if extent.state is State.WRITTEN:
+            self._unsynchronised -= len(extent)
+        else:
+            self._unwritten -= len(extent)
+
+    def _change(self, extent: Extent, state: State, command: Command | None = None) -> None:
+        """Bring *extent* into *state*."""
+        self._leave(extent)
+        extent.state = state
+        extent.command = command
+        self._enter(extent)
 
     # Writing.
 
@@ -305,96 +345,121 @@ class WriteBuffer:
             self._nursery.start_soon(self._send, command)
 
     def _next_command(self) -> Command | None:
-        """Choose the next pieces to send: the oldest, with the neighbours that go into the same command."""
-        for piece in self._dirty:
-            if piece.blocked:
-                continue
-            pieces = self._neighbours(piece)
+        """Begin with the oldest extent that can be sent."""
+        for extent in self._ready:
             # Where the writer is now there will soon be more: as long as the line is busy, wait for it.
-            growing = pieces[-1] is self._newest and pieces[-1].end - pieces[0].start < self._longest
+            growing = extent is self._newest and len(extent) < self._longest
             if growing and self._commands and not self._barriers:
                 continue
-            command = Command(pieces)
-            for sent in command.pieces:
-                del self._dirty[sent]
-                sent.state = State.SENDING
-                sent.command = command
-                for barrier in self._barriers:
-                    barrier.replace(sent, command)
+            command = Command(extent, self.resets)
+            self._change(extent, State.SENDING, command)
             self._commands.add(command)
+            for barrier in self._barriers:
+                barrier.replace(extent, command)
             return command
         return None
-
-    def _neighbours(self, piece: Piece) -> list[Piece]:
-        """Return *piece* with the dirty ones that touch it on both sides, as far as one command goes."""
-        index = bisect_right(self._starts, piece.start) - 1
-        first = last = index
-        room = self._longest - len(piece.data)
-        pieces = self._pieces
-
-        def joins(left: int, right: int, candidate: Piece) -> bool:
-            return (
-                pieces[left].end == pieces[right].start
-                and candidate.state is State.DIRTY
-                and len(candidate.data) <= room
-                and not candidate.blocked
-            )
-
-        while first and joins(first - 1, first, pieces[first - 1]):
-            first -= 1
-            room -= len(pieces[first].data)
-        while last + 1 < len(pieces) and joins(last, last + 1, pieces[last + 1]):
-            last += 1
-            room -= len(pieces[last].data)
-        return pieces[first : last + 1]
 
     async def _send(self, first: Command) -> None:
         """Carry out *first*, and then others as long as there are any."""
         command: Command | None = first
         while command is not None:
-            failure: IscsifsError | None = None
             try:
-                await self._write(command.start, command.data)
-            except IscsifsError as error:
-                failure = error
-            except Exception:
-                log.exception("a write failed because of a bug")
-                failure = IscsifsError("a write failed because of a bug; see the log")
+                failure = await self._attempt(self._write(command.start, command.data))
+            except BaseException:
+                failure = TransportError(f"{self._name}: the initiator was stopped")
+                self.give_up(failure)
+                self._finish(command, failure)
+                raise
             self._finish(command, failure)
             command = self._next_command()
             self._pump()
 
+    async def _attempt(self, action: Awaitable[None]) -> IscsifsError | None:
+        """Return what *action* failed with."""
+        try:
+            await action
+        except IscsifsError as error:
+            return error
+        except Exception:
+            log.exception("%s: a write or a flush failed because of a bug", self._name)
+            return IscsifsError(f"{self._name}: it failed because of a bug; see the log")
+        return None
+
     def _finish(self, command: Command, failure: IscsifsError | None) -> None:
         """Book the end of *command*."""
         self._commands.remove(command)
-        command.done = True
-        for piece in command.pieces:
-            if failure is None and self._volatile:
-                piece.state = State.WRITTEN
-                piece.command = None
-                piece.epoch = self._epoch
-                self._written[piece] = None
-                self._unwritten -= len(piece.data)
-                self._unsynchronised += len(piece.data)
-            else:
-                self._remove(piece)
-        reported = False
-        for barrier in self._barriers:
-            if failure is not None and barrier.reports and command in barrier.things:
-                barrier.failure = failure
-                reported = True
-            barrier.replace(command)
-        if failure is not None and not reported:
-            self._fail(failure)
-        self._let_go_of_the_oldest()
+        for extent in list(command.blocked):
+            self._leave(extent)
+            extent.blockers.remove(command)
+            self._enter(extent)
+        if failure is None:
+            self._arrived(command)
+        elif isinstance(failure, MediumError) and command.merged:
+            self._separate(command)
+        else:
+            self._failed(command, failure)
         self._make_room()
 
-    def _make_room(self) -> None:
-        if self._unwritten < self._max_unwritten:
-            self._room.set()
+    def _arrived(self, command: Command) -> None:
+        again: list[Extent] = []
+        for extent in list(command.extents):
+            extent.acknowledged = True
+            if command.merged:
+                offset = extent.start - command.start
+                extent.chunks = cut([command.data], offset, offset + len(extent))
+            extent.epoch = self._epoch
+            if not self.volatile:
+                self._leave(extent)
+                index = self._index(extent)
+                self._put(index, index + 1, [])
+            elif command.resets == self.resets:
+                self._change(extent, State.WRITTEN)
+            else:
+                # Was it carried out before the cache was lost, or after that? The answer does not tell.
+                self._change(extent, State.DIRTY)
+                again.append(extent)
+        for barrier in self._barriers:
+            barrier.replace(command, *again)
+        self._respect_the_bound()
 
-    async def _wait_for(self, things: Iterable[Piece | Command], *, reports: bool = False) -> Barrier:
-        barrier = Barrier(things, reports)
+    def _separate(self, command: Command) -> None:
+        """Send what was joined in *command* again one by one: of its blocks some cannot be written."""
+        separate: list[Extent] = []
+        for extent in list(command.extents):
+            self._leave(extent)
+            parts = []
+            position = extent.start
+            for chunk in extent.chunks:
+                part = Extent(position, [chunk])
+                part.acknowledged = extent.acknowledged
+                part.alone = True
+                self._enter(part)
+                parts.append(part)
+                position = part.end
+            index = self._index(extent)
+            self._put(index, index + 1, parts)
+            separate += parts
+        for barrier in self._barriers:
+            barrier.replace(command, *separate)
+
+    def _failed(self, command: Command, failure: IscsifsError) -> None:
+        # What was overwritten in the meantime is not lost: newer data wait to take its place.
+        if command.acknowledged and command.extents:
+            self.report(failure)
+        for extent in list(command.extents):
+            self._leave(extent)
+            index = self._index(extent)
+            self._put(index, index + 1, [])
+        for barrier in self._barriers:
+            barrier.fail(command, failure)
+
+    def _make_room(self) -> None:
+        """Let the next writer in, who does the same."""
+        if self._unwritten < self._max_unwritten:
+            self._room.unpark()
+
+    async def _wait_for(self, things: Iterable[Extent | Command]) -> Barrier:
+        barrier = Barrier(things)
         if barrier.things:
             self._barriers.append(barrier)
             try:
@@ -404,30 +469,39 @@ class WriteBuffer:
                 self._barriers.remove(barrier)
         return barrier
 
-    # Losing and keeping.
+    # Synchronising.
 
-    def _fail(self, failure: IscsifsError) -> None:
-        self.failures += 1
-        self.failure = failure
+    async def _synchronise_now(self) -> IscsifsError | None:
+        """Synchronise the cache, and let go of what was written before; return what that failed with."""
+        resets, epoch = self.resets, self._epoch
+        self._epoch += 1
+        failure = await self._attempt(self._synchronise())
+        if failure is not None:
+            # Nobody knows what the target has kept, and a second SYNCHRONIZE CACHE may not tell.
+            self.lost_cache()
+        elif self.resets == resets:
+            for extent in [extent for extent in self._written if extent.epoch <= epoch]:
+                self._leave(extent)
+            self._keep(lambda extent: extent.state is not State.WRITTEN or extent.epoch > epoch)
+            if self._let_go is not None and self._let_go <= epoch:
+                self._let_go = None
+        return failure
 
-    def _write_again(self) -> None:
-        """Make everything that the target may have lost dirty again."""
-        for piece in self._written:
-            piece.state = State.DIRTY
-        self._dirty.update(self._written)
-        self._written.clear()
-        self._unwritten += self._unsynchronised
-        self._unsynchronised = 0
+    async def _synchronise_unasked(self) -> None:
+        failure = await self._synchronise_now()
+        if failure is None:
+            self._synchronises_unasked = True
+        else:
+            log.warning("%s: the write cache could not be synchronised: %s", self._name, failure)
 
-    def _let_go_of_the_oldest(self) -> None:
+    def _respect_the_bound(self) -> None:
+        """See to it that not too much data are kept for being unsynchronised."""
+        if self._unsynchronised > self._max_unsynchronised // 2 and self._synchronises_unasked:
+            self._synchronises_unasked = False
+            self._nursery.start_soon(self._synchronise_unasked)
         while self._unsynchronised > self._max_unsynchronised:
             oldest = next(iter(self._written))
-            self._let_go = self._epoch
-            self._remove(oldest)
-
-    def _forget_synchronised(self, epoch: int) -> None:
-        """Let go of what was written before SYNCHRONIZE CACHE number *epoch* was sent."""
-        for piece in [piece for piece in self._written if piece.epoch <= epoch]:
-            self._remove(piece)
-        if self._let_go is not None and self._let_go <= epoch:
-            self._let_go = None
+            self._let_go = max(oldest.epoch, self._let_go or 0)
+            self._leave(oldest)
+            index = self._index(oldest)
+            self._put(index, index + 1, [])

@@ -1,0 +1,73 @@
+"""Data on their way to a logical unit: extents, and the commands that write them."""
+
+from collections.abc import Iterable
+from enum import Enum, auto
+
+
+class State(Enum):
+    """How far an extent has come."""
+
+    DIRTY = auto()
+    SENDING = auto()
+    WRITTEN = auto()
+
+
+class Extent:
+    """The newest data for bytes *start* to `end`: *chunks*, one behind the other, as they were written."""
+
+    __slots__ = ("acknowledged", "alone", "blockers", "chunks", "command", "end", "epoch", "start", "state")
+
+    def __init__(self, start: int, chunks: list[memoryview]) -> None:
+        self.start = start
+        self.end = start + sum(map(len, chunks))
+        self.chunks = chunks
+        self.state = State.DIRTY
+        self.command: Command | None = None  # what it is SENDING in
+        self.blockers: set[Command] = set()  # older data for the same blocks, on their way
+        self.epoch = 0  # how many SYNCHRONIZE CACHE were sent before it was WRITTEN
+        self.acknowledged = False  # somebody counts on it
+        self.alone = False  # it goes into a command of its own
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def part(self, start: int, end: int) -> "Extent":
+        """Return bytes *start* to *end* as an extent in the same state."""
+        part = Extent(start, cut(self.chunks, start - self.start, end - self.start))
+        part.state = self.state
+        part.command = self.command
+        part.blockers = self.blockers.copy()
+        part.epoch = self.epoch
+        part.acknowledged = self.acknowledged
+        part.alone = self.alone
+        return part
+
+
+class Command:
+    """A WRITE under way. What becomes of its *extent* in the meantime does not change what is sent."""
+
+    __slots__ = ("acknowledged", "blocked", "data", "extents", "merged", "resets", "start")
+
+    def __init__(self, extent: Extent, resets: int) -> None:
+        chunks = extent.chunks
+        self.start = extent.start
+        self.merged = len(chunks) > 1
+        self.data = memoryview(b"".join(chunks)) if self.merged else chunks[0]
+        self.acknowledged = extent.acknowledged
+        self.resets = resets
+        self.extents: dict[Extent, None] = {}  # what of it is still the newest
+        self.blocked: dict[Extent, None] = {}  # what must not be sent before it has ended
+
+
+def cut(chunks: Iterable[memoryview], start: int, end: int) -> list[memoryview]:
+    """Return bytes *start* to *end* of *chunks*; where most of a buffer is left out, the rest is copied, so
+    that it does not keep the whole alive."""
+    parts: list[memoryview] = []
+    position = 0
+    for chunk in chunks:
+        part = chunk[max(start - position, 0) : max(end - position, 0)]
+        if part:
+            small = 2 * len(part) < memoryview(chunk.obj).nbytes
+            parts.append(memoryview(bytes(part)) if small else part)
+        position += len(chunk)
+    return parts

@@ -1,0 +1,115 @@
+"""A unit with a volatile cache that carries out and answers each command when its test says so."""
+
+import trio
+
+from iscsifs.errors import IscsifsError
+from iscsifs.initiator.writeback import WriteBuffer
+
+
+class Call:
+    """A WRITE of *data* at *start*, or without data a SYNCHRONIZE CACHE, that has arrived at the unit."""
+
+    def __init__(self, unit: "CachedUnit", start: int, data: bytes | None) -> None:
+        self.start = start
+        self.data = data
+        self.carried_out = False
+        self._unit = unit
+        self._answered = trio.Event()
+        self._failure: IscsifsError | None = None
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.data or b"")
+
+    def carry_out(self) -> None:
+        """Do it; a unit that has lost its cache reports that first, and is asked again."""
+        self._unit.report_loss()
+        self.carried_out = True
+        if self.data is None:
+            self._unit.medium[:] = self._unit.cache
+            return
+        self._unit.cache[self.start : self.end] = self.data
+        if not self._unit.volatile:
+            self._unit.medium[self.start : self.end] = self.data
+
+    def answer(self, failure: IscsifsError | None = None) -> None:
+        """Say that it has succeeded, carrying it out before, or that it has not."""
+        if failure is None and not self.carried_out:
+            self.carry_out()
+        self._failure = failure
+        self._answered.set()
+
+    async def wait(self) -> None:
+        """Wait for the answer, as the buffer does."""
+        calls = self._unit.writes if self.data is not None else self._unit.synchronisings
+        assert not any(other.start < self.end and self.start < other.end for other in self._unit.writes), (
+            "two writes of the same blocks are under way"
+        )
+        calls.append(self)
+        try:
+            if self._unit.automatic:
+                await trio.lowlevel.checkpoint()
+                self.answer()
+            await self._answered.wait()
+        finally:
+            calls.remove(self)
+        if self._failure is not None:
+            raise self._failure
+
+
+class CachedUnit:
+    """*size* bytes twice: what is read, `cache`, and what a loss of power leaves, `medium`.
+
+    `writes` and `synchronisings` are under way until the test answers them, unless *automatic*. `log` has all
+    that came: (offset, data), or None for a SYNCHRONIZE CACHE.
+    """
+
+    def __init__(self, size: int, *, volatile: bool = True, automatic: bool = False) -> None:
+        self.cache = bytearray(size)
+        self.medium = bytearray(size)
+        self.volatile = volatile
+        self.automatic = automatic
+        self.writes: list[Call] = []
+        self.synchronisings: list[Call] = []
+        self.log: list[tuple[int, bytes] | None] = []
+        self.buffer: WriteBuffer
+        self._loss_unreported = False
+
+    async def write(self, start: int, data: memoryview) -> None:
+        self.log.append((start, bytes(data)))
+        await Call(self, start, bytes(data)).wait()
+
+    async def synchronise(self) -> None:
+        self.log.append(None)
+        await Call(self, 0, None).wait()
+
+    def open(self, nursery: trio.Nursery, *, longest: int = 8, **options: bool | int) -> WriteBuffer:
+        """Return the write buffer of this unit; the *options* are those of the class."""
+        self.buffer = WriteBuffer(
+            "disk",
+            self.write,
+            self.synchronise,
+            nursery,
+            longest=longest,
+            volatile=self.volatile,
+            **options,  # type: ignore[arg-type]
+        )
+        return self.buffer
+
+    def lose_cache(self) -> None:
+        """Lose what is not on the medium; the next command that is carried out has to report it."""
+        self.cache[:] = self.medium
+        self._loss_unreported = True
+
+    def report_loss(self) -> None:
+        """Report a loss that was not reported yet."""
+        if self._loss_unreported:
+            self._loss_unreported = False
+            self.buffer.lost_cache()
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return what a reader sees: the cache, and over it what the buffer has newer."""
+        data = bytearray(self.cache[start:end])
+        for position, newer in self.buffer.newer(start, end):
+            data[position - start : position - start + len(newer)] = newer
+        return bytes(data)

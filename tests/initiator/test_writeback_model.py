@@ -1,0 +1,224 @@
+"""The write buffer against a model: any writes, any order of answers, losses of the cache, failures.
+
+Every write has a number, and writes bytes of that value: so a byte tells which write it is from, and a larger
+one is from a newer write.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from memory_cache import CachedUnit, Call
+from stepwise import Loop
+
+from iscsifs.errors import IscsifsError, MediumError, TransportError
+from iscsifs.initiator.extents import Extent, State
+from iscsifs.initiator.ranges import Ranges
+from iscsifs.initiator.writeback import WriteBuffer
+
+SIZE = 24
+UNWRITTEN = 12
+UNSYNCHRONISED = 20
+
+PENDING = -1  # a write that has not returned: either its data or older ones are read
+
+
+class WriteBufferMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = Loop()
+        self.ranges = Ranges()
+        self.number = 0
+        self.newest = [0] * SIZE  # the number of the newest write, or PENDING
+        self.lost = [0] * SIZE  # writes up to this number were reported to be lost, perhaps
+        self.accepted: list[set[int]] = [{0} for _ in range(SIZE)]
+        self.durable = [0] * SIZE  # the number of the newest write that a flush has made safe
+        self.failures = 0
+        self.unfinished = 0
+
+    @initialize(behind=st.booleans(), volatile=st.booleans())
+    def open(self, behind: bool, volatile: bool) -> None:
+        self.unit = CachedUnit(SIZE, volatile=volatile)
+        self.buffer = self.unit.open(
+            self.loop.nursery,
+            behind=behind,
+            max_unwritten=UNWRITTEN,
+            max_unsynchronised=UNSYNCHRONISED,
+        )
+
+    # What the owner of the buffer does.
+
+    @precondition(lambda self: self.number < 255)
+    @rule(start=st.integers(0, SIZE - 1), length=st.integers(1, 10))
+    def write(self, start: int, length: int) -> None:
+        self.number += 1
+        end = min(start + length, SIZE)
+        self.begin(self._write, start, end, self.number)
+
+    async def _write(self, start: int, end: int, number: int) -> None:
+        mine = await self.ranges.enter(start, end)
+        try:
+            for position in range(start, end):
+                self.accepted[position].add(number)
+            self.newest[start:end] = [PENDING] * (end - start)
+            try:
+                await self.buffer.write(start, bytes([number]) * (end - start))
+            except IscsifsError:
+                self.lost[start:end] = [number] * (end - start)
+            self.newest[start:end] = [number] * (end - start)
+        finally:
+            self.ranges.leave(mine)
+
+    @rule()
+    def flush(self) -> None:
+        self.begin(self._flush)
+
+    async def _flush(self) -> None:
+        await self.ranges.drain()
+        wanted = list(self.newest)
+        try:
+            await self.buffer.flush()
+        except IscsifsError:
+            return
+        self.learn_of_failures()
+        for position, number in enumerate(wanted):
+            if number > self.lost[position]:
+                kept = self.unit.medium[position]
+                assert kept >= number, f"byte {position}: {kept} is older than {number}"
+                assert kept in self.accepted[position]
+                self.durable[position] = max(self.durable[position], number)
+
+    @rule()
+    def drain(self) -> None:
+        self.begin(self._drain)
+
+    async def _drain(self) -> None:
+        await self.ranges.drain()
+        await self.buffer.drain()
+
+    def begin(self, function: Callable[..., object], *args: object) -> None:
+        """Let *function* go on by itself."""
+
+        async def counted() -> None:
+            await function(*args)  # type: ignore[misc]
+            self.unfinished -= 1
+
+        self.unfinished += 1
+        self.loop.nursery.start_soon(counted)
+        self.loop.settle()
+
+    # What the unit does.
+
+    def under_way(self) -> list[Call]:
+        return [*self.unit.writes, *self.unit.synchronisings]
+
+    @precondition(lambda self: self.under_way())
+    @rule(choice=st.integers(0, 31), failure=st.sampled_from([None, None, None, MediumError, TransportError]))
+    def answer(self, choice: int, failure: type[IscsifsError] | None) -> None:
+        calls = self.under_way()
+        call = calls[choice % len(calls)]
+        if failure is MediumError:
+            self.fail(call, MediumError("bad block", status=2))
+        elif failure is TransportError:
+            self.fail(call, TransportError("gone"))
+        else:
+            call.answer()
+            self.loop.settle()
+            self.learn_of_failures()
+
+    def fail(self, call: Call, failure: IscsifsError) -> None:
+        """Answer *call* with *failure*: if this was reported, what it was to write may be lost."""
+        before = self.buffer.failures
+        call.answer(failure)
+        self.loop.settle()
+        if self.buffer.failures != before and call.data is not None:
+            self.failures += 1
+            for position, number in enumerate(call.data, call.start):
+                self.lost[position] = max(self.lost[position], number)
+        self.learn_of_failures()
+
+    @precondition(lambda self: self.under_way())
+    @rule(choice=st.integers(0, 31))
+    def carry_out(self, choice: int) -> None:
+        """The answer comes later."""
+        calls = [call for call in self.under_way() if not call.carried_out]
+        if calls:
+            calls[choice % len(calls)].carry_out()
+            self.loop.settle()
+            self.learn_of_failures()
+
+    @rule()
+    def lose_cache(self) -> None:
+        self.unit.lose_cache()
+
+    @rule()
+    def report_loss(self) -> None:
+        self.unit.report_loss()
+        self.loop.settle()
+        self.learn_of_failures()
+
+    def learn_of_failures(self) -> None:
+        """After a loss of nobody knows what, all that was never safe may be lost."""
+        if self.buffer.failures != self.failures:
+            self.failures = self.buffer.failures
+            for position, numbers in enumerate(self.accepted):
+                if max(numbers) > self.durable[position]:
+                    self.lost[position] = max(numbers)
+
+    # What always holds.
+
+    @invariant()
+    def the_newest_data_are_read(self) -> None:
+        if hasattr(self, "unit"):
+            self.report_loss()  # a read would bring the report
+            for position, byte in enumerate(self.unit.read(0, SIZE)):
+                if self.newest[position] > self.lost[position]:
+                    assert byte == self.newest[position]
+                assert byte in self.accepted[position]
+
+    @invariant()
+    def the_books_are_right(self) -> None:
+        if hasattr(self, "unit"):
+            check_books(self.buffer)
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "unit"):
+                self.finish()
+        finally:
+            self.loop.close()
+
+    def finish(self) -> None:
+        """Nobody hangs, and what was not reported to be lost is safe."""
+        self.begin(self._flush)
+        while calls := self.under_way():
+            calls[0].answer()
+            self.loop.settle()
+        self.learn_of_failures()
+        assert not self.unfinished
+        for position, number in enumerate(self.newest):
+            assert number != PENDING
+            if number > self.lost[position]:
+                assert self.unit.medium[position] == number
+
+
+def check_books(buffer: WriteBuffer) -> None:
+    """Every extent is in the map and in one book, the sums are right, nothing overlaps."""
+    extents = buffer._extents
+    assert buffer._starts == [extent.start for extent in extents]
+    assert all(left.end <= right.start for left, right in pairwise(extents))
+    sending = [extent for command in buffer._commands for extent in command.extents]
+    books: list[Extent] = [*buffer._ready, *buffer._blocked, *buffer._written, *sending]
+    assert sorted(map(id, books)) == sorted(map(id, extents))
+    assert {extent.state for extent in buffer._written} <= {State.WRITTEN}
+    assert {extent.state for extent in sending} <= {State.SENDING}
+    assert all(extent.blockers <= buffer._commands for extent in buffer._blocked)
+    assert not any(extent.blockers for extent in buffer._ready)
+    assert buffer._unsynchronised == sum(map(len, buffer._written)) <= UNSYNCHRONISED
+    assert buffer._unwritten == sum(map(len, extents)) - buffer._unsynchronised
+
+
+TestWriteBuffer = WriteBufferMachine.TestCase
+TestWriteBuffer.settings = settings(max_examples=200, stateful_step_count=40)
