@@ -14,7 +14,7 @@ from iscsifs.target.store import Store, UndoLog
 from iscsifs.target.unit import Identity
 
 SECTOR: Final = 512
-"""Bytes of a block: what a medium writes as a whole or not at all."""
+"""Bytes of a block of the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,45 +118,39 @@ class Medium:
                 _apply(file.fileno(), write)
 
 
-def nothing(cached: Sequence[Write], _random: random.Random) -> list[Write]:
+def nothing(cached: Sequence[Write], atom: int, rng: random.Random) -> list[Write]:
     """The cache is lost."""
     return []
 
 
-def everything(cached: Sequence[Write], _random: random.Random) -> list[Write]:
+def everything(cached: Sequence[Write], atom: int, rng: random.Random) -> list[Write]:
     """The cache was just written."""
     return list(cached)
 
 
-def some(cached: Sequence[Write], rng: random.Random) -> list[Write]:
+def some(cached: Sequence[Write], atom: int, rng: random.Random) -> list[Write]:
     """Any of the writes made it."""
     share = rng.random()
     return [write for write in cached if rng.random() < share]
 
 
-def torn(cached: Sequence[Write], rng: random.Random) -> list[Write]:
-    """Of any of the writes, any of the sectors made it."""
+def torn(cached: Sequence[Write], atom: int, rng: random.Random) -> list[Write]:
+    """Of any of the writes, any of the atoms made it."""
     share = rng.random()
-    return [
-        part
-        for write in cached
-        for lba in range(write.lba, write.end)
-        if rng.random() < share
-        for part in write.part(lba, lba + 1)
-    ]
+    return [part for write in cached for part in _atoms(write, atom) if rng.random() < share]
 
 
-def interrupted(cached: Sequence[Write], rng: random.Random) -> list[Write]:
+def interrupted(cached: Sequence[Write], atom: int, rng: random.Random) -> list[Write]:
     """The cache was being written in its order; the last of the writes is there in part."""
     if not cached:
         return []
     last = rng.randrange(len(cached))
-    write = cached[last]
-    return [*cached[:last], *write.part(write.lba, rng.randint(write.lba, write.end))]
+    atoms = _atoms(cached[last], atom)
+    return [*cached[:last], *atoms[: rng.randint(0, len(atoms))]]
 
 
 FAILURES: Final = (nothing, everything, some, torn, interrupted)
-"""What a power failure may leave of the cached writes."""
+"""What a power failure may leave of the cached writes, where *atom* sectors are written as a whole."""
 
 
 def copy_sparse(source: Path, copy: Path) -> None:
@@ -176,6 +170,12 @@ def copy_sparse(source: Path, copy: Path) -> None:
             while start < end:
                 start += os.sendfile(new.fileno(), old.fileno(), start, end - start)
     shutil.copymode(source, copy)
+
+
+def _atoms(write: Write, atom: int) -> list[Write]:
+    """Cut *write* up at multiples of *atom* sectors."""
+    starts = range(write.lba // atom * atom, write.end, atom)
+    return [part for start in starts for part in write.part(start, start + atom)]
 
 
 def _apply(fd: int, write: Write) -> None:

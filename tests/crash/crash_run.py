@@ -24,22 +24,26 @@ from typing import Final
 import crash_log
 import crash_workload
 from mounting import Mounted, run, wait_until
-from served import serving
+from proxy import running
 
 from iscsifs.target.device import Device
+from iscsifs.target.server import Server
 
 NAME: Final = "iqn.2026-01.example:disk"
 TMPFS: Final = "/dev/shm"
 WORKERS: Final = 3
-CUTS_PER_FLUSH: Final = 2
 
 
 @dataclass(frozen=True)
 class FileSystem:
-    """How a file system is made on a file of *size* bytes, and checked after it was unmounted."""
+    """How a file system is made on a file of *size* bytes, and checked after it was unmounted.
+
+    *atom* is how many sectors it trusts a disk to write as a whole: its superblock has to survive.
+    """
 
     name: str
     size: int
+    atom: int
     make: Sequence[str]
     check: Sequence[str]
 
@@ -47,10 +51,11 @@ class FileSystem:
 EXT4: Final = FileSystem(
     "ext4",
     64 << 20,
+    2,
     ("mkfs.ext4", "-q", "-F", "-J", "size=4", "-E", "lazy_itable_init=0"),
     ("e2fsck", "-f", "-n"),
 )
-XFS: Final = FileSystem("xfs", 300 << 20, ("mkfs.xfs", "-q"), ("xfs_repair", "-n"))
+XFS: Final = FileSystem("xfs", 300 << 20, 1, ("mkfs.xfs", "-q"), ("xfs_repair", "-n"))
 FILE_SYSTEMS: Final = {kind.name: kind for kind in (EXT4, XFS)}
 
 
@@ -86,9 +91,9 @@ class Verdict:
 
 
 def record(
-    kind: FileSystem, directory: Path, flushes: int, rng: random.Random, options: Sequence[str] = ()
+    kind: FileSystem, directory: Path, operations: int, rng: random.Random, options: Sequence[str] = ()
 ) -> Recording:
-    """Work until there were *flushes*, with iscsifs mounted with *options*; needs root."""
+    """Let the workload do *operations*, with iscsifs mounted with *options*; needs root."""
     image = directory / f"{kind.name}.img"
     with image.open("xb") as file:
         file.truncate(kind.size)
@@ -100,11 +105,13 @@ def record(
     entries = recording.entries
     recording.root.mkdir()
     with ExitStack() as stack:
-        served = stack.enter_context(serving(Device(NAME, {0: crash_log.logged_disk(image, entries)})))
+        device = Device(NAME, {0: crash_log.logged_disk(image, entries)})
+        stack.callback(device.close)
+        server, _ = stack.enter_context(running(lambda: Server([device])))
         mounted = Mounted(directory / f"{kind.name}-mnt")
         mounted.path.mkdir()
         stack.callback(mounted.close)
-        mounted.start([*options, f"iscsi://{served.portal}/{NAME}/0"], foreground=False, user=None)
+        mounted.start([*options, f"iscsi://{server.portals[0]}/{NAME}/0"], foreground=False, user=None)
         assert mounted.said.returncode == 0, mounted.said
         with _loop(mounted.storage()) as loop, _mounted(loop, recording.root):
             workers = [
@@ -117,7 +124,7 @@ def record(
                 worker.prepare()
                 recording.histories |= worker.histories
             recording.start = len(entries)
-            crash_workload.run(workers, lambda: len(recording.flushes()) >= flushes)
+            crash_workload.run(workers, operations)
             for worker in workers:
                 recording.histories |= worker.histories
         mounted.unmount()
@@ -129,7 +136,7 @@ def examine(recording: Recording, cuts: int, rng: random.Random) -> Verdict:
     """Let the power fail at *cuts* moments: half of them flushes, the others anywhere between."""
     verdict = Verdict()
     flushes = recording.flushes()
-    at_flush = sorted(rng.sample(flushes, min(len(flushes), cuts // CUTS_PER_FLUSH)))
+    at_flush = sorted(rng.sample(flushes, min(len(flushes), cuts // 2)))
     between = [rng.randint(recording.start, len(recording.entries)) for _ in range(cuts - len(at_flush))]
     medium = crash_log.Medium(recording.image, recording.entries)
     scratch = recording.image.with_suffix(".scratch")
@@ -137,7 +144,7 @@ def examine(recording: Recording, cuts: int, rng: random.Random) -> Verdict:
     moments += [(position, rng.choice(crash_log.FAILURES)) for position in between]
     for position, failure in sorted(moments, key=lambda moment: moment[0]):
         medium.advance(position)
-        medium.fail(failure(medium.cached, rng), scratch)
+        medium.fail(failure(medium.cached, recording.kind.atom, rng), scratch)
         name = failure.__name__ if medium.cached else "at a flush"
         verdict.cuts[name] += 1
         verdict.files += len(recording.histories)
@@ -214,8 +221,7 @@ def main() -> int:
             started = time.monotonic()
             with tempfile.TemporaryDirectory(prefix="iscsifs-crash.", dir=TMPFS) as directory:
                 options = ["-o", f"writebehind={behind}"]
-                flushes = arguments.cuts // CUTS_PER_FLUSH
-                recording = record(FILE_SYSTEMS[name], Path(directory), flushes, rng, options)
+                recording = record(FILE_SYSTEMS[name], Path(directory), arguments.cuts, rng, options)
                 verdict = examine(recording, arguments.cuts, rng)
             row = [name, "on" if behind == "1" else "off", len(recording.entries)]
             row += [verdict.cuts[kind] for kind in kinds]

@@ -1,4 +1,4 @@
-"""A workload on a file system that takes note of what it may rely on, and whether a crash kept the promise."""
+"""A workload on a file system that notes what it was promised, and whether a crash kept the promise."""
 
 import os
 import random
@@ -157,13 +157,16 @@ class Worker:
         history.acknowledge()
 
 
-def run(workers: list[Worker], enough: Callable[[], bool]) -> None:
-    """Let the *workers* work side by side until it is *enough*; raise what the first that failed raised."""
+def run(workers: list[Worker], operations: int) -> None:
+    """Let the *workers* do *operations* side by side; raise what the first that failed raised."""
+    each = operations // len(workers)
     failures: list[BaseException] = []
 
     def work(worker: Worker) -> None:
         try:
-            while not enough() and not failures:
+            for _ in range(each):
+                if failures:
+                    break
                 worker.work()
         except BaseException as exc:
             failures.append(exc)
@@ -177,9 +180,7 @@ def run(workers: list[Worker], enough: Callable[[], bool]) -> None:
         raise failures[0]
 
 
-def complaints(
-    root: Path, histories: dict[Path, History], mounted: Path, position: int
-) -> Iterator[str]:
+def complaints(root: Path, histories: dict[Path, History], mounted: Path, position: int) -> Iterator[str]:
     """Compare the files below *root*, found below *mounted* after a power failure at *position*."""
     for path, history in histories.items():
         try:
