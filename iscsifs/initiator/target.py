@@ -18,6 +18,7 @@ from iscsifs.iscsi.events import SenseReported
 from iscsifs.iscsi.names import Portal
 from iscsifs.scsi.luns import lun_label
 from iscsifs.scsi.sense import Condition, Sense
+from iscsifs.scsi.status import Status
 
 log = logging.getLogger(__name__)
 
@@ -124,16 +125,16 @@ class Target:
                     unit.lose("there is another unit under this number now")
             except TransportError:
                 return  # the session is closed
-            except (StatusError, UnitError) as error:
-                if trio.current_time() >= give_up_at:
+            except (CommandError, UnitError) as error:
+                missing = isinstance(error, UnitError) or (
+                    isinstance(error, StatusError) and error.status == Status.CHECK_CONDITION
+                )  # and not only busy, reserved, or without an answer
+                if missing and trio.current_time() >= give_up_at:
                     unit.lose(f"gone after the new login: {error}")
-            except CommandError as error:
-                log.warning("%s; asking again", error)
+                    break
+                await trio.sleep(PAUSE)
             else:
                 break
-            if unit.failure is not None:
-                break
-            await trio.sleep(PAUSE)
         if unit.failure is None:
             self.session.release(unit.lun)
         else:

@@ -1,0 +1,421 @@
+"""A target and its units as they come, change and go: against the embedded target, in memory."""
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from iscsifs.errors import CommandTimeout, IscsifsError, TransportError, UnitError
+from iscsifs.initiator.link import Link
+from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.initiator.session import Session
+from iscsifs.initiator.target import GRACE, PAUSE, Target
+from iscsifs.initiator.unit import LogicalUnit
+from iscsifs.iscsi.chap import ChallengeMemory
+from iscsifs.iscsi.connection import Connection
+from iscsifs.iscsi.framing import Buffer
+from iscsifs.iscsi.keys import INITIATOR_OFFER
+from iscsifs.iscsi.login import InitiatorLogin, LoginConfig
+from iscsifs.iscsi.names import Portal
+from iscsifs.iscsi.pdu import AsyncEvent, Pdu, ScsiCommand, TargetPdu
+from iscsifs.scsi.cdb import OperationCode
+from iscsifs.scsi.inquiry import DeviceType
+from iscsifs.scsi.sense import Sense, SenseKey
+from iscsifs.scsi.status import Status
+from iscsifs.target import unit as scsi
+from iscsifs.target.device import Device
+from iscsifs.target.disk import Disk
+from iscsifs.target.script import Script
+from iscsifs.target.server import Server
+from iscsifs.target.session import Session as TargetSession
+
+INITIATOR = "iqn.2001-04.com.example:initiator"
+TARGET = "iqn.2001-04.com.example:target"
+KIB = 1024
+HARDWARE_ERROR = Sense(SenseKey.HARDWARE_ERROR, 0x44, 0x00)
+
+
+class Counter(Script):
+    """A target that behaves, and counts commands by their operation codes."""
+
+    def __init__(self) -> None:
+        self.counts: dict[int, int] = {}
+
+    async def request(self, session: TargetSession, pdu: Pdu, data: memoryview) -> bool:
+        if isinstance(pdu, ScsiCommand):
+            self.counts[pdu.cdb[0]] = self.counts.get(pdu.cdb[0], 0) + 1
+        return True
+
+    async def response(self, session: TargetSession, pdu: TargetPdu, data: Buffer) -> None:
+        await session.wire.send(pdu, data)
+
+
+class World:
+    """A server, and a dialler that reaches it without a network."""
+
+    portal = Portal("192.0.2.1", 3260)
+    peer_address = "192.0.2.1"
+
+    def __init__(self, device: Device, nursery: trio.Nursery, options: InitiatorOptions) -> None:
+        self.device = device
+        self.script = Counter()
+        self.server = Server([device], script=self.script)
+        self.reachable = True
+        self.changes = 0
+        self.target: Target
+        self._nursery = nursery
+        self._options = options
+
+    async def __call__(self) -> Link:
+        await trio.lowlevel.checkpoint()
+        if not self.reachable:
+            raise TransportError("192.0.2.1:3260: Connection refused")
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        self._nursery.start_soon(self.server.serve, theirs)
+        config = LoginConfig(
+            initiator_name=INITIATOR,
+            target_name=TARGET,
+            isid=bytes.fromhex("800102030405"),
+            offer={**INITIATOR_OFFER, "DefaultTime2Wait": 0},
+        )
+        login = InitiatorLogin(config, random_bytes=os.urandom, memory=ChallengeMemory())
+        link = Link(ours, Connection(login))
+        try:
+            await link.log_in()
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+    async def log_in(self) -> None:
+        session = Session(TARGET, self, self._options, await self())
+        self._nursery.start_soon(session.run)
+        self.target = Target(TARGET, self, session, self._options, self._nursery)  # type: ignore[arg-type]
+        self.target.on_change = self._changed
+        await self.target.find_units()
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    @property
+    def labels(self) -> list[str]:
+        return [unit.label for unit in self.target.units]
+
+    def unit(self, number: int) -> LogicalUnit:
+        return next(unit for unit in self.target.units if unit.label == str(number))
+
+    def cut(self) -> None:
+        self.server.drop_connections()
+
+
+@asynccontextmanager
+async def world(units: dict[int, Any], **options: Any) -> AsyncIterator[World]:
+    """Give a target with *units* that was logged in to."""
+    config: dict[str, Any] = {"initiator_name": INITIATOR, "write_behind": False} | options
+    async with trio.open_nursery() as nursery:
+        the_world = World(Device(TARGET, units), nursery, InitiatorOptions(**config))
+        await the_world.log_in()
+        yield the_world
+        await the_world.target.session.close()
+        nursery.cancel_scope.cancel()
+
+
+def disk(serial: str = "S-0", size: int = 64 * KIB, **options: Any) -> Disk:
+    return Disk.in_memory(size, serial, **options)
+
+
+class OddDisk(Disk):
+    """A disk that says that its blocks have 520 bytes."""
+
+    def _service_action_in(self, _nexus: scsi.Nexus, cdb: bytes) -> scsi.Operation:
+        return scsi.data_in(bytes(8) + (520).to_bytes(4, "big") + bytes(20), 32)
+
+
+# What there is.
+
+
+async def test_the_units_of_a_target(autojump_clock: MockClock) -> None:
+    units = {3: disk("S-3"), 0: disk("S-0"), 1: scsi.LogicalUnit(scsi.Identity("S-1"), DeviceType.TAPE)}
+    async with world(units) as w:
+        assert w.labels == ["0", "1", "3"]
+        assert [unit.serial for unit in w.target.units] == ["S-0", "S-1", "S-3"]
+        assert [unit.is_block for unit in w.target.units] == [True, False, True]
+        assert w.unit(0).size == 64 * KIB
+        with pytest.raises(UnitError, match="LUN 1.*not read by block"):
+            await w.unit(1).read(0, 512)
+        assert w.target.tag == 1
+
+
+@pytest.mark.conformance("HOSTILE-37")
+async def test_a_unit_that_does_not_answer_well_leaves_the_others_alone(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, odd, good = disk("bad"), OddDisk.in_memory(64 * KIB, "odd"), disk("good")
+    bad.faults.append(scsi.Fault(HARDWARE_ERROR, codes=frozenset({OperationCode.INQUIRY})))
+    async with world({0: bad, 1: odd, 2: good}) as w:
+        assert w.labels == ["1", "2"]
+        assert bytes(await w.unit(2).read(0, 512)) == bytes(512)
+        with pytest.raises(UnitError, match="blocks of 520 bytes"):
+            await w.unit(1).read(0, 512)
+        assert any(record.message.startswith("left out: ") for record in caplog.records)
+
+
+async def test_a_target_without_units(autojump_clock: MockClock) -> None:
+    async with world({}) as w:
+        assert w.target.units == []
+
+
+@pytest.mark.conformance("ERR-24")
+async def test_the_unit_attention_after_the_login_is_no_error(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world({0: disk()}) as w:
+        await w.unit(0).read(0, 512)
+        assert not caplog.records
+
+
+# After a new login.
+
+
+@pytest.mark.conformance("ERR-11", "ERR-24")
+async def test_after_a_loss_the_same_units_go_on(autojump_clock: MockClock) -> None:
+    async with world({0: disk("S-0"), 1: disk("S-1")}) as w:
+        await w.unit(0).write(0, b"w" * 512)
+        units = list(w.target.units)
+        w.cut()
+        assert bytes(await w.unit(0).read(0, 512)) == b"w" * 512
+        await trio.sleep(5.0)
+        assert w.target.units == units
+        assert w.changes == 0
+
+
+@pytest.mark.conformance("ERR-11")
+async def test_another_unit_under_the_same_number_gets_none_of_our_commands(
+    autojump_clock: MockClock,
+) -> None:
+    other = disk("S-2")
+    async with world({0: disk("S-0"), 1: disk("S-1")}) as w:
+        old, neighbour = w.unit(1), w.unit(0)
+        w.cut()
+        w.device.attach(1, other)
+        with pytest.raises(UnitError, match="another unit"):
+            await old.write(0, b"w" * 512)
+        assert bytes(other.store.read(0, 512)) == bytes(512)
+        await neighbour.write(0, b"w" * 512)
+        # The new one is a unit of its own from now on.
+        await trio.sleep(5.0)
+        assert [unit.serial for unit in w.target.units] == ["S-0", "S-2"]
+        assert w.unit(1) is not old
+        assert w.changes >= 1
+        await w.unit(1).write(0, b"n" * 512)
+        with pytest.raises(UnitError, match="another unit"):
+            await old.read(0, 512)
+
+
+async def test_a_unit_that_has_grown_while_we_were_away(autojump_clock: MockClock) -> None:
+    grown = disk()
+    async with world({0: grown}) as w:
+        w.cut()
+        grown.resize(256)
+        await w.unit(0).read(0, 512)
+        assert w.unit(0).size == 256 * 512
+
+
+async def test_units_that_have_come_while_we_were_away(autojump_clock: MockClock) -> None:
+    async with world({0: disk()}) as w:
+        w.cut()
+        w.device.attach(5, disk("S-5"))
+        await w.unit(0).read(0, 512)
+        await trio.sleep(5.0)
+        assert w.labels == ["0", "5"]
+        assert w.changes == 1
+
+
+async def test_a_unit_that_comes_a_little_later_than_the_target_is_waited_for(
+    autojump_clock: MockClock,
+) -> None:
+    """A target that starts may let us in before it has set up its units."""
+    async with world({0: disk("S-0"), 1: disk("S-1")}) as w:
+        late, neighbour = w.unit(1), w.unit(0)
+        w.cut()
+        gone = w.device.detach(1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(late.write, 0, b"w" * 512)
+            await neighbour.read(0, 512)
+            await trio.sleep(GRACE / 2)
+            w.device.attach(1, gone)
+        assert late.failure is None
+        assert bytes(await late.read(0, 512)) == b"w" * 512
+
+
+async def test_a_unit_that_stays_away_is_given_up(autojump_clock: MockClock) -> None:
+    async with world({0: disk("S-0"), 1: disk("S-1")}) as w:
+        gone = w.unit(1)
+        w.cut()
+        w.device.detach(1)
+        started = trio.current_time()
+        with pytest.raises(UnitError, match="LUN 1: gone after the new login"):
+            await gone.read(0, 512)
+        assert GRACE <= trio.current_time() - started <= GRACE + 3.0
+        await trio.sleep(5.0)
+        assert w.labels == ["0"]
+
+
+@pytest.mark.parametrize("status", [Status.BUSY, Status.TASK_SET_FULL, Status.RESERVATION_CONFLICT])
+async def test_a_unit_that_cannot_be_checked_yet_holds_up_nobody_else_and_is_not_lost(
+    autojump_clock: MockClock, status: Status
+) -> None:
+    slow = disk("S-1")
+    async with world({0: disk("S-0"), 1: slow}, replacement_timeout=60.0, command_timeout=10.0) as w:
+        unit, neighbour = w.unit(1), w.unit(0)
+        slow.faults.append(scsi.Fault(status=status))
+        w.cut()
+        await wait_all_tasks_blocked()
+        with trio.fail_after(2.5):  # DefaultTime2Wait, and a little
+            await neighbour.write(0, b"w" * 512)
+        started = trio.current_time()
+        with pytest.raises(CommandTimeout):
+            await unit.write(0, b"w" * 512)
+        assert trio.current_time() - started == pytest.approx(60.0, abs=2.0)
+        slow.faults.clear()
+        await trio.sleep(20.0)
+        await unit.write(0, b"w" * 512)
+        assert len(w.server.sessions) == 1
+
+
+async def test_closing_while_the_units_are_checked_is_no_failure_of_theirs(
+    autojump_clock: MockClock,
+) -> None:
+    async with world({0: disk("S-0"), 1: disk("S-1")}) as w:
+        for ticks in range(40):
+            w.cut()
+            await wait_all_tasks_blocked()
+            for _ in range(ticks):
+                await trio.lowlevel.checkpoint()
+        await w.target.session.close()
+        with pytest.raises(IscsifsError):
+            await w.unit(0).read(0, 512)
+
+
+# While the session lives.
+
+
+async def settled() -> None:
+    await trio.sleep(PAUSE * 3)
+
+
+async def test_a_unit_that_grows_is_seen_to(autojump_clock: MockClock) -> None:
+    growing = disk()
+    async with world({0: growing}) as w:
+        assert w.unit(0).size == 64 * KIB
+        growing.resize(256)
+        await w.unit(0).read(0, 512)
+        await settled()
+        assert w.unit(0).size == 256 * 512
+        assert w.changes == 1
+
+
+async def test_a_unit_that_becomes_write_protected_is_seen_to(autojump_clock: MockClock) -> None:
+    changing = disk()
+    async with world({0: changing}) as w:
+        assert not w.unit(0).read_only
+        changing.read_only = True
+        changing.establish_attention(scsi.MODE_CHANGED)
+        await w.unit(0).read(0, 512)
+        await settled()
+        assert w.unit(0).read_only
+        assert w.changes == 1
+
+
+async def test_units_come_and_go(autojump_clock: MockClock) -> None:
+    async with world({0: disk("S-0")}) as w:
+        first = w.unit(0)
+        w.device.attach(7, disk("S-7"))
+        await first.read(0, 512)
+        await settled()
+        assert w.labels == ["0", "7"]
+        await w.unit(7).write(0, b"w" * 512)
+        w.device.detach(7)
+        await first.read(0, 512)
+        await settled()
+        assert w.labels == ["0"]
+        assert w.changes == 2
+        assert w.unit(0) is first  # and no session was restarted
+        assert len(w.server.sessions) == 1
+
+
+async def test_a_unit_that_is_exchanged_is_a_new_one(autojump_clock: MockClock) -> None:
+    async with world({0: disk("S-0"), 1: disk("S-1")}) as w:
+        old = w.unit(1)
+        w.device.attach(1, disk("S-2"))
+        await w.unit(0).read(0, 512)
+        await settled()
+        assert w.unit(1) is not old
+        assert w.unit(1).serial == "S-2"
+        with pytest.raises(UnitError, match="another unit"):
+            await old.read(0, 512)
+
+
+@pytest.mark.conformance("ERR-28")
+async def test_what_a_unit_reports_by_itself_counts_as_well(autojump_clock: MockClock) -> None:
+    growing = disk()
+    async with world({0: growing}) as w:
+        (session,) = w.server.sessions
+        growing.store.resize(256 * 512)
+        sense = scsi.CAPACITY_CHANGED.pack()
+        session.connection.send_async(AsyncEvent.SCSI, data=len(sense).to_bytes(2, "big") + sense)
+        await session.flush()
+        await settled()
+        assert w.unit(0).size == 256 * 512
+        assert w.changes == 1
+
+
+@pytest.mark.conformance("HOSTILE-28")
+@pytest.mark.parametrize("sense", [scsi.CAPACITY_CHANGED, scsi.LUNS_CHANGED])
+async def test_a_flood_of_reports_is_looked_into_now_and_then(
+    autojump_clock: MockClock, sense: Sense
+) -> None:
+    async with world({0: disk()}) as w:
+        (session,) = w.server.sessions
+        before = w.script.counts[OperationCode.SERVICE_ACTION_IN_16]
+        started = trio.current_time()
+        data = len(sense.pack()).to_bytes(2, "big") + sense.pack()
+        for _ in range(1000):
+            session.connection.send_async(AsyncEvent.SCSI, data=data)
+            await session.flush()
+            await trio.sleep(0.01)
+        seconds = trio.current_time() - started
+        looks = w.script.counts[OperationCode.SERVICE_ACTION_IN_16] - before
+        assert 1 <= looks <= seconds / PAUSE + 2
+        assert w.changes == 0
+
+
+async def test_a_report_of_a_unit_that_is_not_ours_is_ignored(autojump_clock: MockClock) -> None:
+    async with world({0: disk()}) as w:
+        (session,) = w.server.sessions
+        sense = scsi.CAPACITY_CHANGED.pack()
+        for data in len(sense).to_bytes(2, "big") + sense, b"":
+            session.connection.send_async(AsyncEvent.SCSI, lun=9 << 48, data=data)
+        await session.flush()
+        await w.unit(0).read(0, 512)
+
+
+async def test_a_change_that_cannot_be_looked_into_is_logged(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    changing = disk()
+    async with world({0: changing}) as w:
+        changing.faults.append(scsi.Fault(HARDWARE_ERROR, codes=frozenset({OperationCode.INQUIRY})))
+        changing.establish_attention(scsi.INQUIRY_CHANGED)
+        await w.unit(0).read(0, 512)
+        await settled()
+        assert any("is not known" in record.message for record in caplog.records)
+        assert w.unit(0).failure is None
+        assert w.changes == 0
