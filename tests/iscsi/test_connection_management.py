@@ -311,3 +311,5 @@ def test_a_function_that_is_rejected_for_good_was_not_done(reason: RejectReason)
     assert getattr(management, "refused_for_now", None) is False
     assert getattr(management, "succeeded", None) is False
     assert list(target.connection.tasks()) == [task]
+    with target.drop("4.2.5.3"):  # that was its answer
+        target.manage(sent)

@@ -1,5 +1,6 @@
 """Data-Out, immediate, unsolicited and asked for by R2Ts: RFC 7143 sections 4.2.5.2, 11.7 and 11.8."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -317,6 +318,18 @@ def test_a_repeated_r2t_is_thrown_away() -> None:
     assert sent.data == task.data_out[512:]
     target.respond(task)
     assert task.failure is None
+
+
+def test_a_flood_of_repeated_r2ts_takes_no_memory() -> None:
+    target = solicited()
+    task = target.write(pattern(1024))
+    target.r2t(task, 0, 512)
+    repeated = b"".join(target.bytes_of(R2T, **r2t_fields(task, 0, 512, 0)) for _ in range(1000))
+    before = sys.getsizeof(target.connection._unsent_r2ts)
+    place = target.connection.get_buffer()  # nothing is taken out meanwhile
+    place[: len(repeated)] = repeated
+    target.connection.buffer_updated(len(repeated))
+    assert sys.getsizeof(target.connection._unsent_r2ts) == before
 
 
 @pytest.mark.conformance("HOSTILE-23")
