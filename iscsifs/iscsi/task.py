@@ -256,7 +256,8 @@ class Task:
                 raise broken(f"response {pdu.response:02x}h is reserved", "11.4.3")
             self.fail(TaskAborted(f"the target gave up the command (response {pdu.response:02x}h)"))
             return
-        if self.data_in and pdu.exp_data_sn != self.next_data_sn:
+        # tgt does not count the Data-In that it sends before it fails a command that it does not know.
+        if self.data_in and pdu.status == GOOD and pdu.exp_data_sn != self.next_data_sn:
             raise broken(f"ExpDataSN {pdu.exp_data_sn} after {self.next_data_sn} Data-In", "11.4.8")
         if pdu.flags & ResponseFlag.BIDI_UNDERFLOW and pdu.flags & ResponseFlag.BIDI_OVERFLOW:
             raise broken("u and o are both set", "11.4.1")

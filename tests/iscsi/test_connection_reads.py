@@ -306,6 +306,16 @@ def test_sense_data_come_with_the_status(length: int) -> None:
     assert (task.status, task.sense, task.failure) == (CHECK_CONDITION, sense, None)
 
 
+def test_a_failed_read_may_have_data_that_were_not_counted() -> None:
+    """tgt answers a command that it does not know with Data-In, and then with ExpDataSN 0."""
+    target = MemoryTarget()
+    task = target.read(1024)
+    target.data_in(task, 0, bytes(1024), 0)
+    target.respond(task, status=CHECK_CONDITION, exp_data_sn=0)
+    assert target.events() == [task]
+    assert (task.status, task.failure, task.received) == (CHECK_CONDITION, None, 1024)
+
+
 @pytest.mark.conformance("HOSTILE-19")
 @pytest.mark.parametrize("data", [b"\0", b"\0\1", b"\0\x13" + bytes(18), b"\xff\xff" + bytes(100)])
 def test_sense_data_that_end_behind_their_segment(data: bytes) -> None:
