@@ -358,7 +358,7 @@ def _names(target: TargetDescription, unique: bool) -> Iterator[bytes]:
 
 
 def _unit_name(unit: UnitDescription) -> bytes:
-    return b"lun" + safe_name(unit.label)
+    return safe_name("lun" + unit.label)
 
 
 def _unit_order(unit: UnitDescription) -> list[bytes | int]:
