@@ -1,0 +1,1 @@
+"""Coverage-guided fuzzing: what contrib/fuzz is made of."""

@@ -1,0 +1,87 @@
+"""Fuzz one harness with atheris in this process: ``worker.py HARNESS FINDINGS LIBFUZZER_ARGUMENT...``
+
+A finding does not end the run: its input is made small, written to the directory FINDINGS and announced on
+standard output, once for each place in the code where it comes to light.
+"""
+
+import hashlib
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import atheris
+
+TOP: Final = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(TOP), str(TOP / "tests" / "fuzz")]
+
+with atheris.instrument_imports(include=["iscsifs"]):
+    import harnesses
+    from harness_checks import LogCheck
+
+MOST_ATTEMPTS: Final = 5000
+"""Runs of the harness to make one input small."""
+
+Place = tuple[str, str, int]
+"""Where an exception came from: its type, a file, and a line."""
+
+
+def place_of(function: Callable[[bytes], None], data: bytes) -> tuple[Place, str] | None:
+    """Run *function* on *data*; return the place and the traceback of what it raises, or None."""
+    try:
+        function(data)
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return (type(error).__name__, frame.filename, frame.lineno or 0), traceback.format_exc()
+    return None
+
+
+def made_small(function: Callable[[bytes], None], data: bytes, place: Place) -> bytes:
+    """Return what is left of *data* when all that is not needed for the finding is cut out."""
+    attempts = 0
+    size = len(data) // 2
+    while size and attempts < MOST_ATTEMPTS:
+        start = 0
+        while start < len(data):
+            attempts += 1
+            shorter = data[:start] + data[start + size :]
+            found = place_of(function, shorter)
+            if found is not None and found[0] == place:
+                data = shorter
+            else:
+                start += size
+        size //= 2
+    return data
+
+
+def main() -> None:
+    """Fuzz until libFuzzer's arguments say that it is enough."""
+    name, findings, *arguments = sys.argv[1:]
+    function = harnesses.HARNESSES[name].function
+    known: set[Place] = set()
+
+    def test_one_input(data: bytes) -> None:
+        found = place_of(function, data)
+        if found is None or found[0] in known:
+            return
+        place, report = found
+        known.add(place)
+        data = made_small(function, data, place)
+        path = Path(findings) / f"{place[0]}-{hashlib.sha256(data).hexdigest()[:12]}"
+        path.write_bytes(data)
+        print(f"{report}finding: {path}", flush=True)
+
+    log = logging.getLogger("iscsifs")
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+    log.addHandler(LogCheck())
+    atheris.enabled_hooks.add("str")
+    atheris.enabled_hooks.add("RegEx")
+    atheris.Setup([sys.argv[0], *arguments], test_one_input)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
