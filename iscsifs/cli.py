@@ -20,15 +20,18 @@ import trio
 import iscsifs
 from iscsifs import initiator
 from iscsifs.attach import Attached, Failure, Network, NoTargetError, attach, find_targets
-from iscsifs.config import Config, Host, HostSpec, MountOptions, initiator_name, read_secret
+from iscsifs.config import Config, Host, HostSpec, MountOptions, initiator_name
 from iscsifs.errors import ConfigError, IscsifsError, LoginError, LoginRefused, TransportError
 from iscsifs.fs.background import Ready, run_in_background
 from iscsifs.fs.mount import Mount, check_mount_point
 from iscsifs.fs.operations import Operations
+from iscsifs.fs.process import forbid_core_dumps, keep_in_memory
 from iscsifs.fs.tree import Storage, TargetDirectory, Tree
+from iscsifs.fs.tuning import Limits
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.chap import Credentials
 from iscsifs.logs import log_to_syslog, log_to_terminal
+from iscsifs.secret import read_secret
 
 log = logging.getLogger(__name__)
 
@@ -163,13 +166,15 @@ def configure(args: argparse.Namespace, ask: Callable[[str], bytes]) -> Config:
     if args.discover and any(spec.target for spec in specs):
         raise ConfigError("-D lists what a host has; give it without a target name")
     users = dict.fromkeys(spec.user or args.user for spec in specs)
+    if any(users):
+        forbid_core_dumps()
     credentials = dict(zip(users, _credentials(args, list(users), ask), strict=True))
     mount_options = MountOptions.parse(args.options, read_only=args.read_only)
-    options = InitiatorOptions(
-        initiator_name(args.initiator),
-        digests=args.digest,
-        family=socket.AddressFamily(args.family),
-        write_behind=mount_options.write_behind,
+    options = replace(
+        InitiatorOptions(
+            initiator_name(args.initiator), digests=args.digest, family=socket.AddressFamily(args.family)
+        ),
+        **mount_options.session,
     )
     return Config(
         tuple(
@@ -317,6 +322,7 @@ async def _mount(
     config: Config, mount_point: Path, network: Network, ready: Ready, stop: trio.Event
 ) -> ExitStatus:
     """Log in to all targets, serve the file system until its end, write everything back and log out."""
+    keep_in_memory()
     found = await _unless(stop, partial(find_targets, config, network))
     if found is None:
         return ExitStatus.FAILED
@@ -347,7 +353,8 @@ async def _mount(
             last.callback(mount.close)  # after the logout: who sees it unmounted knows that all is done
             _show(attached, tree, operations)
             try:
-                await mount.serve(stop, lambda: ready(status))
+                limits = Limits(config.mount_options.max_background, config.mount_options.read_ahead)
+                await mount.serve(stop, lambda: ready(status), limits)
             finally:
                 written = config.mount_options.read_only or await _write_back(tree)
     return status if written else ExitStatus.NOT_WRITTEN

@@ -5,14 +5,14 @@ import hmac
 import os
 import re
 import socket
-import stat
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final, Self
 
 from iscsifs.errors import ConfigError, printable
+from iscsifs.fs.tuning import MAX_BACKGROUND, READ_AHEAD_KIB
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import DEFAULT_PORT, Portal, check_name, name_fault
 
@@ -24,8 +24,6 @@ MACHINE_ID_FILE: Final = Path("/etc/machine-id")
 _FSNAME: Final = "fsname=iscsifs"
 _SCHEME: Final = "iscsi://"
 _LUN: Final = re.compile("[0-9]{1,8}|0x(?:[0-9a-fA-F]{4}|[0-9a-fA-F]{16})")
-_MAX_SECRET_FILE: Final = 4096
-_OWNER_ONLY: Final = 0o600
 
 FUSE_OPTIONS: Final = frozenset(
     (
@@ -99,34 +97,79 @@ def _has_port(address: str) -> bool:
     return address.count(":") == 1
 
 
+def _id(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,10}", text) or int(text) >= 2**32 - 1:
+        raise ValueError('give a number, as "id" prints it')
+    return int(text)
+
+
+def _switch(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError("give 0 or 1")
+    return text == "1"
+
+
+def _between(low: int, high: int, unit: str) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,10}", text) or not low <= int(text) <= high:
+            raise ValueError(f"give {unit}, {low} to {high}")
+        return int(text)
+
+    return read
+
+
+_MOUNT_SETTINGS: Final[dict[str, tuple[str, Callable[[str], int]]]] = {
+    "uid": ("uid", _id),
+    "gid": ("gid", _id),
+    "max_background": ("max_background", _between(12, 65535, "a number of requests")),
+    "readahead": ("read_ahead", _between(0, 1048576, "KiB")),
+}
+_SESSION_SETTINGS: Final[dict[str, tuple[str, Callable[[str], int]]]] = {
+    "writebehind": ("write_behind", _switch),
+    "login_timeout": ("login_timeout", _between(1, 3600, "seconds")),
+    "command_timeout": ("command_timeout", _between(1, 3600, "seconds")),
+    "ping_interval": ("ping_interval", _between(0, 3600, "seconds")),
+    "ping_timeout": ("ping_timeout", _between(1, 3600, "seconds")),
+    "replacement_timeout": ("replacement_timeout", _between(1, 86400, "seconds")),
+}
+"""Our own options with a value: the field of MountOptions or InitiatorOptions that they set, and how it is
+read."""
+
+
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """How the file system is mounted; *fuse* are options for FUSE, *uid* and *gid* own the files."""
+    """How the file system is mounted; *fuse* are options for FUSE, *uid* and *gid* own the files.
+
+    *max_background* is a number of requests, *read_ahead* is in KiB. *session* are fields of
+    InitiatorOptions.
+    """
 
     uid: int
     gid: int
     read_only: bool = False
     direct_io: bool = False
-    write_behind: bool = True
+    max_background: int = MAX_BACKGROUND
+    read_ahead: int = READ_AHEAD_KIB
     fuse: tuple[str, ...] = (_FSNAME,)
+    session: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, options: Iterable[str], *, read_only: bool = False) -> Self:
         """Read the arguments of -o, each a list with commas; *read_only* is -r. Raises ConfigError."""
-        uid, gid, direct_io, write_behind = os.getuid(), os.getgid(), False, True
+        direct_io = False
         fuse: list[str] = []
+        mount: dict[str, int] = {"uid": os.getuid(), "gid": os.getgid()}
+        session: dict[str, int] = {}
         for option in (option for argument in options for option in argument.split(",") if option):
             name, equals, value = option.partition("=")
             if option == "ro":
                 read_only = True
             elif option == "direct_io":
                 direct_io = True
-            elif option in ("writebehind=0", "writebehind=1"):
-                write_behind = value == "1"
-            elif name == "uid" and equals:
-                uid = _number(name, value)
-            elif name == "gid" and equals:
-                gid = _number(name, value)
+            elif equals and name in _MOUNT_SETTINGS:
+                _set(mount, *_MOUNT_SETTINGS[name], name, value)
+            elif equals and name in _SESSION_SETTINGS:
+                _set(session, *_SESSION_SETTINGS[name], name, value)
             elif name + equals in FUSE_OPTIONS:
                 fuse.append(option)
             elif option not in _FSTAB_OPTIONS and not option.startswith("x-"):
@@ -137,13 +180,14 @@ class MountOptions:
             fuse.append("ro")
         if not any(option.startswith("fsname=") for option in fuse):
             fuse.append(_FSNAME)
-        return cls(uid, gid, read_only, direct_io, write_behind, tuple(fuse))
+        return cls(**mount, read_only=read_only, direct_io=direct_io, fuse=tuple(fuse), session=session)
 
 
-def _number(name: str, value: str) -> int:
-    if not re.fullmatch("[0-9]{1,10}", value) or int(value) >= 2**32 - 1:
-        raise ConfigError(f'-o {name}={printable(value)}: give a number, as "id" prints it')
-    return int(value)
+def _set(fields: dict[str, int], field: str, read: Callable[[str], int], name: str, value: str) -> None:
+    try:
+        fields[field] = read(value)
+    except ValueError as exc:
+        raise ConfigError(f"-o {name}={printable(value)}: {exc}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,39 +215,6 @@ class Config:
     def wants(self, target_name: str) -> bool:
         """Say whether a discovered target is to be logged in to."""
         return not self.patterns or any(fnmatchcase(target_name, pattern) for pattern in self.patterns)
-
-
-def read_secret(path: Path) -> bytes:
-    """Return the line in the file *path*, which has to belong to us or root, and be nobody else's to read.
-
-    Raises ConfigError.
-    """
-    try:
-        with open(path, "rb") as file:
-            _check_owner_only(path, os.fstat(file.fileno()))
-            content = file.read(_MAX_SECRET_FILE + 1)
-    except OSError as exc:
-        raise ConfigError(f"secret file {path}: {exc.strerror}") from None
-    secret, _, rest = content.partition(b"\n")
-    secret = secret.removesuffix(b"\r")
-    if not secret or rest.strip() or len(content) > _MAX_SECRET_FILE:
-        raise ConfigError(f"secret file {path}: it has to hold the secret alone, in one line")
-    return secret
-
-
-def _check_owner_only(path: Path, status: os.stat_result) -> None:
-    # A pipe is what a shell's <(command) gives.
-    if not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):
-        raise ConfigError(f"secret file {path}: it is not a file")
-    if status.st_uid not in (os.getuid(), 0):
-        raise ConfigError(
-            f"secret file {path}: it belongs to another user (uid {status.st_uid}); make a copy of your own"
-        )
-    mode = stat.S_IMODE(status.st_mode)
-    if mode & ~_OWNER_ONLY:
-        raise ConfigError(
-            f"secret file {path}: others may use it (mode {mode:04o}); protect it with: chmod 600 {path}"
-        )
 
 
 def initiator_name(

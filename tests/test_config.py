@@ -2,15 +2,18 @@
 
 import contextlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iscsifs.config import HostSpec, MountOptions, initiator_name, read_secret
+from iscsifs.config import HostSpec, MountOptions, initiator_name
 from iscsifs.errors import ConfigError
+from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal, name_fault
+from iscsifs.secret import read_secret
 
 IQN = "iqn.2001-04.com.example:disk1"
 
@@ -93,11 +96,37 @@ def test_any_text_is_a_host_or_a_config_error(text: str) -> None:
 
 
 def test_mount_options() -> None:
-    options = MountOptions.parse(["ro,allow_other", "direct_io,uid=5,gid=6", "writebehind=0"])
-    assert options == MountOptions(5, 6, True, True, False, ("allow_other", "ro", "fsname=iscsifs"))
+    options = MountOptions.parse(["ro,allow_other", "direct_io,uid=5,gid=6", "writebehind=0,readahead=0"])
+    assert options == MountOptions(
+        5,
+        6,
+        read_only=True,
+        direct_io=True,
+        read_ahead=0,
+        fuse=("allow_other", "ro", "fsname=iscsifs"),
+        session={"write_behind": False},
+    )
     assert MountOptions.parse([]) == MountOptions(os.getuid(), os.getgid(), fuse=("fsname=iscsifs",))
     assert MountOptions.parse([], read_only=True).fuse == ("ro", "fsname=iscsifs")
     assert MountOptions.parse(["fsname=disks"]).fuse == ("fsname=disks",)
+
+
+@pytest.mark.parametrize(
+    "name", ["login_timeout", "command_timeout", "ping_interval", "ping_timeout", "replacement_timeout"]
+)
+def test_time_outs_are_seconds_for_the_sessions(name: str) -> None:
+    session = MountOptions.parse([f"{name}=7"]).session
+    assert session == {name: 7}
+    assert getattr(replace(InitiatorOptions("iqn.2001-04.com.example:me"), **session), name) == 7
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["ping_interval=-1", "command_timeout=0", "replacement_timeout=1e3", "max_background=11", "readahead=x"],
+)
+def test_a_value_out_of_bounds_is_refused_with_the_bounds(option: str) -> None:
+    with pytest.raises(ConfigError, match="give .*, [0-9]+ to [0-9]+"):
+        MountOptions.parse([option])
 
 
 def test_what_fstab_adds_is_let_pass() -> None:

@@ -84,11 +84,13 @@ def test_every_mount_option_is_described_and_no_other() -> None:
     described = {
         word
         for line in lines
-        for word in re.findall(r"[a-z_]+=?", re.sub(r"^\.(It )?|\b(Cm|Ns|Ar number|Xo)\b|0", "", line))
+        for word in re.findall(r"[a-z_]+=?", re.sub(r"^\.(It )?|\b(Cm|Ns|Ar \w+|Xo)\b|0", "", line))
     }
     assert described >= FUSE_OPTIONS
     for option in described - FUSE_OPTIONS:
-        MountOptions.parse([option + "0" if option.endswith("=") else option])
+        MountOptions.parse(
+            [f"{option}{1 if option == 'writebehind=' else 12}" if option.endswith("=") else option]
+        )
 
 
 def test_the_synopsis_tells_how_to_unmount() -> None:

@@ -14,7 +14,7 @@ import trio
 from iscsifs.errors import ConfigError
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.requests import take_requests_in_bursts
-from iscsifs.fs.tuning import tune
+from iscsifs.fs.tuning import Limits, tune
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Mount:
             reason = "; ".join(complaints.lines) or str(exc)
             raise ConfigError(f"{mount_point}: cannot mount: {reason}") from None
 
-    async def serve(self, stop: trio.Event, mounted: Callable[[], None]) -> None:
+    async def serve(self, stop: trio.Event, mounted: Callable[[], None], limits: Limits) -> None:
         """Answer requests until the file system is unmounted from outside, or until *stop*.
 
         *mounted* is called when the first request can be answered. After *stop* what mmap(2) has changed is
@@ -81,7 +81,7 @@ class Mount:
 
             async def leave() -> None:
                 # In a thread, as it waits for an answer of this file system.
-                await trio.to_thread.run_sync(tune, self._mount_point, abandon_on_cancel=True)
+                await trio.to_thread.run_sync(tune, self._mount_point, limits, abandon_on_cancel=True)
                 mounted()
                 await stop.wait()
                 nursery.cancel_scope.deadline = trio.current_time() + _GRACE

@@ -8,6 +8,7 @@ read-ahead of 128 KiB is too little for a link with any delay.
 import ctypes
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -25,25 +26,33 @@ _FSMOUNT: Final = 432
 _FSCONFIG_CMD_CREATE: Final = 6
 
 
-def tune(mount_point: Path) -> None:
-    """Raise the limits of what is mounted on *mount_point*, as far as this user may.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the kernel allows a mount: requests in work at once, and KiB that are read ahead."""
+
+    max_background: int = MAX_BACKGROUND
+    read_ahead: int = READ_AHEAD_KIB
+
+
+def tune(mount_point: Path, limits: Limits) -> None:
+    """Set the *limits* of what is mounted on *mount_point*, as far as this user may.
 
     The connection's files belong to who mounted it, if fusectl is mounted; the read-ahead is for root.
     """
     device = os.stat(mount_point).st_dev
     number = f"{os.minor(device)}"
-    limits = {"max_background": MAX_BACKGROUND, "congestion_threshold": MAX_BACKGROUND * 3 // 4}
+    requests = limits.max_background
     try:
         directory = _connection(number)
         try:
-            for name, limit in limits.items():
-                _write(name, limit, directory)
+            _write("max_background", requests, directory)
+            _write("congestion_threshold", requests * 3 // 4, directory)
         finally:
             os.close(directory)
     except OSError as exc:
         log.info("max_background stays as it is (%s); as root: mount -t fusectl fusectl %s", exc, _FUSECTL)
     try:
-        _write(f"/sys/class/bdi/{os.major(device)}:{number}/read_ahead_kb", READ_AHEAD_KIB)
+        _write(f"/sys/class/bdi/{os.major(device)}:{number}/read_ahead_kb", limits.read_ahead)
     except OSError as exc:
         log.info("read_ahead_kb stays as it is (%s)", exc)
 

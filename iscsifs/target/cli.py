@@ -16,11 +16,11 @@ from typing import Final, NoReturn
 import trio
 
 import iscsifs
-from iscsifs.config import read_secret
 from iscsifs.errors import ConfigError, printable
 from iscsifs.iscsi.chap import Credentials
 from iscsifs.iscsi.names import DEFAULT_PORT, Portal
 from iscsifs.scsi.capacity import MAX_BYTES
+from iscsifs.secret import read_secret
 from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
 from iscsifs.target.login import TargetConfig

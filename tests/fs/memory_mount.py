@@ -16,6 +16,7 @@ from memory_unit import Memory
 from iscsifs.fs.mount import Mount, check_mount_point
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.tree import TargetDescription, Tree, UnitDescription
+from iscsifs.fs.tuning import Limits
 
 
 class Stuck(Memory):
@@ -55,7 +56,7 @@ async def serve(tree: Tree, mount_point: Path, uid: int, direct_io: bool, option
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(on_signals)
-            await mount.serve(stop, lambda: print("mounted", flush=True))
+            await mount.serve(stop, lambda: print("mounted", flush=True), Limits())
             nursery.cancel_scope.cancel()
     finally:
         mount.close()

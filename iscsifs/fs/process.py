@@ -1,0 +1,48 @@
+"""What the process asks of the kernel because it serves disks: to stay in memory, and to keep its secrets.
+
+A disk in user space is a trap when memory runs short: the kernel writes dirty pages back to make room, and
+this process must not wait for room itself while it takes them.
+"""
+
+import ctypes
+import logging
+import os
+import resource
+from typing import Final
+
+log = logging.getLogger(__name__)
+
+_PR_SET_DUMPABLE: Final = 4  # prctl(2)
+_PR_SET_IO_FLUSHER: Final = 57
+_MCL_CURRENT: Final = 1  # mlockall(2)
+_MCL_FUTURE: Final = 2
+_MCL_ONFAULT: Final = 4
+
+
+def forbid_core_dumps() -> None:
+    """Let nobody find secrets in a core dump, or read them in the memory of the process (PR_SET_DUMPABLE)."""
+    _call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def keep_in_memory() -> None:
+    """Lock the memory of the process, and have its allocations not wait for write-back, as far as
+    permitted."""
+    try:
+        _call("prctl", _PR_SET_IO_FLUSHER, 1, 0, 0, 0)
+    except OSError as exc:
+        log.info("not marked as a process that serves disks (%s); that takes CAP_SYS_RESOURCE", exc.strerror)
+    # Under a limit, what is locked is taken from every later allocation, which then would fail.
+    if os.geteuid() != 0 and resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY:
+        log.info('memory is not locked; that takes root, or "ulimit -l unlimited"')
+        return
+    try:
+        _call("mlockall", _MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT)
+    except OSError as exc:
+        log.info("memory is not locked (%s)", exc.strerror)
+
+
+def _call(name: str, *arguments: int) -> None:
+    """Call a function of the C library that returns 0; raises OSError."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), name)
+    if function(*map(ctypes.c_ulong, arguments)) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -1,0 +1,40 @@
+"""What the process asks of the kernel, seen from outside."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+CAP_SYS_RESOURCE = 24
+PRELUDE = "import ctypes, logging; from iscsifs.fs.process import *; libc = ctypes.CDLL(None);"
+
+
+def outcome(code: str) -> str:
+    """Return what a Python of its own prints for *code*."""
+    command = [sys.executable, "-c", PRELUDE + code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_no_core_is_dumped_while_there_are_secrets() -> None:
+    get_dumpable = 3
+    assert outcome(f"forbid_core_dumps(); print(libc.prctl({get_dumpable}, 0, 0, 0, 0))") == "0\n"
+
+
+@pytest.mark.usefixtures("require_root")
+def test_root_s_process_stays_in_memory_and_does_not_wait_for_write_back() -> None:
+    get_io_flusher = 58
+    ask = f"print(libc.prctl({get_io_flusher}, 0, 0, 0, 0)); print(open('/proc/self/status').read())"
+    flusher, *status = outcome(f"keep_in_memory(); {ask}").splitlines()
+    # A container's root may lack the capability: then the kernel does not even answer the question.
+    (capabilities,) = [line for line in status if line.startswith("CapEff:")]
+    assert flusher == ("1" if int(capabilities.split()[1], 16) >> CAP_SYS_RESOURCE & 1 else "-1")
+    (locked,) = [line for line in status if line.startswith("VmLck:")]
+    assert int(locked.split()[1]) > 1024
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_what_is_not_permitted_is_said_and_does_no_harm() -> None:
+    loud = "import os, sys; logging.basicConfig(level='INFO', stream=sys.stdout); os.setuid(65534);"
+    assert "CAP_SYS_RESOURCE" in (said := outcome(f"{loud} keep_in_memory()"))
+    assert "ulimit -l" in said or "locked" in said
