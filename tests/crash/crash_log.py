@@ -65,15 +65,16 @@ class _LoggedFlushes(UndoLog):
         super().__init__(store, SECTOR)
         self._entries = store.entries
 
-    def remember(self, lba: int, blocks: int) -> None:
-        """Nothing is ever undone here."""
-
     def forget(self, lba: int, blocks: int) -> None:
+        super().forget(lba, blocks)
         self._entries.append(Flush(lba, blocks))
 
 
 def logged_disk(image: Path, entries: list[Entry]) -> Disk:
-    """Return a disk on *image* with a volatile cache, which appends what is done to it to *entries*."""
+    """Return a disk on *image* with a volatile cache, which appends what is done to it to *entries*.
+
+    The cache can be dropped; what was there before is then written again, and not flushed.
+    """
     store = _LoggedStore.open(image)
     store.entries = entries
     disk = Disk(store, Identity(image.stem), block_size=SECTOR, write_cache=True)

@@ -8,30 +8,36 @@ its fsck, and to hold every file that was fsynced by then.
 
 import argparse
 import contextlib
+import itertools
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import crash_log
 import crash_workload
 from mounting import Mounted, run, wait_until
-from proxy import running
+from proxy import Call, running
 
 from iscsifs.target.device import Device
+from iscsifs.target.disk import Disk
 from iscsifs.target.server import Server
 
 NAME: Final = "iqn.2026-01.example:disk"
 TMPFS: Final = "/dev/shm"
 WORKERS: Final = 3
+CALM: Final = (0.02, 1.0)
+"""Seconds between two troubles; after a lost connection iscsifs waits two for the target to notice it."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,8 @@ class Recording:
     start: int = 0
     """The position at which the file system was mounted and the workload began."""
     histories: dict[Path, crash_workload.History] = field(default_factory=dict)
+    troubles: int = 0
+    """How often a connection was cut or the cache was lost meanwhile."""
 
     def flushes(self) -> list[int]:
         """The positions at which a flush was just carried out."""
@@ -91,9 +99,18 @@ class Verdict:
 
 
 def record(
-    kind: FileSystem, directory: Path, operations: int, rng: random.Random, options: Sequence[str] = ()
+    kind: FileSystem,
+    directory: Path,
+    operations: int,
+    rng: random.Random,
+    options: Sequence[str] = (),
+    *,
+    troubled: bool = False,
 ) -> Recording:
-    """Let the workload do *operations*, with iscsifs mounted with *options*; needs root."""
+    """Let the workload do *operations*, with iscsifs mounted with *options*; needs root.
+
+    With *troubled* connections are cut, and the target loses its cache, all the time.
+    """
     image = directory / f"{kind.name}.img"
     with image.open("xb") as file:
         file.truncate(kind.size)
@@ -105,9 +122,10 @@ def record(
     entries = recording.entries
     recording.root.mkdir()
     with ExitStack() as stack:
-        device = Device(NAME, {0: crash_log.logged_disk(image, entries)})
-        stack.callback(device.close)
-        server, _ = stack.enter_context(running(lambda: Server([device])))
+        disk = crash_log.logged_disk(image, entries)
+        stack.callback(disk.close)
+        device = Device(NAME, {0: disk})
+        server, call = stack.enter_context(running(lambda: Server([device])))
         mounted = Mounted(directory / f"{kind.name}-mnt")
         mounted.path.mkdir()
         stack.callback(mounted.close)
@@ -124,7 +142,8 @@ def record(
                 worker.prepare()
                 recording.histories |= worker.histories
             recording.start = len(entries)
-            crash_workload.run(workers, operations)
+            with _trouble(recording, server, disk, call) if troubled else contextlib.nullcontext():
+                crash_workload.run(workers, operations)
             for worker in workers:
                 recording.histories |= worker.histories
         mounted.unmount()
@@ -185,6 +204,31 @@ def _try(*command: object) -> subprocess.CompletedProcess[str]:
 
 
 @contextlib.contextmanager
+def _trouble(recording: Recording, server: Server, disk: Disk, call: Call) -> Iterator[None]:
+    """Cut the connections, lose the cache, or both, again and again."""
+    rng = random.Random(recording.start)
+    over = threading.Event()
+
+    def trouble() -> None:
+        for number in itertools.count():
+            if over.wait(rng.uniform(*CALM)):
+                return
+            if number % 3 != 0:
+                call(disk.drop_cache)
+            if number % 3 != 1:
+                call(partial(server.drop_connections, reset=rng.random() < 0.5))
+            recording.troubles += 1
+
+    thread = threading.Thread(target=trouble)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextlib.contextmanager
 def _loop(file: Path) -> Iterator[str]:
     device = run("losetup", "--direct-io=on", "-f", "--show", file).strip()
     try:
@@ -212,18 +256,30 @@ def main() -> int:
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
     kinds = ("at a flush", *(failure.__name__ for failure in crash_log.FAILURES))
-    columns = ("file system", "write-behind", "log entries", *kinds, "cuts", "files", "complaints", "seconds")
+    columns = (
+        "file system",
+        "write-behind",
+        "troubles",
+        "log entries",
+        *kinds,
+        "cuts",
+        "files",
+        "complaints",
+        "seconds",
+    )
     print("| " + " | ".join(columns) + " |", "|---|---|" + "---:|" * (len(columns) - 2), sep="\n", flush=True)
     complaints = []
     for name in arguments.fs or FILE_SYSTEMS:
-        for behind in ("1", "0"):
-            rng = random.Random(f"{arguments.seed} {name} {behind}")
+        for behind, troubled in itertools.product(("1", "0"), (False, True)):
+            rng = random.Random(f"{arguments.seed} {name} {behind} {troubled}")
             started = time.monotonic()
             with tempfile.TemporaryDirectory(prefix="iscsifs-crash.", dir=TMPFS) as directory:
                 options = ["-o", f"writebehind={behind}"]
-                recording = record(FILE_SYSTEMS[name], Path(directory), arguments.cuts, rng, options)
+                recording = record(
+                    FILE_SYSTEMS[name], Path(directory), arguments.cuts, rng, options, troubled=troubled
+                )
                 verdict = examine(recording, arguments.cuts, rng)
-            row = [name, "on" if behind == "1" else "off", len(recording.entries)]
+            row = [name, "on" if behind == "1" else "off", recording.troubles, len(recording.entries)]
             row += [verdict.cuts[kind] for kind in kinds]
             row += [verdict.cuts.total(), verdict.files, len(verdict.complaints)]
             row += [f"{time.monotonic() - started:.0f}"]
