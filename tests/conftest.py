@@ -5,6 +5,7 @@ with ISCSIFS_TEST_ALL=1, which contrib/test sets, it fails.
 """
 
 import itertools
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -126,3 +127,18 @@ def mount_hosts(tmp_path: Path, serve: Serve) -> Iterator[MountHosts]:
             return mounted
 
         yield start
+
+
+@pytest.fixture
+def says(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What iscsifs has said to its user so far: warnings and errors."""
+
+    def lines() -> list[str]:
+        return [
+            record.getMessage()
+            for record in caplog.records
+            if record.levelno >= logging.WARNING
+            and record.name.startswith(("iscsifs.initiator", "iscsifs.fs"))
+        ]
+
+    return lines
