@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from iscsifs.errors import ConfigError, printable
 from iscsifs.fs.tuning import MAX_BACKGROUND, READ_AHEAD_KIB
@@ -151,7 +151,7 @@ class MountOptions:
     max_background: int = MAX_BACKGROUND
     read_ahead: int = READ_AHEAD_KIB
     fuse: tuple[str, ...] = (_FSNAME,)
-    session: Mapping[str, int] = field(default_factory=dict)
+    session: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, options: Iterable[str], *, read_only: bool = False) -> Self:
