@@ -59,7 +59,8 @@ def main() -> int:
             for line in lane.log.read_text(errors="replace").splitlines()
             if "may be lost" in line
         ]
-        print(*said, *lost, sep="\n")
+        for line in said + lost:
+            print(line)
     return 0 if all(lane.tally.is_clean for lane in lanes) else 1
 
 

@@ -152,11 +152,20 @@ def record(
 
 
 def examine(recording: Recording, cuts: int, rng: random.Random) -> Verdict:
-    """Let the power fail at *cuts* moments: half of them flushes, the others anywhere between."""
+    """Let the power fail at *cuts* moments.
+
+    Half of them are flushes, a quarter the moments when an fsync returned, the others anywhere between.
+    """
     verdict = Verdict()
     flushes = recording.flushes()
     at_flush = sorted(rng.sample(flushes, min(len(flushes), cuts // 2)))
-    between = [rng.randint(recording.start, len(recording.entries)) for _ in range(cuts - len(at_flush))]
+    promises = sorted(
+        position for history in recording.histories.values() for position in history.acknowledgements
+    )
+    between = rng.choices(promises, k=cuts // 4)
+    between += rng.choices(
+        range(recording.start, len(recording.entries) + 1), k=cuts - len(at_flush + between)
+    )
     medium = crash_log.Medium(recording.image, recording.entries)
     scratch = recording.image.with_suffix(".scratch")
     moments = [(position, crash_log.everything) for position in at_flush]
@@ -211,13 +220,13 @@ def _trouble(recording: Recording, server: Server, disk: Disk, call: Call) -> It
 
     def trouble() -> None:
         for number in itertools.count():
-            if over.wait(rng.uniform(*CALM)):
-                return
             if number % 3 != 0:
                 call(disk.drop_cache)
             if number % 3 != 1:
                 call(partial(server.drop_connections, reset=rng.random() < 0.5))
             recording.troubles += 1
+            if over.wait(rng.uniform(*CALM)):
+                return
 
     thread = threading.Thread(target=trouble)
     thread.start()
@@ -285,7 +294,8 @@ def main() -> int:
             row += [f"{time.monotonic() - started:.0f}"]
             print("| " + " | ".join(map(str, row)) + " |", flush=True)
             complaints += verdict.complaints
-    print(*complaints, sep="\n")
+    for complaint in complaints:
+        print(complaint)
     return 1 if complaints else 0
 
 

@@ -41,6 +41,11 @@ class History:
         """What the file holds now."""
         return self._states[-1].contents
 
+    @property
+    def acknowledgements(self) -> list[int]:
+        """When fsync has returned."""
+        return [int(state.acknowledged) for state in self._states[1:] if state.acknowledged < float("inf")]
+
     def begin(self, contents: bytes | None) -> None:
         """Take note that the file is about to become *contents*."""
         self._states.append(State(contents, self._position()))

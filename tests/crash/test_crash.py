@@ -18,11 +18,19 @@ CUTS: Final = 50
 
 BROKEN: Final = {
     "fsync does nothing": "LogicalUnit.flush = nothing",
-    "fsync does not wait for what is written behind": "WriteBuffer.drain = nothing",
+    "fsync does not wait for what is written behind": """
+WriteBuffer.drain = nothing
+write_now = LogicalUnit._write_blocks
+async def write_late(self, offset, data):
+    await trio.sleep(0.2)
+    await write_now(self, offset, data)
+LogicalUnit._write_blocks = write_late
+""",
     "fsync does not flush the target": "LogicalUnit._synchronise = nothing",
 }
 PROGRAM: Final = """
 import sys
+import trio
 from iscsifs.cli import main
 from iscsifs.initiator.unit import LogicalUnit
 from iscsifs.initiator.writeback import WriteBuffer
@@ -70,7 +78,7 @@ def test_a_flush_that_is_none_is_found_out(
     broken = (sys.executable, "-c", PROGRAM.format(patch), "iscsifs")
     monkeypatch.setattr(mounting, "ISCSIFS", broken)
     rng = random.Random(patch)
-    complaints = examine(record(EXT4, tmpfs, OPERATIONS // 2, rng), CUTS // 2, rng).complaints
+    complaints = examine(record(EXT4, tmpfs, OPERATIONS // 2, rng), CUTS, rng).complaints
     assert any("not there" in complaint or "were fsynced" in complaint for complaint in complaints)
 
 
