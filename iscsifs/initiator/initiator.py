@@ -64,8 +64,11 @@ class Initiator:
 
 @asynccontextmanager
 async def open_initiator(options: InitiatorOptions) -> AsyncIterator[Initiator]:
-    """Give an initiator; leaving the context logs out of all its targets."""
-    async with trio.open_nursery() as nursery:
+    """Give an initiator; leaving the context, also by cancellation, logs out of all its targets."""
+    manager = trio.open_nursery()
+    outer = await manager.__aenter__()
+    try:
+        nursery: trio.Nursery = await outer.start(_shelter)
         initiator = Initiator(options, nursery)
         try:
             yield initiator
@@ -73,6 +76,18 @@ async def open_initiator(options: InitiatorOptions) -> AsyncIterator[Initiator]:
             with trio.CancelScope(shield=True):
                 await initiator.close()
             nursery.cancel_scope.cancel()
+    finally:
+        # Not told of the body's exception, the nursery does not wrap it up in a group.
+        await manager.__aexit__(None, None, None)
+
+
+async def _shelter(task_status: trio.TaskStatus[trio.Nursery]) -> None:
+    """Give a nursery in which sessions live on while their user is being cancelled, so that they can log
+    out."""
+    with trio.CancelScope(shield=True):
+        async with trio.open_nursery() as nursery:
+            task_status.started(nursery)
+            await trio.sleep_forever()
 
 
 async def discover(portal: Portal, options: InitiatorOptions) -> list[DiscoveredTarget]:
