@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -115,15 +116,21 @@ def mount_hosts(tmp_path: Path, serve: Serve) -> Iterator[MountHosts]:
         def start(
             *arguments: object, status: int = 0, foreground: bool = False, user: int | None = None
         ) -> Mounted:
-            mounted = Mounted(tmp_path / f"mnt{next(numbers)}")
-            mounted.path.mkdir()
-            if user is not None:
-                os.chown(mounted.path, user, user)
+            path = tmp_path / f"mnt{next(numbers)}"
+            if user is None:
+                path.mkdir()
+            else:  # who does not get into tmp_path
+                path = Path(tempfile.mkdtemp(prefix="iscsifs."))
+                stack.callback(path.rmdir)
+                os.chown(path, user, user)
+            mounted = Mounted(path)
             stack.callback(mounted.close)
-            mounted.start(arguments, foreground=foreground, user=user)
-            if not foreground:
+            if foreground:
+                mounted.start_in_foreground(*arguments)
+            else:
+                mounted.start(*arguments, user=user)
                 assert mounted.said.returncode == status, mounted.said
-                assert os.path.ismount(mounted.path)
+                assert mounted.is_mounted()
             return mounted
 
         yield start

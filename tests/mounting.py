@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 TIME = 60.0  # seconds that any command may take
 
 ISCSIFS = (sys.executable, "-m", "iscsifs")
+# Root becomes somebody else only when all is imported, as others may not read where it is installed.
+_AS_USER = """import encodings.idna, os, sys; from iscsifs.cli import main; user = int(sys.argv.pop(1))
+os.setgroups([]); os.setresgid(user, user, user); os.setresuid(user, user, user); sys.exit(main())"""
 ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parents[1])}
 
 
@@ -35,16 +38,14 @@ def iscsifs(
     *arguments: object, user: int | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the command with *arguments*, as *user*, until it ends or goes to the background."""
+    command = ISCSIFS if user is None else (sys.executable, "-c", _AS_USER, str(user))
     return subprocess.run(
-        [*ISCSIFS, *(str(argument) for argument in arguments)],
+        [*command, *(str(argument) for argument in arguments)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
         timeout=TIME,
-        user=user,
-        group=user,
-        extra_groups=None if user is None else [],
         env=os.environ | ENVIRONMENT | environment,
         start_new_session=True,  # without a terminal to ask on
     )
@@ -60,24 +61,26 @@ class Mounted:
         self.done: subprocess.CompletedProcess[str] | None = None
         """What ended when it went to the background."""
 
-    def start(self, arguments: Sequence[object], *, foreground: bool, user: int | None) -> None:
+    def start(self, *arguments: object, user: int | None = None) -> None:
         """Run the command and return when it has mounted, or failed to."""
-        if not foreground:
-            self.done = iscsifs(*arguments, self.path, user=user)
-            return
+        self.done = iscsifs(*arguments, self.path, user=user)
+
+    def start_in_foreground(self, *arguments: object) -> None:
+        """Run the command with -f and return when it has mounted, or failed to."""
         self.process = subprocess.Popen(
             [*ISCSIFS, "-f", *(str(argument) for argument in arguments), str(self.path)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            user=user,
-            group=user,
-            extra_groups=None if user is None else [],
             env=os.environ | ENVIRONMENT,
         )
         process = self.process
-        wait_until(lambda: os.path.ismount(self.path) or process.poll() is not None, "it is mounted")
+        wait_until(lambda: self.is_mounted() or process.poll() is not None, "it is mounted")
+
+    def is_mounted(self) -> bool:
+        """Say whether something is mounted at the path; the table knows that of other users' mounts too."""
+        return f" {self.path} " in Path("/proc/self/mounts").read_text()
 
     @property
     def said(self) -> subprocess.CompletedProcess[str]:
@@ -91,8 +94,12 @@ class Mounted:
         found = []
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
-                words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
-                if b"iscsifs" in words and bytes(self.path) in words and not _is_zombie(entry):
+                words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else [b""]
+                if (
+                    words[0] == os.fsencode(sys.executable)
+                    and bytes(self.path) in words
+                    and not _is_zombie(entry)
+                ):
                     found.append(int(entry.name))
         return found
 
@@ -117,7 +124,7 @@ class Mounted:
     def wait(self) -> None:
         """Wait for the end of the process, which has to leave nothing behind."""
         wait_until(lambda: not self.pids, "the process of iscsifs has ended")
-        assert not os.path.ismount(self.path)
+        assert not self.is_mounted()
 
     def status(self) -> int:
         """Wait for the end of the process in the foreground; return its exit status."""
@@ -132,7 +139,7 @@ class Mounted:
         if self.process is not None:
             self.process.communicate()
         wait_until(lambda: not self.pids, "the process of iscsifs has been killed")
-        if f" {self.path} " in Path("/proc/self/mounts").read_text():
+        if self.is_mounted():
             run("fusermount3", "-u", "-z", self.path)
 
 
