@@ -29,15 +29,20 @@ from iscsifs.iscsi.framing import Buffer
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.iscsi.pdu import LoginRequest, Pdu, ScsiCommand, TargetPdu
 from iscsifs.scsi.luns import lun_number
+from iscsifs.scsi.sense import Sense
 from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
 from iscsifs.target.script import Script
 from iscsifs.target.server import Server
 from iscsifs.target.session import Session
+from iscsifs.target.unit import SYNCHRONIZE_CODES, WRITE_ERROR, Fault, Operation
 
 PAGE = 4096
 SIZE = 4 << 20
 KERNEL = cast(RequestContext, None)
+
+INTERVAL = 1.0
+"""Seconds between two uses of a file by `World.meanwhile`."""
 
 Says = Callable[[], list[str]]
 """The fixture `says`."""
@@ -140,6 +145,19 @@ class Trouble(Script):
             await session.wire.send(pdu, data)
 
 
+class FailedFlush(Fault):
+    """The next flush of *disk*, which is droppable, fails, and what was in the cache is lost unsaid."""
+
+    def __init__(self, disk: Disk, sense: Sense = WRITE_ERROR) -> None:
+        super().__init__(sense, codes=SYNCHRONIZE_CODES, times=1)
+        self._disk = disk
+
+    def apply(self, cdb: bytes, operation: Operation) -> Operation:
+        assert self._disk.undo_log is not None
+        self._disk.undo_log.undo()
+        return super().apply(cdb, operation)
+
+
 async def _go_on(*_: object) -> bool:
     return True
 
@@ -229,14 +247,14 @@ class World:
                     await file.fsync()
                     assert await file.read(9 * PAGE) == bytes(PAGE)
                 rounds += 1
-                await trio.sleep(0.5)
+                await trio.sleep(INTERVAL)
 
         async with trio.open_nursery() as nursery:
             for file in files:
                 nursery.start_soon(use, file)
             yield
             # Nothing is proved about a time in which there was nothing to do.
-            assert rounds > len(files) or trio.current_time() - started < 0.5
+            assert rounds > len(files) or trio.current_time() - started <= INTERVAL
             nursery.cancel_scope.cancel()
 
     async def log_in(self, initiator: Initiator) -> None:
