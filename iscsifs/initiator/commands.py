@@ -115,9 +115,20 @@ class Commands:
         delay = FIRST_DELAY
         give_up_at = math.inf
         while True:
-            failure, repeat = await self._attempt(task, probe)
-            if failure is None:
-                return task
+            try:
+                await self.session.execute(task, probe=probe)
+            except CommandTimeout:
+                raise
+            except CommandError as error:
+                failure = type(error)(f"{self.name}: {describe(task.cdb)}: {error}")
+                repeat = Repeat.NEVER
+            else:
+                if task.status == Status.GOOD:
+                    return task
+                verdict = self._judge(task)
+                if verdict is None:
+                    return task
+                failure, repeat = verdict
             if isinstance(failure, TaskAborted) and aborts < MAX_ABORTS:
                 aborts += 1
             elif repeat is Repeat.AT_ONCE and repeats < MAX_REPEATS:
@@ -134,17 +145,11 @@ class Commands:
             task.reset()
             task.attempts = 0
 
-    async def _attempt(self, task: Task, probe: bool) -> tuple[CommandError | None, Repeat]:
-        """Run *task* once; return how it failed, or None, and whether it is worth repeating."""
-        try:
-            await self.session.execute(task, probe=probe)
-        except CommandTimeout:
-            raise
-        except CommandError as error:
-            return type(error)(f"{self.name}: {describe(task.cdb)}: {error}"), Repeat.NEVER
+    def _judge(self, task: Task) -> tuple[CommandError, Repeat] | None:
+        """Return how *task*, which has a status, failed and whether it is worth repeating; None: it did not."""
         status = task.status
-        if status in (Status.GOOD, Status.CONDITION_MET):
-            return None, Repeat.NEVER
+        if status == Status.CONDITION_MET:
+            return None
         if status == Status.CHECK_CONDITION:
             return self._check_condition(task, Sense.parse(task.sense))
         if status in _BUSY:
@@ -157,11 +162,11 @@ class Commands:
             ), Repeat.NEVER
         return self._error(StatusError, task, f"status {status:02x}h"), Repeat.NEVER
 
-    def _check_condition(self, task: Task, sense: Sense) -> tuple[CommandError | None, Repeat]:
+    def _check_condition(self, task: Task, sense: Sense) -> tuple[CommandError, Repeat] | None:
         condition = sense.condition
         if condition is Condition.RECOVERED:
             log.info("%s: %s: %s", self.name, describe(task.cdb), sense)
-            return None, Repeat.NEVER
+            return None
         error = self._error(_ERRORS.get(condition, StatusError), task, str(sense))
         if condition is Condition.BECOMING_READY:
             return error, Repeat.LATER

@@ -367,7 +367,8 @@ class Connection:
                 self._logout_response(pdu)
             case _:
                 raise ProtocolError("not from a target in this phase", section="7.13", pdu=pdu_name(pdu))
-        self._fill_window()
+        if self._queue or self._unsent_texts:
+            self._fill_window()
 
     def _log_in(self, pdu: Pdu, data: memoryview) -> None:
         login = self.login
@@ -547,7 +548,7 @@ class Connection:
         if pdu.reason not in FAILURE_OF_REJECT:
             raise ProtocolError(f"reason {pdu.reason:02x}h has no cause", section="11.17.1", pdu="REJECT")
         reason = RejectReason(pdu.reason)
-        rejected = unpack(data[:BHS_LENGTH])
+        rejected = unpack(data)
         self._events.append(Noted(f"the target rejected a {pdu_name(rejected)}: {reason.name}"))
         if isinstance(rejected, DataOut):
             return  # its task goes on, or has ended while it was under way

@@ -137,8 +137,8 @@ class Receiver:
                 raise DigestError("the header digest is wrong", section="7.8")
         elif self._end < end:
             return False
-        pdu = unpack(scratch[start : start + BHS_LENGTH])
-        length = int.from_bytes(scratch[start + 5 : start + 8], "big")
+        pdu = unpack(scratch, start)
+        length = scratch[start + 5] << 16 | scratch[start + 6] << 8 | scratch[start + 7]
         if length > self.max_data_segment_length:
             raise ProtocolError(
                 f"a data segment of {length} bytes where {self.max_data_segment_length} were declared",

@@ -443,17 +443,20 @@ class _Layout(NamedTuple):
 
     opcode: Opcode
     pdu: type[Pdu]
+    struct: Struct  # of all 48 bytes; bytes 0 and 1 are one number
     fixed: int  # the bits of byte 1 that are always set and belong to no field
     in_byte1: bool  # the first field is (the rest of) byte 1
     in_byte23: int  # how many fields are in bytes 2 and 3
-    struct: Struct  # of all 48 bytes; bytes 0 and 1 are one number
+    immediate: bool  # the last field is the I bit
 
 
 def _layout(opcode: Opcode, pdu: type[Pdu], byte1: str, byte23: str, rest: str) -> _Layout:
     """Lay out *pdu*: bytes 8 to 47 are *rest*; byte 1 is a "field", the "fixed" F bit, or "both" in one."""
     struct = Struct(">H" + byte23 + "I" + rest)
     assert struct.size == BHS_LENGTH
-    return _Layout(opcode, pdu, FINAL if byte1 != "field" else 0, byte1 != "fixed", byte23.count("B"), struct)
+    fixed = FINAL if byte1 != "field" else 0
+    immediate = "immediate" in pdu._fields
+    return _Layout(opcode, pdu, struct, fixed, byte1 != "fixed", byte23.count("B"), immediate)
 
 
 _LAYOUTS: Final = (
@@ -485,30 +488,32 @@ def pack(pdu: Pdu, data_length: int = 0, ahs_length: int = 0) -> bytes:
 
     *ahs_length* is in bytes, whole 4-byte words; *data_length* leaves the padding out (section 11.2.1.6).
     """
-    opcode, _, fixed, in_byte1, in_byte23, struct = _BY_CLASS[type(pdu)]
+    opcode, _, struct, fixed, in_byte1, in_byte23, immediate = _BY_CLASS[type(pdu)]
     values: list[Any] = [*pdu]
     word0 = opcode << 8 | fixed
-    if "immediate" in pdu._fields:
+    if immediate:
         word0 |= values.pop() * IMMEDIATE << 8
     if in_byte1:
         word0 |= values.pop(0)
-    return struct.pack(word0, *values[:in_byte23], ahs_length << 22 | data_length, *values[in_byte23:])
+    values.insert(in_byte23, ahs_length << 22 | data_length)
+    return struct.pack(word0, *values)
 
 
-def unpack(header: bytes | bytearray | memoryview) -> Pdu:
-    """Read a 48-byte *header* into the PDU of its opcode.
+def unpack(buffer: bytes | bytearray | memoryview, start: int = 0) -> Pdu:
+    """Read the 48-byte header that begins at *start* into the PDU of its opcode.
 
     Reserved bits are ignored (section 11). Raises ProtocolError for an opcode that is not in the standard.
     """
     try:
-        _, cls, fixed, in_byte1, in_byte23, struct = _BY_OPCODE[header[0] & 0x3F]
+        _, cls, struct, fixed, in_byte1, in_byte23, immediate = _BY_OPCODE[buffer[start] & 0x3F]
     except KeyError:
-        raise ProtocolError(f"opcode {header[0] & 0x3F:02x}h is not defined", section="11.2.1.2") from None
-    word0, *values = struct.unpack(header)
+        rule = f"opcode {buffer[start] & 0x3F:02x}h is not defined"
+        raise ProtocolError(rule, section="11.2.1.2") from None
+    word0, *values = struct.unpack_from(buffer, start)
     del values[in_byte23]
     if in_byte1:
         values.insert(0, word0 & 0xFF & ~fixed)
-    if "immediate" in cls._fields:
+    if immediate:
         values.append(bool(word0 & IMMEDIATE << 8))
     return cls._make(values)
 
