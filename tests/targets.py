@@ -202,13 +202,27 @@ class Daemon(ABC):
 
 
 class Tgt(Daemon):
-    """tgt, which is set up and changed while it runs. Its LUN 0 is a controller; units start at 1."""
+    """tgt, which is set up and changed while it runs. Its LUN 0 is a controller; units start at 1.
+
+    Each unit has *io_threads* threads of its own: give less than tgt's 16 where there are many units.
+    """
 
     program = "tgtd"
     first_lun = 1
     # Relative, since the path of a test's directory is too long for the address of a Unix socket.
     _ENVIRONMENT: ClassVar[dict[str, str]] = {"TGT_IPC_SOCKET": "control"}
     _DEVICE_TYPES: ClassVar[dict[Kind, str]] = {"disk": "disk", "dvd": "cd"}
+
+    def __init__(
+        self,
+        directory: Path,
+        *targets: Target,
+        addresses: Sequence[str] = ("127.0.0.1",),
+        discovery: Chap | None = None,
+        io_threads: int = 16,
+    ) -> None:
+        super().__init__(directory, *targets, addresses=addresses, discovery=discovery)
+        self._io_threads = io_threads
 
     def adm(self, *arguments: str, **options: str | int) -> str:
         """Run tgtadm with *arguments*, and with ``--name value`` for each option, and return what it prints.
@@ -265,7 +279,7 @@ class Tgt(Daemon):
     def _command(self) -> list[str]:
         portals = ",".join(f"portal={portal}" for portal in self.portals)
         as_root = [] if os.geteuid() == 0 else ["unshare", "--map-root-user"]
-        return [*as_root, "tgtd", "-f", "--iscsi", portals]
+        return [*as_root, "tgtd", "-f", "-t", str(self._io_threads), "--iscsi", portals]
 
     def _configure(self) -> None:
         self._accounts: set[str] = set()

@@ -146,7 +146,7 @@ class Commands:
             task.attempts = 0
 
     def _judge(self, task: Task) -> tuple[CommandError, Repeat] | None:
-        """Return how *task* failed by its status, and whether it is worth repeating; None: it did not fail."""
+        """Return how *task* failed by its status, and whether to repeat it; None where it did not fail."""
         status = task.status
         if status == Status.CONDITION_MET:
             return None
