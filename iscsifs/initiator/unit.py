@@ -134,10 +134,10 @@ class LogicalUnit:
 
     @property
     def preferred_size(self) -> int:
-        """Bytes of a transfer that goes well: whole physical blocks, within the unit's limits."""
+        """Bytes of a transfer that goes well: at least a physical block, as far as the limits allow."""
         optimal = self.description.limits.optimal_transfer_length * self.block_size
         preferred = optimal or PREFERRED_TRANSFER
-        return max(min(preferred, self._longest_transfer), self.capacity.physical_block_size)
+        return min(max(preferred, self.capacity.physical_block_size), self._longest_transfer)
 
     @property
     def read_only(self) -> bool:
