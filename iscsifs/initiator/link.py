@@ -63,7 +63,7 @@ class Link:
         """
         while True:
             self._flush()
-            while self._unsent:
+            while self._unsent and self.failure is None:
                 await trio.lowlevel.wait_writable(self._socket)
                 self._flush()
             if self.failure:

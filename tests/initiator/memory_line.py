@@ -38,6 +38,8 @@ class Line:
         """When there were attempts to connect."""
         self.failure: IscsifsError | None = None
         """What attempts fail with."""
+        self.hang_up = False
+        """Whether connections end as soon as they are there."""
         self.gate = trio.Event()
         """Attempts wait for it, once connected."""
         self.gate.set()
@@ -77,7 +79,10 @@ class Line:
         link = Link(
             ours, Connection(InitiatorLogin(config, random_bytes=os.urandom, memory=ChallengeMemory()))
         )
-        self._send.send_nowait(trio.socket.from_stdlib_socket(theirs))
+        if self.hang_up:
+            theirs.close()
+        else:
+            self._send.send_nowait(trio.socket.from_stdlib_socket(theirs))
         try:
             await link.log_in()
             await self.gate.wait()

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from iscsifs.errors import CommandTimeout, IscsifsError, TransportError, UnitError
+from iscsifs.errors import CommandTimeout, TransportError, UnitError
 from iscsifs.initiator.link import Link
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.initiator.session import Session
@@ -290,18 +290,38 @@ async def test_a_unit_that_cannot_be_checked_yet_holds_up_nobody_else_and_is_not
         assert len(w.server.sessions) == 1
 
 
-async def test_closing_while_the_units_are_checked_is_no_failure_of_theirs(
-    autojump_clock: MockClock,
-) -> None:
+@pytest.mark.parametrize("turns", range(0, 90, 3))
+async def test_closing_at_any_moment_of_a_recovery_is_well(autojump_clock: MockClock, turns: int) -> None:
+    """The session is closed so many turns of the loop after it has begun to log in again."""
     async with world({0: disk("S-0"), 1: disk("S-1")}) as w:
-        for ticks in range(40):
-            w.cut()
-            await wait_all_tasks_blocked()
-            for _ in range(ticks):
-                await trio.lowlevel.checkpoint()
+        w.cut()
+        await wait_all_tasks_blocked()
+        await trio.sleep(2.0)  # DefaultTime2Wait
+        for _ in range(turns):
+            await trio.lowlevel.checkpoint()
         await w.target.session.close()
-        with pytest.raises(IscsifsError):
-            await w.unit(0).read(0, 512)
+        await wait_all_tasks_blocked()
+        assert w.server.sessions == []
+        for unit in w.target.units:
+            assert unit.failure is None
+            with pytest.raises(TransportError, match="closed"):
+                await unit.read(0, 512)
+
+
+@pytest.mark.parametrize("turns", range(0, 90, 3))
+async def test_a_loss_at_any_moment_of_a_recovery_is_recovered_from(
+    autojump_clock: MockClock, turns: int
+) -> None:
+    async with world({0: disk("S-0"), 1: disk("S-1")}) as w, trio.open_nursery() as nursery:
+        w.cut()
+        nursery.start_soon(w.unit(0).write, 0, b"w" * 512)
+        await wait_all_tasks_blocked()
+        await trio.sleep(2.0)  # DefaultTime2Wait
+        for _ in range(turns):
+            await trio.lowlevel.checkpoint()
+        w.cut()
+        assert bytes(await w.unit(1).read(0, 512)) == bytes(512)
+        assert bytes(await w.unit(0).read(0, 512)) in (b"w" * 512, bytes(512))
 
 
 # While the session lives.

@@ -97,6 +97,18 @@ async def test_a_second_loss_and_a_third_are_recovered_from_as_well(autojump_clo
             await call.succeeded()
 
 
+async def test_a_login_on_a_connection_that_is_gone_already_fails_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    async with pair() as line:
+        line.line.hang_up = True
+        await line.peer.close()
+        await wait_all_tasks_blocked()
+        assert len(line.line.dialled) == 1
+        line.line.hang_up = False
+        await back(line)
+
+
 # What was not answered.
 
 
