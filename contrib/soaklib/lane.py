@@ -17,7 +17,7 @@ from . import load
 from .sides import NAME, SIZE, Embedded, RealTgt, Trouble, until
 
 MIB: Final = 1 << 20
-HANG: Final = 300.0  # seconds for a round; it takes less, whatever goes wrong meanwhile
+HANG: Final = 600.0  # seconds for a round; it takes less, whatever goes wrong meanwhile
 START: Final = 30.0  # seconds that iscsifs may take to mount, and to end
 CALM: Final = (0.5, 4.0)  # seconds between two troubles
 PLACES: Final = ("buffered", "direct", "ext4", "ext4, direct")
