@@ -129,7 +129,7 @@ def record(
         mounted = Mounted(directory / f"{kind.name}-mnt")
         mounted.path.mkdir()
         stack.callback(mounted.close)
-        mounted.start([*options, f"iscsi://{server.portals[0]}/{NAME}/0"], foreground=False, user=None)
+        mounted.start(*options, f"iscsi://{server.portals[0]}/{NAME}/0")
         assert mounted.said.returncode == 0, mounted.said
         with _loop(mounted.storage()) as loop, _mounted(loop, recording.root):
             workers = [
