@@ -16,7 +16,7 @@ SEEDS: Final = TOP / "tests" / "fuzz" / "seeds"
 CACHE: Final = Path(os.environ["ISCSIFS_FUZZ"])
 """Holds the virtual environment, and for each harness its corpus, its findings and its log."""
 
-SLOWEST: Final = 10
+SLOWEST: Final = 20
 """Seconds that one input may take."""
 
 MEMORY: Final = 1024
@@ -77,7 +77,7 @@ def run(harness: str, longest: int, seconds: int) -> Outcome:
                     f"-artifact_prefix={findings}/",
                     f"-dict={CACHE / 'tokens'}",
                     "-print_final_stats=1",
-                    *(corpus, SEEDS / harness, findings),
+                    *(corpus, SEEDS / harness),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -97,7 +97,7 @@ def _add(outcome: Outcome, text: str) -> bool:
     executed = _EXECUTED.findall(text) or [number for number, _ in progress[-1:]]
     outcome.executions += sum(map(int, executed))
     outcome.edges = max([outcome.edges, *(int(edges) for _, edges in progress)])
-    outcome.findings += _FINDING.findall(text)
+    outcome.findings += [report for report in _FINDING.findall(text) if report not in outcome.findings]
     return bool(executed)
 
 

@@ -7,6 +7,7 @@ standard output, once for each place in the code where it comes to light.
 import hashlib
 import logging
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,8 @@ with atheris.instrument_imports(include=["iscsifs"]):
     import harnesses
     from harness_checks import LogCheck
 
-MOST_ATTEMPTS: Final = 5000
-"""Runs of the harness to make one input small."""
+PATIENCE: Final = 4.0
+"""Seconds to make one input small: it counts as the time of that input."""
 
 Place = tuple[str, str, int]
 """Where an exception came from: its type, a file, and a line."""
@@ -39,13 +40,12 @@ def place_of(function: Callable[[bytes], None], data: bytes) -> tuple[Place, str
 
 
 def made_small(function: Callable[[bytes], None], data: bytes, place: Place) -> bytes:
-    """Return what is left of *data* when all that is not needed for the finding is cut out."""
-    attempts = 0
+    """Return what is left of *data* when what is not needed for the finding is cut out."""
+    give_up_at = time.monotonic() + PATIENCE
     size = len(data) // 2
-    while size and attempts < MOST_ATTEMPTS:
+    while size:
         start = 0
-        while start < len(data):
-            attempts += 1
+        while start < len(data) and time.monotonic() < give_up_at:
             shorter = data[:start] + data[start + size :]
             found = place_of(function, shorter)
             if found is not None and found[0] == place:

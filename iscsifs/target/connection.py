@@ -233,7 +233,8 @@ class Connection:
         """Send a Reject of *pdu* (section 11.17)."""
         numbers = self._count_status(), self._exp_cmd_sn, self._max_cmd_sn
         header = pack(pdu, data_length, len(ahs)) + ahs
-        self._out.append((Reject(reason, RESERVED_TAG, *numbers), header))
+        limit = self.login.parameters.max_send_data_segment_length
+        self._out.append((Reject(reason, RESERVED_TAG, *numbers), header[:limit]))
 
     def abort(self, lun: int | None = None) -> list[Task]:
         """End the tasks of *lun*, or all of them, without an answer; return those that had none."""
