@@ -107,8 +107,8 @@ class Trouble(Script):
         self.commands: list[tuple[Session, ScsiCommand]] = []
         """All commands that came, in their order."""
         self.logins: list[LoginRequest] = []
-        self.on_request: Callable[[Session, Pdu], Awaitable[bool]] = _go_on
-        self.on_response: Callable[[Session, TargetPdu, Buffer], Awaitable[bool]] = _go_on
+        self.on_request: Callable[[Session, Pdu], Awaitable[bool]] = behave
+        self.on_response: Callable[[Session, TargetPdu, Buffer], Awaitable[bool]] = behave
         self._thawed = trio.Event()
         self._thawed.set()
 
@@ -158,7 +158,8 @@ class FailedFlush(Fault):
         return super().apply(cdb, operation)
 
 
-async def _go_on(*_: object) -> bool:
+async def behave(*_: object) -> bool:
+    """Let requests and responses go on as they are."""
     return True
 
 

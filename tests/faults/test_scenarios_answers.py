@@ -13,6 +13,7 @@ from memory_site import (
     Once,
     Says,
     World,
+    behave,
     errno_of,
     nothing_was_lost,
     open_world,
@@ -197,10 +198,39 @@ async def test_16_a_power_failure_in_the_middle_of_load_loses_nothing(
             for number in range(8):
                 nursery.start_soon(writer, number)
         assert losses > 2
-        world.trouble.on_response = Once(TargetPdu, print)  # type: ignore[arg-type]
-        world.trouble.on_response.done = True
+        world.trouble.on_response = behave
         assert safe == written
         await nothing_was_lost(world, b"".join(written[offset] for offset in sorted(written)))
+
+
+@BEHIND
+async def test_16_a_write_that_was_answered_behind_the_report_of_the_power_failure_is_not_trusted(
+    autojump_clock: MockClock, behind: bool
+) -> None:
+    """The target applies it, loses its cache, reports that for a read, and only then says GOOD."""
+    async with open_world(write_behind=behind) as world:
+        held: list[ScsiResponse] = []
+
+        async def overtake(session: Session, pdu: TargetPdu, data: Buffer) -> bool:
+            if isinstance(pdu, ScsiResponse) and pdu.status == Status.GOOD and not held:
+                held.append(pdu)
+                world.disk.drop_cache()
+                return False
+            if isinstance(pdu, ScsiResponse) and pdu.status == Status.CHECK_CONDITION:
+                world.trouble.on_response = behave
+                await session.wire.send(pdu._replace(stat_sn=held[0].stat_sn), data)
+                await trio.sleep(0.01)
+                await session.wire.send(held[0]._replace(stat_sn=pdu.stat_sn))
+                return False
+            return True
+
+        world.trouble.on_response = overtake
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.file.write, 0, page("n"))
+            await trio.sleep(0.1)
+            assert held
+            assert await world.file.read(PAGE) == bytes(PAGE)
+        await nothing_was_lost(world, page("n"))
 
 
 @BEHIND

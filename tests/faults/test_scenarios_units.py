@@ -4,7 +4,19 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
-from memory_site import BEHIND, PAGE, SIZE, File, Says, World, errno_of, nothing_was_lost, open_world, page
+from memory_site import (
+    BEHIND,
+    PAGE,
+    SIZE,
+    File,
+    Says,
+    World,
+    behave,
+    errno_of,
+    nothing_was_lost,
+    open_world,
+    page,
+)
 from trio.testing import MockClock
 
 from iscsifs.iscsi.framing import Buffer
@@ -233,15 +245,11 @@ async def test_a_hostile_target_harms_only_itself(
         # It is not hammered with logins, and the log is not flooded.
         assert len(logged_in) <= 60
         assert len(says()) <= 3 * len(logged_in) + 10
-        world.trouble.on_response = _behave
+        world.trouble.on_response = behave
         world.site.server.drop_connections()
         await trio.sleep(10)
         await world.file.write(PAGE, page("n"))
         await nothing_was_lost(world, page("s") + page("n"))
-
-
-async def _behave(*_: object) -> bool:
-    return True
 
 
 async def test_a_flood_of_pings_leaves_time_for_others(autojump_clock: MockClock, says: Says) -> None:
