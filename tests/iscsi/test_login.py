@@ -507,7 +507,7 @@ def test_a_class_that_does_not_exist_is_a_protocol_error(status_class: int) -> N
 @pytest.mark.conformance("LOGIN-R.11")
 def test_the_status_is_looked_at_first() -> None:
     for dialogue in (Dialogue(), operational(), Dialogue(credentials=ONE_WAY)):
-        with pytest.raises(LoginRefused, match="check the user and the secret"):
+        with pytest.raises(LoginRefused, match="give the user and the secret"):
             dialogue.answer(
                 data=b"rubbish",
                 flags=0xFF,
