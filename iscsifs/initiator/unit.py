@@ -176,7 +176,7 @@ class LogicalUnit:
         for _ in range(MAX_ROUNDS):
             resets = self._writes.resets
             newer = self._writes.newer(start, end)
-            if sum(len(data) for _, data in newer) < len(buffer):
+            if not newer or sum(len(data) for _, data in newer) < len(buffer):
                 await self._read_blocks(start, buffer)
             for position, data in newer:
                 buffer[position - start : position - start + len(data)] = data
@@ -314,23 +314,21 @@ class LogicalUnit:
 
     async def _read_blocks(self, offset: int, buffer: memoryview) -> None:
         self._check()
-        make = cdb.read_16 if self._is_large else cdb.read_10
+        await self._in_pieces(offset, buffer, self._read_piece)
+
+    async def _read_piece(self, offset: int, part: memoryview) -> None:
         block_size = self.block_size
-
-        async def piece(offset: int, part: memoryview) -> None:
-            await self._commands.read_into(make(offset // block_size, len(part) // block_size), part)
-
-        await self._in_pieces(offset, buffer, piece)
+        make = cdb.read_16 if self._is_large else cdb.read_10
+        await self._commands.read_into(make(offset // block_size, len(part) // block_size), part)
 
     async def _write_blocks(self, offset: int, data: memoryview) -> None:
         self._check()  # what was accepted before the unit was lost must not go to what has its number now
-        make = cdb.write_16 if self._is_large else cdb.write_10
+        await self._in_pieces(offset, data, self._write_piece)
+
+    async def _write_piece(self, offset: int, part: memoryview) -> None:
         block_size = self.block_size
-
-        async def piece(offset: int, part: memoryview) -> None:
-            await self._commands.run(make(offset // block_size, len(part) // block_size), data_out=part)
-
-        await self._in_pieces(offset, data, piece)
+        make = cdb.write_16 if self._is_large else cdb.write_10
+        await self._commands.run(make(offset // block_size, len(part) // block_size), data_out=part)
 
     async def _in_pieces(
         self, offset: int, data: memoryview, transfer: Callable[[int, memoryview], Awaitable[None]]
