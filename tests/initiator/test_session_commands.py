@@ -381,6 +381,56 @@ async def test_a_window_that_is_never_opened_costs_the_target_the_session(autoju
         await call.succeeded()
 
 
+@pytest.mark.conformance("HOSTILE-27")
+@pytest.mark.parametrize("flood", ["R2Ts of one byte", "Data-Ins of no byte", "Data-Ins of one byte"])
+async def test_a_command_that_is_answered_in_crumbs_ends_by_its_time_out(
+    autojump_clock: MockClock, flood: str
+) -> None:
+    """However long the target could go on, and while other units are served."""
+    keys = {"ImmediateData": "No", "InitialR2T": "Yes"}
+    async with pair(keys=keys, command_timeout=5.0) as line:
+        started = trio.current_time()
+        if flood == "R2Ts of one byte":
+            call = line.call(cdb.write_10(0, 64), write=bytes(32768))
+        else:
+            call = line.call(cdb.read_10(0, 64), read=32768)
+        command = await line.peer.expect(ScsiCommand)
+
+        async def crumbs() -> None:
+            for number in range(32768):
+                if flood == "R2Ts of one byte":
+                    await line.peer.r2t(command, offset=number, length=1, r2t_sn=number)
+                else:
+                    crumb = b"x" if flood == "Data-Ins of one byte" else b""
+                    offset = number * len(crumb)
+                    await line.peer.data_in(command, crumb, flags=0, data_sn=number, buffer_offset=offset)
+                await trio.sleep(0.01)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(crumbs)
+            others = 0
+            while True:
+                other = line.call(lun=OTHER_LUN)
+                asked = trio.current_time()
+                pdu, _ = await line.peer.receive()
+                while isinstance(pdu, DataOut):
+                    pdu, _ = await line.peer.receive()
+                if isinstance(pdu, TaskManagementRequest):
+                    break
+                assert isinstance(pdu, ScsiCommand)
+                await line.peer.status(pdu)
+                await other.succeeded()
+                assert trio.current_time() - asked < 0.1
+                others += 1
+                await trio.sleep(0.05)
+            nursery.cancel_scope.cancel()
+        assert pdu.referenced_task_tag == command.initiator_task_tag
+        assert trio.current_time() - started <= 5.0 + 2.0
+        assert others > 10
+        await line.peer.managed(pdu)
+        assert isinstance(await call.failed(), TaskAborted)
+
+
 async def test_a_target_that_answers_no_command_is_done_with_in_bounded_time(
     autojump_clock: MockClock,
 ) -> None:
