@@ -60,6 +60,11 @@ class Loop:
         """Let everything go on that can without time passing."""
         self.run(trio.testing.wait_all_tasks_blocked)
 
+    def tick(self, count: int) -> None:
+        """Let everything go on for *count* turns of the loop."""
+        for _ in range(count):
+            self._tick()
+
     def close(self) -> None:
         """Cancel everything, and raise what has gone wrong in any task."""
         self._jobs.close()

@@ -93,6 +93,7 @@ class WriteBuffer:
         longest: int,
         behind: bool = True,
         volatile: bool = True,
+        max_commands: int = MAX_COMMANDS,
         max_unwritten: int = MAX_UNWRITTEN,
         max_unsynchronised: int = MAX_UNSYNCHRONISED,
     ) -> None:
@@ -107,6 +108,7 @@ class WriteBuffer:
         self._nursery = nursery
         self._longest = longest
         self._behind = behind
+        self._max_commands = max_commands
         self._max_unwritten = max_unwritten
         self._max_unsynchronised = max_unsynchronised
         self._starts: list[int] = []
@@ -341,7 +343,7 @@ class WriteBuffer:
 
     def _pump(self) -> None:
         """Start commands as long as there is something to send and some are free."""
-        while len(self._commands) < MAX_COMMANDS and (command := self._next_command()):
+        while len(self._commands) < self._max_commands and (command := self._next_command()):
             self._nursery.start_soon(self._send, command)
 
     def _next_command(self) -> Command | None:

@@ -18,9 +18,11 @@ from iscsifs.initiator.extents import Extent, State
 from iscsifs.initiator.ranges import Ranges
 from iscsifs.initiator.writeback import WriteBuffer
 
-SIZE = 24
-UNWRITTEN = 12
-UNSYNCHRONISED = 20
+SIZE = 12
+LONGEST = 5
+COMMANDS = 3
+UNWRITTEN = 8
+UNSYNCHRONISED = 12
 
 PENDING = -1  # a write that has not returned: either its data or older ones are read
 
@@ -44,6 +46,8 @@ class WriteBufferMachine(RuleBasedStateMachine):
         self.buffer = self.unit.open(
             self.loop.nursery,
             behind=behind,
+            longest=LONGEST,
+            max_commands=COMMANDS,
             max_unwritten=UNWRITTEN,
             max_unsynchronised=UNSYNCHRONISED,
         )
@@ -51,7 +55,7 @@ class WriteBufferMachine(RuleBasedStateMachine):
     # What the owner of the buffer does.
 
     @precondition(lambda self: self.number < 255)
-    @rule(start=st.integers(0, SIZE - 1), length=st.integers(1, 10))
+    @rule(start=st.integers(0, SIZE - 1), length=st.integers(1, 6))
     def write(self, start: int, length: int) -> None:
         self.number += 1
         end = min(start + length, SIZE)
@@ -182,6 +186,8 @@ class WriteBufferMachine(RuleBasedStateMachine):
     def the_books_are_right(self) -> None:
         if hasattr(self, "unit"):
             check_books(self.buffer)
+            assert not self.unit.overlaps
+            assert "bug" not in str(self.buffer.failure)
 
     def teardown(self) -> None:
         try:
@@ -221,4 +227,4 @@ def check_books(buffer: WriteBuffer) -> None:
 
 
 TestWriteBuffer = WriteBufferMachine.TestCase
-TestWriteBuffer.settings = settings(max_examples=200, stateful_step_count=40)
+TestWriteBuffer.settings = settings(max_examples=400, stateful_step_count=40)
