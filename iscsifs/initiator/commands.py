@@ -139,8 +139,7 @@ class Commands:
                 await trio.sleep(delay * random.uniform(0.5, 1.0))
                 delay = min(2 * delay, LONGEST_DELAY)
             else:
-                # Who asks for what not every unit knows says himself what that means.
-                log.log(logging.INFO if isinstance(failure, Unsupported) else logging.WARNING, "%s", failure)
+                log.info("%s", failure)  # who asked says what it means
                 raise failure
             task.reset()
             task.attempts = 0

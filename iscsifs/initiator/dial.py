@@ -124,6 +124,7 @@ class Dialler:
                 redirect = await link.log_in()
                 if redirect is None:
                     self.portal, self.peer_address = portal, link.peer_address
+                    self._warn_of_missing_digests(self._login)
                     return link
             except LoginRefused as refused:
                 link.close()
@@ -142,6 +143,13 @@ class Dialler:
             link.close()
             portal = redirections.follow(redirect)
             config = replace(config, target_portal_group_tag=None)  # which is that of the first portal
+
+    def _warn_of_missing_digests(self, login: InitiatorLogin) -> None:
+        """Say it where the target did not agree to the digests that were asked for."""
+        agreed = {"HeaderDigest": login.parameters.header_digest, "DataDigest": login.parameters.data_digest}
+        for key, there in agreed.items():
+            if not there and login.config.offer[key] != ("None",):
+                log.warning("%s: without %s; set %s=CRC32C at the target", self.portal, key, key)
 
 
 def _alternative(redirect: Redirect | None, redirections: Redirections, failure: TransportError) -> Portal:

@@ -192,8 +192,7 @@ async def test_errors_by_their_sense(
         await commands.run(READ)
     assert (caught.value.status, caught.value.sense) == (Status.CHECK_CONDITION, sense.pack())
     assert len(session.times) == 1
-    logged = [] if error is Unsupported else [str(caught.value)]
-    assert [record.message for record in caplog.records] == logged
+    assert caplog.records == []  # who asked says what it means
     if sense.information is not None:
         assert "LBA 7" in str(caught.value)
 

@@ -459,3 +459,13 @@ async def test_all_redirections_together_have_the_time_of_one_login(clock: MockC
             await new.closed()
             assert trio.current_time() - started == pytest.approx(20.0, abs=0.5)
         assert isinstance(outcome.failure, TransportError)
+
+
+async def test_digests_that_were_asked_for_and_are_not_there_are_said(
+    clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with scripted_peer() as peer, dialling(dialler(peer.portal, digests="all")) as outcome:
+        await peer.login(HeaderDigest="CRC32C", DataDigest="None")
+    assert outcome.failure is None
+    (said,) = [record.getMessage() for record in caplog.records if "Digest" in record.getMessage()]
+    assert said == f"{peer.portal}: without DataDigest; set DataDigest=CRC32C at the target"
