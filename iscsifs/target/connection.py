@@ -346,7 +346,7 @@ class Connection:
         if task is None:
             # It may belong to a command that waits for its turn, or to one that was aborted or ignored.
             for held in self._held.values():
-                first = held[0][0]
+                first = held[0][0] if held else None  # nothing stands for a command that was aborted
                 if isinstance(first, ScsiCommand) and first.initiator_task_tag == tag:
                     held.append((pdu, b"", data))
             return
@@ -401,7 +401,8 @@ class Connection:
             self._abort(task)
             return TaskResponse.COMPLETE, [task]
         ref_cmd_sn = pdu.ref_cmd_sn
-        if serial.le(self._exp_cmd_sn, ref_cmd_sn) and serial.lt(ref_cmd_sn, pdu.cmd_sn):
+        in_window = serial.le(self._exp_cmd_sn, ref_cmd_sn) and serial.le(ref_cmd_sn, self._max_cmd_sn)
+        if in_window and serial.lt(ref_cmd_sn, pdu.cmd_sn):
             self._held[ref_cmd_sn] = []  # counts as received, and is never carried out
             self._release()
             return TaskResponse.COMPLETE, []
