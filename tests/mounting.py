@@ -160,8 +160,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = TIME) 
 
 
 def drop_caches() -> None:
-    """Have the kernel forget all pages and inodes that are written; needs root."""
-    os.sync()
+    """Have the kernel forget all pages and inodes that need not be written; needs root."""
     Path("/proc/sys/vm/drop_caches").write_text("3")
 
 

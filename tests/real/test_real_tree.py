@@ -102,7 +102,7 @@ def test_the_usual_programs_look_at_it(
     assert run("findmnt", "-n", "-o", "SOURCE,FSTYPE", mounted.path).split() == ["iscsifs", "fuse.iscsifs"]
     with pytest.raises(PermissionError):
         (target / "new").touch()
-    with pytest.raises(OSError, match="not permitted|Function not implemented|Permission|Read-only"):
+    with pytest.raises(PermissionError):
         mounted.storage().unlink()
 
 
