@@ -17,7 +17,9 @@ from iscsifs.iscsi.names import Portal, TargetAddress
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-_AT_ONCE: Final = 16  # hosts, and then targets
+# Hosts, and then targets. istgt takes one login after the other and a second for each, so that with more at
+# once the last would not be done within the time-out.
+_AT_ONCE: Final = 8
 
 
 class LogicalUnit(Storage, Protocol):

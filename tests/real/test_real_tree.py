@@ -126,6 +126,16 @@ def test_several_targets_of_one_host(
     assert (host / names[2] / "storage").stat().st_size == 3 * MIB
 
 
+def test_many_targets_of_a_host_that_is_slow_to_log_in_to(
+    serve: Serve, mount_hosts: MountHosts, tmp_path: Path
+) -> None:
+    """istgt is busy with each login for a second, and lets the others wait."""
+    (unit,) = images(tmp_path, MIB)
+    istgt = serve(Istgt(tmp_path, *(Target(f"{NAME}{number}", [unit]) for number in range(16))))
+    mounted = mount_hosts(istgt.portal)
+    assert len(directories(mounted.path / "127.0.0.1")) == 16
+
+
 @real_only
 def test_patterns_choose_targets(
     kind: type[Daemon], serve: Serve, mount_hosts: MountHosts, tmp_path: Path
