@@ -15,7 +15,18 @@ class State(Enum):
 class Extent:
     """The newest data for bytes *start* to `end`: *chunks*, one behind the other, as they were written."""
 
-    __slots__ = ("acknowledged", "alone", "blockers", "chunks", "command", "end", "epoch", "start", "state")
+    __slots__ = (
+        "acknowledged",
+        "alone",
+        "blockers",
+        "chunks",
+        "command",
+        "end",
+        "epoch",
+        "repeats",
+        "start",
+        "state",
+    )
 
     def __init__(self, start: int, chunks: list[memoryview]) -> None:
         self.start = start
@@ -25,6 +36,7 @@ class Extent:
         self.command: Command | None = None  # what it is SENDING in
         self.blockers: set[Command] = set()  # older data for the same blocks, on their way
         self.epoch = 0  # how many SYNCHRONIZE CACHE were sent before it was WRITTEN
+        self.repeats = 0  # how often the cache was lost while it was SENDING
         self.acknowledged = False  # somebody counts on it
         self.alone = False  # it goes into a command of its own
 
@@ -38,13 +50,17 @@ class Extent:
         part.command = self.command
         part.blockers = self.blockers.copy()
         part.epoch = self.epoch
+        part.repeats = self.repeats
         part.acknowledged = self.acknowledged
         part.alone = self.alone
         return part
 
 
 class Command:
-    """A WRITE under way. What becomes of its *extent* in the meantime does not change what is sent."""
+    """A WRITE under way. What becomes of its *extent* in the meantime does not change what is sent.
+
+    *resets* is how often the target had lost its cache before.
+    """
 
     __slots__ = ("acknowledged", "blocked", "data", "extents", "merged", "resets", "start")
 

@@ -36,7 +36,7 @@ MAX_UNSYNCHRONISED: Final = 64 * 1024 * 1024
 """Bytes of written data that are kept until they are synchronised."""
 
 MAX_ROUNDS: Final = 8
-"""How often a flush begins again because the target has lost its cache in the meantime."""
+"""How often a write, a read or a flush is repeated because the target has lost its cache in the meantime."""
 
 
 class Barrier:
@@ -414,10 +414,11 @@ class WriteBuffer:
                 self._leave(extent)
                 index = self._index(extent)
                 self._put(index, index + 1, [])
-            elif command.resets == self.resets:
+            elif command.resets == self.resets or extent.repeats == MAX_ROUNDS:
                 self._change(extent, State.WRITTEN)
             else:
                 # Was it carried out before the cache was lost, or after that? The answer does not tell.
+                extent.repeats += 1
                 self._change(extent, State.DIRTY)
                 again.append(extent)
         for barrier in self._barriers:

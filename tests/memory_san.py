@@ -44,6 +44,8 @@ class Trouble(Script):
     """What the network and the target do wrong, until `end`."""
 
     def __init__(self) -> None:
+        self.commands: list[bytes] = []
+        """The CDBs of all commands that came."""
         self.refusing = False
         """Whether nobody listens."""
         self.commands_to_ignore = 0
@@ -75,9 +77,11 @@ class Trouble(Script):
             # the target can know that, so this one reports it again.
             for unit in session.device.units.values():
                 unit.establish_attention(COMMANDS_CLEARED)
-        if isinstance(pdu, ScsiCommand) and self.commands_to_ignore:
-            self.commands_to_ignore -= 1
-            return False
+        if isinstance(pdu, ScsiCommand):
+            self.commands.append(pdu.cdb)
+            if self.commands_to_ignore:
+                self.commands_to_ignore -= 1
+                return False
         return not session.wire.closed  # a new session has taken the place of this one
 
     async def response(self, session: Session, pdu: TargetPdu, data: Buffer) -> None:
@@ -100,7 +104,12 @@ class San:
     unit: LogicalUnit
 
     def __init__(
-        self, nursery: trio.Nursery, disk: Disk, config: TargetConfig, *, write_behind: bool
+        self,
+        nursery: trio.Nursery,
+        disk: Disk,
+        config: TargetConfig = TargetConfig(target_names=frozenset()),  # noqa: B008 - it is frozen
+        *,
+        write_behind: bool = True,
     ) -> None:
         self.disk = disk
         self.trouble = Trouble()

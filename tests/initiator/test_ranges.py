@@ -1,0 +1,105 @@
+"""Overlapping writes go one after the other, in their order; a drain waits for those before it."""
+
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from iscsifs.initiator.ranges import Ranges
+
+
+class Writer:
+    """Somebody who enters *start* to *end*, and leaves when told."""
+
+    def __init__(self, ranges: Ranges, start: int, end: int) -> None:
+        self.inside = False
+        self.scope = trio.CancelScope()
+        self._ranges = ranges
+        self._range = start, end
+        self._leave = trio.Event()
+
+    async def run(self) -> None:
+        with self.scope:
+            mine = await self._ranges.enter(*self._range)
+            self.inside = True
+            await self._leave.wait()
+            self._ranges.leave(mine)
+
+    async def leave(self) -> None:
+        self._leave.set()
+        await wait_all_tasks_blocked()
+
+
+async def start(nursery: trio.Nursery, ranges: Ranges, *spans: tuple[int, int]) -> list[Writer]:
+    """Start one writer after the other."""
+    writers = []
+    for span in spans:
+        writers.append(Writer(ranges, *span))
+        nursery.start_soon(writers[-1].run)
+        await wait_all_tasks_blocked()
+    return writers
+
+
+async def test_neighbours_do_not_wait_for_each_other(nursery: trio.Nursery) -> None:
+    first, second = await start(nursery, Ranges(), (0, 10), (10, 20))
+    assert first.inside
+    assert second.inside
+    await first.leave()
+    await second.leave()
+
+
+async def test_overlapping_ones_go_in_the_order_of_their_arrival(nursery: trio.Nursery) -> None:
+    first, second, third = await start(nursery, Ranges(), (0, 10), (5, 15), (12, 20))
+    assert not second.inside
+    assert not third.inside  # although the first does not touch it
+    await first.leave()
+    assert second.inside
+    assert not third.inside
+    await second.leave()
+    assert third.inside
+    await third.leave()
+
+
+async def test_one_that_gives_up_is_waited_for_no_more(nursery: trio.Nursery) -> None:
+    first, second, third = await start(nursery, Ranges(), (0, 10), (5, 15), (12, 20))
+    second.scope.cancel()
+    await wait_all_tasks_blocked()
+    assert third.inside
+    assert first.inside
+    await first.leave()
+    await third.leave()
+
+
+async def test_a_drain_waits_for_all_that_came_before_it(nursery: trio.Nursery) -> None:
+    ranges = Ranges()
+    first, second = await start(nursery, ranges, (0, 10), (5, 15))
+    drained = trio.Event()
+
+    async def drain() -> None:
+        await ranges.drain()
+        drained.set()
+
+    nursery.start_soon(drain)
+    await wait_all_tasks_blocked()
+    (late,) = await start(nursery, ranges, (20, 30))
+    await first.leave()
+    assert not drained.is_set()
+    await second.leave()
+    assert drained.is_set()
+    await late.leave()
+
+
+async def test_a_drain_does_not_wait_for_what_ended_while_it_waited_for_another(
+    nursery: trio.Nursery,
+) -> None:
+    ranges = Ranges()
+    first, second = await start(nursery, ranges, (0, 10), (20, 30))
+    drained = trio.Event()
+
+    async def drain() -> None:
+        await ranges.drain()
+        drained.set()
+
+    nursery.start_soon(drain)
+    await wait_all_tasks_blocked()
+    await second.leave()
+    await first.leave()
+    assert drained.is_set()

@@ -1,0 +1,294 @@
+"""A logical unit as a range of bytes, against the embedded target: any offset, part blocks, giving blocks
+back, and what becomes of buffered writes when the unit changes or goes."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memory_san import San
+from stepwise import Loop
+from trio.testing import MockClock
+
+from iscsifs.errors import CommandTimeout, DataLostError, MediumError, StatusError, UnitError
+from iscsifs.scsi.cdb import OperationCode, parse_write_same
+from iscsifs.scsi.sense import Sense, SenseKey
+from iscsifs.scsi.vpd import Provisioning
+from iscsifs.target.disk import Disk
+from iscsifs.target.unit import WRITE_CODES, WRITE_ERROR, Fault
+
+BLOCK = 512
+SIZE = 64 * BLOCK
+
+Open = Callable[..., Awaitable[San]]
+
+
+@pytest.fixture
+def connect(nursery: trio.Nursery) -> Open:
+    """Log in to a disk of 64 blocks; *write_cache* is the disk's."""
+
+    async def connect(*, write_behind: bool = True, write_cache: bool = True) -> San:
+        disk = Disk.in_memory(SIZE, droppable=True, write_cache=write_cache)
+        san = San(nursery, disk, write_behind=write_behind)
+        await san.log_in()
+        san.trouble.commands.clear()
+        return san
+
+    return connect
+
+
+def codes(san: San) -> list[int]:
+    """The operation codes of the commands that came."""
+    return [cdb[0] for cdb in san.trouble.commands]
+
+
+def stored(san: San, offset: int = 0, size: int = SIZE) -> bytes:
+    """What the target has."""
+    return bytes(san.disk.store.read(offset, size))
+
+
+# Bytes.
+
+
+@settings(max_examples=25)
+@given(
+    write_behind=st.booleans(),
+    writes=st.lists(st.tuples(st.integers(0, SIZE - 1), st.binary(max_size=3 * BLOCK)), max_size=6),
+)
+def test_any_bytes_are_written_and_read(write_behind: bool, writes: list[tuple[int, bytes]]) -> None:
+    loop = Loop()
+    expected = bytearray(SIZE)
+    san = San(loop.nursery, Disk.in_memory(SIZE, droppable=True), write_behind=write_behind)
+    loop.run(san.log_in)
+    for offset, data in writes:
+        data = data[: SIZE - offset]
+        loop.run(san.unit.write, offset, data)
+        expected[offset : offset + len(data)] = data
+        before = max(offset - 3, 0)
+        assert loop.run(san.unit.read, before, len(data) + 6) == expected[before : before + len(data) + 6]
+    loop.run(san.unit.flush)
+    assert san.medium() == expected
+    loop.close()
+
+
+async def test_reads_stop_at_the_end(connect: Open) -> None:
+    unit = (await connect()).unit
+    assert len(await unit.read(SIZE - 10, 100)) == 10
+    assert len(await unit.read(SIZE, 1)) == 0
+    assert len(await unit.read(SIZE + 1000, 1)) == 0
+
+
+async def test_nothing_is_written_without_a_command(connect: Open) -> None:
+    san = await connect()
+    await san.unit.write(100, b"")
+    await san.unit.drain()
+    assert codes(san) == []
+
+
+async def test_both_ends_of_a_write_in_one_block_are_read_once(connect: Open) -> None:
+    san = await connect(write_behind=False)
+    await san.unit.write(10, b"abc")
+    assert codes(san) == [OperationCode.READ_10, OperationCode.WRITE_10]
+    assert stored(san, 9, 5) == b"\0abc\0"
+
+
+async def test_part_writes_of_one_block_do_not_undo_each_other(connect: Open) -> None:
+    san = await connect(write_behind=False)
+    async with trio.open_nursery() as nursery:
+        for position in range(0, BLOCK, 8):
+            nursery.start_soon(san.unit.write, position, bytes([position // 8 + 1]) * 8)
+    assert stored(san, 0, BLOCK) == b"".join(bytes([number]) * 8 for number in range(1, 65))
+
+
+async def test_a_write_with_a_block_that_cannot_be_read_fails(connect: Open) -> None:
+    san = await connect()
+    san.disk.faults.append(Fault(WRITE_ERROR, blocks=range(1)))
+    with pytest.raises(MediumError):
+        await san.unit.write(10, b"abc")
+    await san.unit.drain()
+    assert san.unit.failures == 0  # it was never acknowledged
+
+
+# Giving blocks back.
+
+
+UNMAP = Provisioning(lbpu=True)
+WRITE_SAME_16 = Provisioning(lbpws=True)
+WRITE_SAME_10 = Provisioning(lbpws10=True)
+
+
+def offer(san: San, provisioning: Provisioning, most: int = 0) -> None:
+    """Have the unit say that it knows *provisioning*, of *most* blocks at once."""
+    description = san.unit.description
+    limits = replace(description.limits, max_unmap_blocks=most, max_write_same_length=most)
+    san.unit.description = replace(description, provisioning=provisioning, limits=limits)
+
+
+@pytest.mark.parametrize(
+    ("provisioning", "code"),
+    [
+        (UNMAP, OperationCode.UNMAP),
+        (WRITE_SAME_16, OperationCode.WRITE_SAME_16),
+        (WRITE_SAME_10, OperationCode.WRITE_SAME_10),
+    ],
+)
+async def test_whole_blocks_are_given_back(
+    connect: Open, provisioning: Provisioning, code: OperationCode
+) -> None:
+    san = await connect()
+    offer(san, provisioning, most=3)
+    await san.unit.write(0, b"x" * 10 * BLOCK)
+    await san.unit.flush()
+    san.trouble.commands.clear()
+    await san.unit.discard(1, 9 * BLOCK)  # of the first and the last block, only a part
+    assert codes(san) == [code] * 3
+    if code != OperationCode.UNMAP:
+        assert [parse_write_same(cdb)[:3] for cdb in san.trouble.commands] == [
+            (1, 3, True),
+            (4, 3, True),
+            (7, 2, True),
+        ]
+    expected = b"x" * BLOCK + bytes(8 * BLOCK) + b"x" * BLOCK
+    assert await san.unit.read(0, 10 * BLOCK) == expected
+    assert stored(san, 0, 10 * BLOCK) == expected
+
+
+async def test_less_than_a_block_is_not_given_back(connect: Open) -> None:
+    san = await connect()
+    await san.unit.discard(1, 2 * BLOCK - 2)
+    assert codes(san) == []
+
+
+async def test_a_unit_that_takes_nothing_back_says_so(connect: Open) -> None:
+    san = await connect()
+    offer(san, Provisioning())
+    await san.unit.write(0, b"x" * BLOCK)
+    with pytest.raises(UnitError, match="not thinly provisioned"):
+        await san.unit.discard(0, BLOCK)
+    await san.unit.flush()
+    assert stored(san, 0, BLOCK) == b"x" * BLOCK
+
+
+async def test_what_is_given_back_stays_in_order_with_writes(connect: Open) -> None:
+    san = await connect()
+    san.trouble.stall()
+    await san.unit.write(0, b"a" * 4 * BLOCK)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(san.unit.discard, 0, 2 * BLOCK)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(san.unit.write, BLOCK, b"b" * BLOCK)
+        await trio.testing.wait_all_tasks_blocked()
+        san.trouble.go_on()
+    await san.unit.flush()
+    assert san.medium()[: 4 * BLOCK] == bytes(BLOCK) + b"b" * BLOCK + b"a" * 2 * BLOCK
+
+
+async def test_what_was_given_back_is_not_written_again(connect: Open) -> None:
+    san = await connect()
+    await san.unit.write(0, b"a" * 2 * BLOCK)
+    await san.unit.discard(0, BLOCK)
+    san.disk.drop_cache()
+    await san.unit.flush()
+    assert san.medium()[: 2 * BLOCK] == bytes(BLOCK) + b"a" * BLOCK
+
+
+# Losses.
+
+
+async def test_a_lost_cache_is_no_loss(connect: Open) -> None:
+    san = await connect()
+    await san.unit.write(0, b"a" * BLOCK)
+    await san.unit.drain()
+    san.disk.drop_cache()
+    assert await san.unit.read(0, BLOCK) == b"a" * BLOCK
+    await san.unit.flush()
+    assert san.medium()[:BLOCK] == b"a" * BLOCK
+    assert san.unit.failures == 0
+
+
+async def test_a_write_that_fails_later_is_written_again(connect: Open) -> None:
+    san = await connect()
+    await san.unit.write(0, b"a" * BLOCK)
+    await san.unit.drain()
+    assert san.disk.undo_log is not None
+    san.disk.undo_log.undo()
+    san.disk.faults.append(Fault(Sense(SenseKey.MEDIUM_ERROR, 0x0C, deferred=True), times=1))
+    await san.unit.flush()
+    assert san.medium()[:BLOCK] == b"a" * BLOCK
+    assert san.unit.failures == 0
+
+
+async def test_a_write_that_fails_later_is_a_loss_where_there_is_no_cache(connect: Open) -> None:
+    san = await connect(write_cache=False)
+    await san.unit.write(0, b"a" * BLOCK)
+    await san.unit.drain()
+    san.disk.faults.append(Fault(Sense(SenseKey.MEDIUM_ERROR, 0x0C, deferred=True), times=1))
+    await san.unit.flush()
+    assert san.unit.failures == 1
+    assert isinstance(san.unit.last_failure, DataLostError)
+
+
+async def test_a_failed_write_is_reported_and_the_next_succeeds(connect: Open) -> None:
+    san = await connect()
+    san.disk.faults.append(Fault(WRITE_ERROR, codes=WRITE_CODES, times=1))
+    await san.unit.write(0, b"a" * BLOCK)
+    await san.unit.flush()
+    assert san.unit.failures == 1
+    assert isinstance(san.unit.last_failure, MediumError)
+    await san.unit.write(0, b"b" * BLOCK)
+    await san.unit.flush()
+    assert san.unit.failures == 1
+    assert san.medium()[:BLOCK] == b"b" * BLOCK
+
+
+async def test_writes_are_lost_with_a_target_that_stays_away(
+    connect: Open, autojump_clock: MockClock
+) -> None:
+    san = await connect()
+    san.trouble.refusing = True
+    san.server.drop_connections()
+    await san.unit.write(0, b"a" * BLOCK)
+    began = trio.current_time()
+    await san.unit.drain()
+    assert 119 <= trio.current_time() - began <= 130
+    assert san.unit.failures == 1
+    assert isinstance(san.unit.last_failure, CommandTimeout)
+
+
+async def test_what_was_accepted_for_a_lost_unit_is_not_written_to_another(connect: Open) -> None:
+    san = await connect()
+    await san.unit.write(0, b"a" * BLOCK)
+    san.unit.lose("there is another unit under this number now")
+    await san.unit.drain()
+    assert san.unit.failures == 1
+    assert stored(san, 0, BLOCK) == bytes(BLOCK)
+    for failing in san.unit.read(0, 1), san.unit.write(0, b"b"), san.unit.flush(), san.unit.discard(0, SIZE):
+        with pytest.raises(UnitError, match="another unit"):
+            await failing
+
+
+async def test_writes_past_the_end_of_a_unit_that_shrank_are_lost_alone(connect: Open) -> None:
+    san = await connect()
+    san.trouble.stall()
+    await san.unit.write(0, b"a" * BLOCK)
+    await san.unit.write(SIZE - BLOCK, b"z" * BLOCK)
+    san.disk.resize(32)
+    san.trouble.go_on()
+    await san.unit.flush()
+    assert san.unit.failures == 1
+    assert isinstance(san.unit.last_failure, StatusError)
+    assert stored(san, 0, BLOCK) == b"a" * BLOCK
+
+
+async def test_a_flush_waits_for_a_part_write(connect: Open) -> None:
+    san = await connect()
+    san.trouble.stall()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(san.unit.write, 10, b"abc")  # which has to read first
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(san.unit.flush)
+        await trio.testing.wait_all_tasks_blocked()
+        san.trouble.go_on()
+    assert san.medium()[10:13] == b"abc"

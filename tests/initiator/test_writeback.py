@@ -1,0 +1,645 @@
+"""Write-behind: what is sent when, what waits for what, and who is told when data are lost."""
+
+import sys
+from collections.abc import Awaitable, Callable
+from types import FrameType
+
+import pytest
+import trio
+from memory_cache import CachedUnit
+from trio.testing import wait_all_tasks_blocked
+
+from iscsifs.errors import DataLostError, IscsifsError, MediumError, TransportError, UnitError
+from iscsifs.initiator.extents import cut
+from iscsifs.initiator.writeback import WriteBuffer
+
+BAD_BLOCK = MediumError("a bad block", status=2)
+GONE = TransportError("gone")
+
+
+class Waiting:
+    """A call that may have to wait: `done`, and the `failure` that it ended with."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self.failure: IscsifsError | None = None
+        self.scope = trio.CancelScope()
+
+    async def run(self, function: Callable[..., Awaitable[None]], *args: object) -> None:
+        with self.scope:
+            try:
+                await function(*args)
+            except IscsifsError as error:
+                self.failure = error
+            self.done = True
+
+
+async def begin(nursery: trio.Nursery, function: Callable[..., Awaitable[None]], *args: object) -> Waiting:
+    """Call *function*, up to where it waits."""
+    waiting = Waiting()
+    nursery.start_soon(waiting.run, function, *args)
+    await wait_all_tasks_blocked()
+    return waiting
+
+
+@pytest.fixture
+def unit() -> CachedUnit:
+    return CachedUnit(64)
+
+
+async def answer(unit: CachedUnit, index: int = 0, failure: IscsifsError | None = None) -> None:
+    """Answer the WRITE that came as number *index* of those under way."""
+    unit.writes[index].answer(failure)
+    await wait_all_tasks_blocked()
+
+
+async def answer_all(unit: CachedUnit) -> None:
+    """Answer everything, until nothing more comes."""
+    await wait_all_tasks_blocked()
+    while calls := [*unit.writes, *unit.synchronisings]:
+        calls[0].answer()
+        await wait_all_tasks_blocked()
+
+
+async def write(buffer: WriteBuffer, start: int, data: bytes) -> None:
+    """Write behind, and let go what can go."""
+    await buffer.write(start, data)
+    await wait_all_tasks_blocked()
+
+
+# What is sent, and when.
+
+
+async def test_a_write_is_sent_at_once(unit: CachedUnit, nursery: trio.Nursery) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 4, b"abcd")
+    assert unit.log == [(4, b"abcd")]
+
+
+async def test_neighbours_go_into_one_command_while_the_line_is_busy(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 40, b"x")
+    for start, data in (3, b"d"), (2, b"c"), (4, b"e"), (1, b"b"):
+        await write(buffer, start, data)
+    assert unit.log == [(40, b"x")]  # what grows is held back
+    await answer(unit)
+    assert unit.log[1:] == [(1, b"bcde")]
+
+
+async def test_a_command_is_not_longer_than_the_longest(unit: CachedUnit, nursery: trio.Nursery) -> None:
+    buffer = unit.open(nursery, longest=4)
+    await write(buffer, 40, b"x")
+    await write(buffer, 0, b"abc")
+    await write(buffer, 3, b"def")
+    assert unit.log[1:] == [(0, b"abc")]  # nothing more can join it
+    await write(buffer, 6, b"g")
+    assert unit.log[2:] == [(3, b"defg")]
+
+
+async def test_what_grows_is_not_held_back_once_somebody_waits_for_it(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 40, b"x")
+    await write(buffer, 0, b"a")
+    assert unit.log == [(40, b"x")]
+    await begin(nursery, buffer.drain)
+    assert unit.log == [(40, b"x"), (0, b"a")]
+
+
+async def test_several_commands_are_under_way(unit: CachedUnit, nursery: trio.Nursery) -> None:
+    buffer = unit.open(nursery, max_commands=3)
+    for start in range(0, 50, 10):
+        await write(buffer, start, b"a")
+    assert [call.start for call in unit.writes] == [0, 10, 20]
+    await answer(unit, 1)
+    assert [call.start for call in unit.writes] == [0, 20, 30]
+
+
+async def test_overlapping_writes_arrive_one_after_the_other(unit: CachedUnit, nursery: trio.Nursery) -> None:
+    buffer = unit.open(nursery, longest=4)
+    await write(buffer, 0, b"aaaa")
+    await write(buffer, 2, b"bbbb")
+    await write(buffer, 4, b"cccc")
+    await write(buffer, 20, b"dddd")
+    assert [(call.start, call.data) for call in unit.writes] == [(0, b"aaaa"), (20, b"dddd")]
+    await answer_all(unit)
+    assert unit.cache[:8] == b"aabbcccc"
+    assert not unit.overlaps
+
+
+async def test_what_waits_for_older_data_waits_for_all_of_them(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"aa")
+    await write(buffer, 20, b"-")
+    await write(buffer, 2, b"bb")
+    await write(buffer, 30, b"-")
+    await write(buffer, 1, b"cc")  # over both
+    starts = [call.start for call in unit.writes]
+    await answer(unit, starts.index(0))
+    assert (1, b"cc") not in unit.log
+    await answer(unit, [call.start for call in unit.writes].index(2))
+    await answer_all(unit)
+    assert unit.cache[:4] == b"accb"
+    assert not unit.overlaps
+
+
+# What is read.
+
+
+async def test_newer_data_are_seen_until_they_are_written(unit: CachedUnit, nursery: trio.Nursery) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"aaaa")
+    await write(buffer, 2, b"bb")
+    assert [(start, bytes(data)) for start, data in buffer.newer(1, 3)] == [(1, b"a"), (2, b"b")]
+    assert unit.read(0, 6) == b"aabb\0\0"
+    await answer_all(unit)
+    assert buffer.newer(0, 64) == []
+    assert unit.cache[:4] == b"aabb"
+
+
+async def test_data_of_a_command_that_was_overwritten_count_for_the_rest(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"abcdef")
+    await write(buffer, 2, b"XY")
+    await answer(unit)  # abcdef is there, XY is not
+    assert [(start, bytes(data)) for start, data in buffer.newer(0, 64)] == [(2, b"XY")]
+    assert unit.read(0, 6) == b"abXYef"
+
+
+# Flushing.
+
+
+async def test_a_flush_waits_for_what_came_before_and_then_synchronises(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"a")
+    flush = await begin(nursery, buffer.flush)
+    await write(buffer, 10, b"b")
+    assert unit.log == [(0, b"a"), (10, b"b")]
+    await answer(unit, 0)
+    assert unit.log[2:] == [None]  # it does not wait for b
+    unit.synchronisings[0].answer()
+    await wait_all_tasks_blocked()
+    assert flush.done
+    assert unit.medium[:1] == b"a"
+
+
+async def test_a_flush_waits_for_the_data_that_took_the_place_of_others(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery, max_commands=1)
+    await write(buffer, 20, b"-")
+    await write(buffer, 0, b"aaa")
+    flush = await begin(nursery, buffer.flush)
+    await write(buffer, 1, b"b")
+    await answer(unit)
+    assert not unit.synchronisings
+    await answer_all(unit)
+    assert flush.done
+    assert unit.medium[:3] == b"aba"
+
+
+async def test_what_is_written_while_the_cache_is_synchronised_is_kept(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"a")
+    await answer(unit)
+    flush = await begin(nursery, buffer.flush)
+    unit.synchronisings[0].carry_out()
+    await write(buffer, 10, b"b")
+    await answer(unit)
+    unit.synchronisings[0].answer()
+    await wait_all_tasks_blocked()
+    assert flush.done
+    unit.lose_cache()
+    unit.report_loss()
+    await answer_all(unit)
+    assert unit.log[-1] == (10, b"b")
+    assert unit.cache[:11] == b"a" + bytes(9) + b"b"
+
+
+async def test_an_empty_flush_synchronises_all_the_same(unit: CachedUnit, nursery: trio.Nursery) -> None:
+    buffer = unit.open(nursery)
+    flush = await begin(nursery, buffer.flush)
+    await answer_all(unit)
+    assert flush.done
+    assert unit.log == [None]
+
+
+# Losing the cache.
+
+
+async def test_what_was_not_synchronised_is_written_again(unit: CachedUnit, nursery: trio.Nursery) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"a")
+    await answer(unit)
+    unit.lose_cache()
+    assert unit.read(0, 1) == b"\0"
+    unit.report_loss()
+    assert unit.read(0, 1) == b"a"
+    await answer_all(unit)
+    assert unit.cache[:1] == b"a"
+    assert buffer.failures == 0
+
+
+async def test_what_was_synchronised_is_not(unit: CachedUnit, nursery: trio.Nursery) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"a")
+    await begin(nursery, buffer.flush)
+    await answer_all(unit)
+    unit.lose_cache()
+    unit.report_loss()
+    await wait_all_tasks_blocked()
+    assert unit.log == [(0, b"a"), None]
+
+
+@pytest.mark.parametrize("when", ["draining", "synchronising"])
+async def test_a_flush_begins_again_when_the_cache_was_lost(
+    unit: CachedUnit, nursery: trio.Nursery, when: str
+) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"a")
+    await answer(unit)
+    await write(buffer, 10, b"b")
+    flush = await begin(nursery, buffer.flush)
+    if when == "synchronising":
+        await answer(unit)
+    unit.lose_cache()
+    await answer_all(unit)
+    assert flush.done
+    assert flush.failure is None
+    assert unit.medium[:11] == b"a" + bytes(9) + b"b"
+
+
+async def test_a_write_that_was_under_way_when_the_cache_was_lost_is_repeated(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"a")
+    unit.writes[0].carry_out()
+    unit.lose_cache()
+    unit.report_loss()  # with some other command; the answer to the write is still to come
+    flush = await begin(nursery, buffer.flush)
+    await answer_all(unit)
+    assert flush.done
+    assert unit.medium[:1] == b"a"
+
+
+async def test_a_unit_that_always_loses_its_cache_is_an_error(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"a")
+    flush = await begin(nursery, buffer.flush)
+    while not flush.done:
+        unit.lose_cache()
+        unit.report_loss()
+        await wait_all_tasks_blocked()
+        for call in [*unit.writes, *unit.synchronisings]:
+            call.answer()
+        await wait_all_tasks_blocked()
+    assert isinstance(flush.failure, DataLostError)
+
+
+async def test_a_unit_without_a_volatile_cache_has_nothing_to_lose(nursery: trio.Nursery) -> None:
+    unit = CachedUnit(64, volatile=False)
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"a")
+    await answer(unit)
+    unit.lose_cache()
+    unit.report_loss()
+    await wait_all_tasks_blocked()
+    assert unit.log == [(0, b"a")]
+
+
+# Failures.
+
+
+async def test_a_failed_write_counts_as_one_failure(unit: CachedUnit, nursery: trio.Nursery) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"a")
+    drain = await begin(nursery, buffer.drain)
+    await answer(unit, 0, GONE)
+    assert (buffer.failures, buffer.failure) == (1, GONE)
+    assert drain.done
+    assert drain.failure is None
+    assert unit.read(0, 1) == b"\0"
+
+
+async def test_a_bad_block_costs_only_the_write_that_touches_it(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 40, b"x")
+    for start, data in (0, b"a"), (1, b"b"), (2, b"c"):
+        await write(buffer, start, data)
+    flush = await begin(nursery, buffer.flush)
+    await answer(unit, 1, BAD_BLOCK)  # abc
+    assert buffer.failures == 0
+    assert sorted(call.data or b"" for call in unit.writes) == [b"a", b"b", b"c", b"x"]
+    await answer(unit, [call.data for call in unit.writes].index(b"b"), BAD_BLOCK)
+    assert buffer.failures == 1
+    await answer_all(unit)
+    assert flush.done
+    assert unit.medium[:3] == b"a\0c"
+
+
+async def test_data_that_were_overwritten_in_the_meantime_are_no_loss(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"a")
+    await write(buffer, 0, b"b")
+    await answer(unit, 0, GONE)
+    await answer_all(unit)
+    assert buffer.failures == 0
+    assert unit.cache[:1] == b"b"
+
+
+async def test_after_a_failed_synchronisation_everything_is_written_again(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"a")
+    await answer(unit)
+    first, other = await begin(nursery, buffer.flush), await begin(nursery, buffer.flush)
+    unit.synchronisings[0].answer(BAD_BLOCK)
+    await answer_all(unit)
+    assert {first.failure, other.failure} == {BAD_BLOCK, None}  # each is told of its own
+    assert unit.log == [(0, b"a"), None, None, (0, b"a"), None]
+    assert buffer.failures == 0  # nothing is lost
+    assert unit.medium[:1] == b"a"
+
+
+# Without write-behind.
+
+
+async def test_without_write_behind_a_write_waits_for_the_unit(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery, behind=False)
+    writing = await begin(nursery, buffer.write, 0, b"a")
+    assert not writing.done
+    await answer(unit)
+    assert writing.done
+    unit.lose_cache()
+    unit.report_loss()
+    await answer_all(unit)
+    assert unit.cache[:1] == b"a"
+
+
+async def test_without_write_behind_a_write_gets_its_failure(unit: CachedUnit, nursery: trio.Nursery) -> None:
+    buffer = unit.open(nursery, behind=False)
+    writing, other = await begin(nursery, buffer.write, 0, b"a"), await begin(nursery, buffer.write, 10, b"b")
+    index = [call.start for call in unit.writes].index(0)
+    await answer(unit, index, GONE)
+    assert writing.failure is GONE
+    assert buffer.failures == 0
+    await answer_all(unit)
+    assert other.failure is None
+
+
+async def test_what_failed_with_a_write_of_somebody_else_is_reported_as_well(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    """A write that had been acknowledged is written again, together with one that is waited for."""
+    buffer = unit.open(nursery, behind=False, max_commands=1)
+    await begin(nursery, buffer.write, 0, b"a")
+    await answer_all(unit)
+    await begin(nursery, buffer.write, 20, b"x")
+    unit.lose_cache()
+    unit.report_loss()
+    writing = await begin(nursery, buffer.write, 1, b"b")
+    await answer(unit)
+    assert unit.writes[0].data == b"ab"
+    await answer(unit, 0, GONE)
+    assert writing.failure is GONE
+    assert buffer.failures == 1
+
+
+# Bounds.
+
+
+async def test_writers_wait_while_too_much_is_unwritten(unit: CachedUnit, nursery: trio.Nursery) -> None:
+    buffer = unit.open(nursery, max_unwritten=4)
+    await write(buffer, 0, b"aaaa")
+    writers = [await begin(nursery, buffer.write, start, b"bb") for start in (10, 20, 30, 40)]
+    assert not any(writer.done for writer in writers)
+    await answer(unit)
+    assert sum(writer.done for writer in writers) == 2
+    await answer_all(unit)
+    assert all(writer.done for writer in writers)
+
+
+async def test_a_writer_that_gives_up_waiting_leaves_its_place_to_others(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery, max_unwritten=1)
+    await write(buffer, 0, b"a")
+    first, second = await begin(nursery, buffer.write, 10, b"b"), await begin(nursery, buffer.write, 20, b"c")
+    unit.writes[0].answer()
+    first.scope.cancel()
+    await answer_all(unit)
+    assert second.done
+    assert (20, b"c") in unit.log
+
+
+async def test_the_cache_is_synchronised_before_too_much_is_unsynchronised(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery, max_unsynchronised=8)
+    await write(buffer, 0, b"aaaa")
+    await answer(unit)
+    assert unit.log == [(0, b"aaaa")]
+    await write(buffer, 4, b"a")
+    await answer(unit)
+    assert unit.log[2:] == [None]
+    await answer_all(unit)
+    unit.lose_cache()
+    unit.report_loss()
+    await wait_all_tasks_blocked()
+    assert unit.log[3:] == []
+
+
+async def test_what_had_to_be_let_go_is_reported_when_the_cache_is_lost(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery, max_unsynchronised=8)
+    for start in range(0, 12, 4):
+        await write(buffer, start, b"aaaa")
+        await answer(unit)
+    assert len(unit.synchronisings) == 1  # which does not end
+    unit.report_loss()
+    assert buffer.failures == 0
+    unit.lose_cache()
+    unit.report_loss()
+    assert buffer.failures == 1
+    assert isinstance(buffer.failure, DataLostError)
+    unit.lose_cache()
+    unit.report_loss()
+    assert buffer.failures == 1  # once
+
+
+async def test_what_had_to_be_let_go_is_safe_after_the_next_flush(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery, max_unsynchronised=8)
+    for start in range(0, 12, 4):
+        await write(buffer, start, b"aaaa")
+        await answer(unit)
+    flush = await begin(nursery, buffer.flush)
+    await answer_all(unit)
+    assert flush.done
+    unit.lose_cache()
+    unit.report_loss()
+    assert buffer.failures == 0
+
+
+async def test_an_unasked_synchronisation_that_fails_is_not_repeated_for_ever(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery, max_unsynchronised=8)
+    await write(buffer, 0, b"aaaaa")
+    await answer(unit)
+    unit.synchronisings[0].answer(BAD_BLOCK)
+    await answer_all(unit)
+    assert unit.log == [(0, b"aaaaa"), None, (0, b"aaaaa")]
+    assert buffer.failures == 0
+
+
+# Giving up.
+
+
+async def test_giving_up_wakes_everybody(unit: CachedUnit, nursery: trio.Nursery) -> None:
+    buffer = unit.open(nursery, max_unwritten=3, max_commands=1)
+    await write(buffer, 0, b"a")
+    await write(buffer, 10, b"bb")
+    drain, flush = await begin(nursery, buffer.drain), await begin(nursery, buffer.flush)
+    writer = await begin(nursery, buffer.write, 20, b"c")
+    buffer.give_up(UnitError("it is another unit"))
+    await answer_all(unit)
+    assert drain.done
+    assert flush.done
+    assert writer.done
+    assert (10, b"bb") not in unit.log
+    assert buffer.failures == 1
+
+
+async def test_giving_up_fails_who_waits_for_a_write(unit: CachedUnit, nursery: trio.Nursery) -> None:
+    buffer = unit.open(nursery, behind=False, max_commands=1)
+    await begin(nursery, buffer.write, 0, b"a")
+    writing = await begin(nursery, buffer.write, 10, b"b")
+    failure = UnitError("it is another unit")
+    buffer.give_up(failure)
+    await wait_all_tasks_blocked()
+    assert writing.failure is failure
+    await answer_all(unit)
+    assert writing.done
+
+
+async def test_nobody_waits_for_a_buffer_whose_nursery_was_cancelled(unit: CachedUnit) -> None:
+    async with trio.open_nursery() as outer:
+        async with trio.open_nursery() as nursery:
+            buffer = unit.open(nursery, max_commands=1)
+            await write(buffer, 0, b"a")
+            await write(buffer, 10, b"b")
+            drain = await begin(outer, buffer.drain)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        await wait_all_tasks_blocked()
+        assert drain.done
+    assert buffer.failures >= 1
+
+
+async def test_a_bug_in_a_write_is_a_failure_and_not_the_end(nursery: trio.Nursery) -> None:
+    async def broken(start: int, data: memoryview) -> None:
+        raise ZeroDivisionError
+
+    async def synchronise() -> None:
+        await trio.lowlevel.checkpoint()
+
+    buffer = WriteBuffer("disk", broken, synchronise, nursery, longest=8)
+    await buffer.write(0, b"a")
+    await buffer.flush()
+    assert buffer.failures == 1
+
+
+async def test_a_waiter_that_is_cancelled_harms_nobody(unit: CachedUnit, nursery: trio.Nursery) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"a")
+    first, second = await begin(nursery, buffer.flush), await begin(nursery, buffer.flush)
+    first.scope.cancel()
+    await answer_all(unit)
+    assert not first.done
+    assert second.done
+
+
+async def test_data_that_nobody_wants_any_more_are_forgotten(unit: CachedUnit, nursery: trio.Nursery) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"abcdef")
+    await answer(unit)
+    buffer.forget(2, 4)
+    unit.lose_cache()
+    unit.report_loss()
+    await answer_all(unit)
+    assert unit.cache[:6] == b"ab\0\0ef"
+
+
+# What it costs.
+
+
+def test_a_small_part_does_not_keep_a_large_buffer_alive() -> None:
+    whole = memoryview(bytes(1000))
+    (small,) = cut([whole], 990, 1000)
+    assert small.obj is not whole.obj
+    (large,) = cut([whole], 10, 1000)
+    assert large.obj is whole.obj
+
+
+async def steps(function: Callable[[], Awaitable[None]]) -> int:
+    """Count the functions that are called while *function* runs."""
+    count = 0
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(profile)
+    try:
+        await function()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("distance", [1, 2], ids=["sequential", "scattered"])
+async def test_the_cost_does_not_grow_faster_than_the_number_of_writes(distance: int) -> None:
+    async def use(count: int) -> int:
+        unit = CachedUnit(2 * count, automatic=True)
+
+        async def all_of_it() -> None:
+            async with trio.open_nursery() as nursery:
+                buffer = unit.open(nursery, longest=64)
+                for position in range(count):
+                    await buffer.write(position * distance, b"a")
+                for position in range(0, count * distance, 16):
+                    buffer.newer(position, position + 4)
+                for position in range(0, count, 4):
+                    await buffer.write(position * distance, b"b")
+                await buffer.drain()
+                buffer.lost_cache()
+                await buffer.flush()
+
+        return await steps(all_of_it)
+
+    few, many = await use(500), await use(2000)
+    assert many < 5 * few
