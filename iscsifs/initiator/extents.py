@@ -21,6 +21,7 @@ class Extent:
         "blockers",
         "chunks",
         "command",
+        "covers",
         "end",
         "epoch",
         "repeats",
@@ -38,6 +39,7 @@ class Extent:
         self.epoch = 0  # how many SYNCHRONIZE CACHE were sent before it was WRITTEN
         self.repeats = 0  # how often the cache was lost while it was SENDING
         self.acknowledged = False  # somebody counts on it
+        self.covers = False  # in its place were unsynchronised data, which are no longer kept
         self.alone = False  # it goes into a command of its own
 
     def __len__(self) -> int:
@@ -52,6 +54,7 @@ class Extent:
         part.epoch = self.epoch
         part.repeats = self.repeats
         part.acknowledged = self.acknowledged
+        part.covers = self.covers
         part.alone = self.alone
         return part
 

@@ -266,6 +266,9 @@ class WriteBuffer:
             for part in parts:
                 self._enter(part)
             for extent in new:
+                # If this fails: DIRTY data that were counted on are lost with it, others perhaps.
+                extent.acknowledged |= old.acknowledged and old.state is State.DIRTY
+                extent.covers |= old.covers or (old.acknowledged and old.state is not State.DIRTY)
                 extent.blockers |= old.blockers
                 if old.command is not None:
                     extent.blockers.add(old.command)
@@ -291,6 +294,7 @@ class WriteBuffer:
         left.chunks += right.chunks
         left.end = right.end
         left.acknowledged |= right.acknowledged
+        left.covers |= right.covers
         self._unwritten += len(right)
         for barrier in self._barriers:
             barrier.replace(right, left)
@@ -406,6 +410,7 @@ class WriteBuffer:
         again: list[Extent] = []
         for extent in list(command.extents):
             extent.acknowledged = True
+            extent.covers = False
             if command.merged:
                 offset = extent.start - command.start
                 extent.chunks = cut([command.data], offset, offset + len(extent))
@@ -429,12 +434,12 @@ class WriteBuffer:
         """Send what was joined in *command* again one by one: of its blocks some cannot be written."""
         separate: list[Extent] = []
         for extent in list(command.extents):
+            self._change(extent, State.DIRTY)
             self._leave(extent)
             parts = []
             position = extent.start
             for chunk in extent.chunks:
-                part = Extent(position, [chunk])
-                part.acknowledged = extent.acknowledged
+                part = extent.part(position, position + len(chunk))
                 part.alone = True
                 self._enter(part)
                 parts.append(part)
@@ -450,6 +455,8 @@ class WriteBuffer:
         if command.acknowledged and command.extents:
             self.report(failure)
         for extent in list(command.extents):
+            if extent.covers and not command.acknowledged:  # otherwise that was told just now
+                self._let_go = self._epoch
             self._leave(extent)
             index = self._index(extent)
             self._put(index, index + 1, [])

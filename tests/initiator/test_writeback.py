@@ -426,6 +426,36 @@ async def test_what_failed_with_a_write_of_somebody_else_is_reported_as_well(
     assert buffer.failures == 1
 
 
+async def test_a_failed_write_takes_the_place_of_data_that_may_still_be_lost(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    """Who wrote first, and was told that it succeeded, has to hear of it when the cache is lost."""
+    buffer = unit.open(nursery, behind=False)
+    await begin(nursery, buffer.write, 0, b"a")
+    await answer(unit)
+    await begin(nursery, buffer.write, 0, b"b")
+    await answer(unit, 0, GONE)
+    assert buffer.failures == 0  # a is in the cache of the unit
+    unit.lose_cache()
+    unit.report_loss()
+    assert isinstance(buffer.failure, DataLostError)
+
+
+async def test_a_failed_write_takes_the_place_of_data_that_were_to_be_written_again(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery, behind=False, max_commands=1)
+    await begin(nursery, buffer.write, 0, b"a")
+    await answer(unit)
+    await begin(nursery, buffer.write, 20, b"-")
+    unit.lose_cache()
+    unit.report_loss()
+    await begin(nursery, buffer.write, 0, b"b")
+    await answer(unit)
+    await answer(unit, 0, GONE)
+    assert buffer.failures == 1
+
+
 # Bounds.
 
 

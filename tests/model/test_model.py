@@ -238,6 +238,7 @@ class Initiator(RuleBasedStateMachine):
         codes = READ_CODES | WRITE_CODES | SYNCHRONIZE_CODES
         self.add(Fault(WRITE_FAILED_LATER, codes=codes, times=1))
 
+    @precondition(lambda self: len(self.busy()) < 3)  # a unit may be busy for 30 s
     @rule(status=st.sampled_from([Status.BUSY, Status.TASK_SET_FULL]), times=st.integers(1, 6))
     def be_busy(self, status: int, times: int) -> None:
         self.add(Fault(status=status, times=times))
@@ -260,6 +261,10 @@ class Initiator(RuleBasedStateMachine):
     def background_failures(self) -> list[Fault]:
         """Those that were not reported yet."""
         return [fault for fault in self.san.disk.faults if fault.sense == WRITE_FAILED_LATER and fault.times]
+
+    def busy(self) -> list[Fault]:
+        """The times to come in which the unit is busy."""
+        return [fault for fault in self.san.disk.faults if fault.sense is None and fault.times]
 
     def add(self, fault: Fault) -> None:
         self.san.disk.faults.append(fault)
