@@ -303,38 +303,36 @@ class WriteBuffer:
     # The books: every extent of the map is in exactly one of them.
 
     def _enter(self, extent: Extent) -> None:
-        """Put *extent* into the books of its state."""
-        match extent.state:
-            case State.DIRTY:
-                for command in extent.blockers:
-                    command.blocked[extent] = None
-                (self._blocked if extent.blockers else self._ready)[extent] = None
-            case State.SENDING:
-                assert extent.command is not None
-                extent.command.extents[extent] = None
-            case State.WRITTEN:
-                self._written[extent] = None
+        """Put *extent* into the book of its state."""
         if extent.state is State.WRITTEN:
+            self._written[extent] = None
             self._unsynchronised += len(extent)
+            return
+        self._unwritten += len(extent)
+        if extent.command is not None:
+            extent.command.extents[extent] = None
+        elif not extent.blockers:
+            self._ready[extent] = None
         else:
-            self._unwritten += len(extent)
+            self._blocked[extent] = None
+            for command in extent.blockers:
+                command.blocked[extent] = None
 
     def _leave(self, extent: Extent) -> None:
-        """Take *extent* out of the books of its state."""
-        match extent.state:
-            case State.DIRTY:
-                for command in extent.blockers:
-                    del command.blocked[extent]
-                del (self._blocked if extent.blockers else self._ready)[extent]
-            case State.SENDING:
-                assert extent.command is not None
-                del extent.command.extents[extent]
-            case State.WRITTEN:
-                del self._written[extent]
+        """Take *extent* out of the book of its state."""
         if extent.state is State.WRITTEN:
+            del self._written[extent]
             self._unsynchronised -= len(extent)
+            return
+        self._unwritten -= len(extent)
+        if extent.command is not None:
+            del extent.command.extents[extent]
+        elif not extent.blockers:
+            del self._ready[extent]
         else:
-            self._unwritten -= len(extent)
+            del self._blocked[extent]
+            for command in extent.blockers:
+                del command.blocked[extent]
 
     def _change(self, extent: Extent, state: State, command: Command | None = None) -> None:
         """Bring *extent* into *state*."""
