@@ -16,8 +16,8 @@ SEEDS: Final = TOP / "tests" / "fuzz" / "seeds"
 CACHE: Final = Path(os.environ["ISCSIFS_FUZZ"])
 """Holds the virtual environment, and for each harness its corpus, its findings and its log."""
 
-SLOWEST: Final = 20
-"""Seconds that one input may take."""
+STUCK: Final = 600
+"""Seconds by the clock after which one input has stopped the worker, which finds the slow ones itself."""
 
 MEMORY: Final = 1024
 """Megabytes that a harness may take."""
@@ -72,7 +72,7 @@ def run(harness: str, longest: int, seconds: int) -> Outcome:
                     *(sys.executable, Path(__file__).with_name("worker.py"), harness, findings),
                     f"-max_total_time={round(left)}",
                     f"-max_len={longest}",
-                    f"-timeout={SLOWEST}",
+                    f"-timeout={STUCK}",
                     f"-rss_limit_mb={MEMORY}",
                     f"-artifact_prefix={findings}/",
                     f"-dict={CACHE / 'tokens'}",

@@ -6,6 +6,7 @@ standard output, once for each place in the code where it comes to light.
 
 import hashlib
 import logging
+import signal
 import sys
 import time
 import traceback
@@ -22,6 +23,9 @@ with atheris.instrument_imports(include=["iscsifs"]):
     import harnesses
     from harness_checks import LogCheck
 
+SLOWEST: Final = 5.0
+"""Seconds of the processor, not of the clock on the wall, that one input may take."""
+
 PATIENCE: Final = 4.0
 """Seconds to make one input small: it counts as the time of that input."""
 
@@ -29,13 +33,27 @@ Place = tuple[str, str, int]
 """Where an exception came from: its type, a file, and a line."""
 
 
+class TooSlow(Exception):
+    """An input took longer than `SLOWEST`."""
+
+
+def too_slow(*_: object) -> None:
+    """Say that an input takes too long: what to do when the timer has run down."""
+    raise TooSlow
+
+
 def place_of(function: Callable[[bytes], None], data: bytes) -> tuple[Place, str] | None:
     """Run *function* on *data*; return the place and the traceback of what it raises, or None."""
     try:
+        signal.setitimer(signal.ITIMER_VIRTUAL, SLOWEST)
         function(data)
+    except TooSlow:
+        return ("TooSlow", "", 0), traceback.format_exc()  # in another line every time
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         return (type(error).__name__, frame.filename, frame.lineno or 0), traceback.format_exc()
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     return None
 
 
@@ -73,6 +91,7 @@ def main() -> None:
         path.write_bytes(data)
         print(f"{report}finding: {path}", flush=True)
 
+    signal.signal(signal.SIGVTALRM, too_slow)
     log = logging.getLogger("iscsifs")
     log.setLevel(logging.DEBUG)
     log.propagate = False

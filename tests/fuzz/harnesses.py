@@ -33,7 +33,7 @@ HARNESSES: Final[Mapping[str, Harness]] = {
     "luns": Harness(harness_parsers.luns, 1024),
     "capacity": Harness(harness_parsers.capacity, 64),
     "addresses": Harness(harness_parsers.addresses, 2048),
-    "path_names": Harness(harness_parsers.path_names, 2048),
+    "path_names": Harness(harness_parsers.path_names, 1536),
 }
 
 TOKENS: Final = (
