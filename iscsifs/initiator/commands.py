@@ -4,7 +4,6 @@ repeated."""
 import logging
 import math
 import random
-from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final
 
@@ -72,15 +71,13 @@ _ERRORS: Final[dict[Condition, type[StatusError]]] = {
 class Commands:
     """The commands of one initiator to logical unit *lun* of one target.
 
-    *patience* is how many seconds a unit may be busy. *on_condition* is told what each unit attention means,
-    before the command that it came with is repeated.
+    *patience* is how many seconds a unit may be busy.
     """
 
     def __init__(self, session: Session, lun: int, *, name: str, patience: float) -> None:
         self.session = session
         self.lun = lun
         self.name = name
-        self.on_condition: Callable[[Condition, Sense], None] = lambda *_: None
         self._patience = patience
 
     def at(self, lun: int) -> "Commands":
@@ -169,10 +166,7 @@ class Commands:
         error = self._error(_ERRORS.get(condition, StatusError), task, str(sense))
         if condition is Condition.BECOMING_READY:
             return error, Repeat.LATER
-        if condition.repeatable:
-            self.on_condition(condition, sense)
-            return error, Repeat.AT_ONCE
-        return error, Repeat.NEVER
+        return error, Repeat.AT_ONCE if condition.repeatable else Repeat.NEVER
 
     def _error(self, kind: type[StatusError], task: Task, reason: str) -> StatusError:
         message = f"{self.name}: {describe(task.cdb)}: {reason}"

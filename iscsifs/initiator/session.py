@@ -29,7 +29,7 @@ from iscsifs.iscsi.events import (
     SenseReported,
 )
 from iscsifs.iscsi.pdu import LogoutResponseCode, TaskFunction
-from iscsifs.iscsi.task import Task
+from iscsifs.iscsi.task import CHECK_CONDITION, Task
 from iscsifs.scsi.cdb import describe
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,8 @@ class Session:
         """Called after each new login, before the kept commands are sent: are the units still what they
         were? It may `release` or `fail_kept` the commands of each unit as soon as it knows."""
         self.on_sense: Callable[[SenseReported], None] | None = None
-        """Called for what units report by themselves."""
+        """Called for what units report, by themselves or with the status of a command, as soon as it arrives:
+        before any command that is answered later counts as done."""
         self._dial = dial
         self._options = options
         self._link = link
@@ -444,6 +445,8 @@ class Session:
     def _on_event(self, event: Event) -> None:
         match event:
             case Task():
+                if event.status == CHECK_CONDITION and self.on_sense is not None:
+                    self.on_sense(SenseReported(event.lun, event.sense))
                 self._finish(event)
             case Management():
                 self._managed(event)

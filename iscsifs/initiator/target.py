@@ -143,11 +143,12 @@ class Target:
     # What units report while they are in use.
 
     def _on_sense(self, report: SenseReported) -> None:
-        """Take a report that came by itself (RFC 7143 section 11.9.1, event 0)."""
+        """Take the report of a unit, whoever had sent the command that it came with."""
         sense = Sense.parse(report.sense)
-        for unit in self.units:
-            if unit.lun == report.lun:
-                unit.notice(sense.condition, sense)
+        if sense.condition.repeatable:  # others concern one command only
+            for unit in self.units:
+                if unit.lun == report.lun:
+                    unit.notice(sense.condition, sense)
 
     def _on_condition(self, unit: LogicalUnit, condition: Condition) -> None:
         if condition is Condition.LUNS_CHANGED:

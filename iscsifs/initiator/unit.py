@@ -68,7 +68,6 @@ class LogicalUnit:
             behind=write_behind,
             volatile=description.volatile_cache is not False,
         )
-        commands.on_condition = self.notice
 
     @property
     def lun(self) -> int:
@@ -276,8 +275,7 @@ class LogicalUnit:
                 raise
 
     def notice(self, condition: Condition, sense: Sense) -> None:
-        """Draw the consequences of what the unit reports; a command that it came with is repeated after
-        this."""
+        """Draw the consequences of what the unit reports."""
         log.info("%s: %s", self.name, sense)
         if condition in _CACHE_MAY_BE_LOST:
             self._writes.lost_cache()

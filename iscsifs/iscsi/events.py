@@ -84,7 +84,7 @@ class ConnectionDropped:
 
 @dataclass(slots=True)
 class SenseReported:
-    """An asynchronous SCSI event of a logical unit with its *sense* data (event 0)."""
+    """What a logical unit reports by *sense* data, as an asynchronous SCSI event (event 0) for instance."""
 
     lun: int
     sense: bytes

@@ -233,6 +233,18 @@ async def test_sense_that_comes_by_itself_is_passed_on(autojump_clock: MockClock
         assert [(event.lun, event.sense) for event in heard] == [(LUN, CAPACITY_CHANGED)]
 
 
+async def test_sense_that_comes_with_a_status_is_passed_on_before_the_command_counts_as_done(
+    autojump_clock: MockClock,
+) -> None:
+    async with pair() as line:
+        call = line.call()
+        heard: list[tuple[int, bytes, bool]] = []
+        line.session.on_sense = lambda event: heard.append((event.lun, event.sense, call.done.is_set()))
+        await line.peer.status(await line.peer.expect(ScsiCommand), 2, CAPACITY_CHANGED)
+        await call.done.wait()
+        assert heard == [(LUN, CAPACITY_CHANGED, False)]
+
+
 @pytest.mark.conformance("HOSTILE-28", "ERR-28")
 async def test_a_flood_of_messages_is_counted_but_not_logged_for_ever(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture

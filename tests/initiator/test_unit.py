@@ -208,6 +208,24 @@ async def test_a_lost_cache_is_no_loss(connect: Open) -> None:
     assert san.unit.failures == 0
 
 
+@pytest.mark.parametrize("attempt", range(16))  # the order in which waiting tasks wake is random
+async def test_a_lost_cache_that_was_reported_with_another_command_is_no_loss(
+    connect: Open, attempt: int
+) -> None:
+    san = await connect()
+    await san.unit.write(0, b"a" * BLOCK)
+    await san.unit.drain()
+    san.disk.drop_cache()
+    san.trouble.stall()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(san.unit.read, 10 * BLOCK, BLOCK)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(san.unit.flush)
+        await trio.testing.wait_all_tasks_blocked()
+        san.trouble.go_on()  # both answers arrive at once
+    assert san.medium()[:BLOCK] == b"a" * BLOCK
+
+
 async def test_a_write_that_fails_later_is_written_again(connect: Open) -> None:
     san = await connect()
     await san.unit.write(0, b"a" * BLOCK)

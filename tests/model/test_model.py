@@ -12,6 +12,7 @@ and what is known of it is which of them are possible.
 """
 
 import os
+from bisect import bisect_left, insort
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -68,14 +69,14 @@ class Cell:
 
     def __init__(self) -> None:
         self.history = [0]  # the numbers of all writes to it, in the order of their arrival
-        self.acknowledged = 0  # the place of the newest write that has succeeded
+        self.succeeded = [0]  # the places of the writes that have, in their order
         self.safe = 0  # the place of the newest write that a flush was done for
         self.lost = 0  # the place up to which a loss was reported
 
     @property
     def oldest(self) -> int:
         """The place of the oldest write that can be read."""
-        return self.acknowledged if self.acknowledged > self.lost else self.safe
+        return self.succeeded[-1] if self.succeeded[-1] > self.lost else self.safe
 
 
 class Initiator(RuleBasedStateMachine):
@@ -115,7 +116,7 @@ class Initiator(RuleBasedStateMachine):
             cell.history.append(number)
         await self.unit.write(start * CELL, bytes([number]) * CELL * (end - start))
         for cell, place in zip(self.cells[start:end], places, strict=True):
-            cell.acknowledged = max(cell.acknowledged, place)
+            insort(cell.succeeded, place)
 
     @rule(start=starts, length=lengths)
     def read(self, start: int, length: int) -> None:
@@ -136,7 +137,7 @@ class Initiator(RuleBasedStateMachine):
         self.learn_of_failures()
         # All writes that had arrived have ended by now; those that succeeded are safe.
         for cell, before in zip(self.cells, arrived, strict=True):
-            done = min(cell.acknowledged, before - 1)
+            done = cell.succeeded[bisect_left(cell.succeeded, before) - 1]
             if done > cell.lost:
                 cell.safe = max(cell.safe, done)
         self.compare(self.san.medium(), [cell.safe for cell in self.cells])
@@ -307,7 +308,7 @@ class Initiator(RuleBasedStateMachine):
             await self._read(0, CELLS)
             assert self.failures == failures, f"a loss without a reason: {self.unit.last_failure}"
         for cell in self.cells:
-            assert cell.safe == cell.acknowledged or cell.lost >= cell.acknowledged
+            assert cell.succeeded[-1] <= max(cell.safe, cell.lost)
         with trio.fail_after(LIMIT):
             await self.san.log_out()
 
