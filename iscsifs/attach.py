@@ -9,7 +9,7 @@ from typing import Final, Protocol, TypeVar
 import trio
 
 from iscsifs.config import Config, Host
-from iscsifs.errors import IscsifsError, TransportError, printable
+from iscsifs.errors import IscsifsError, LoginTimeout, TransportError, printable
 from iscsifs.fs.tree import Storage, TargetDescription, UnitDescription
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal, TargetAddress
@@ -17,8 +17,8 @@ from iscsifs.iscsi.names import Portal, TargetAddress
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-# Hosts, and then targets. istgt takes one login after the other and a second for each, so that with more at
-# once the last would not be done within the time-out.
+# Hosts, and then targets. istgt takes one login after the other and a second for each, in no order, so that
+# with more at once some would not be done within the time-out.
 _AT_ONCE: Final = 8
 
 
@@ -213,7 +213,12 @@ async def find_targets(config: Config, network: Network) -> tuple[list[Wanted], 
 async def attach(
     targets: Sequence[Wanted], initiators: Mapping[InitiatorOptions, Initiator]
 ) -> tuple[list[Attached], list[Failure]]:
-    """Log in to *targets*, each by the initiator for the options of its host."""
+    """Log in to *targets*, each by the initiator for the options of its host.
+
+    Where others got in, a login that was only not finished in time is worth a second try, without company.
+    """
+    attached: list[Attached] = []
+    second_try = trio.Lock()
 
     async def log_in(wanted: Wanted) -> Attached:
         initiator = initiators[wanted.host.options]
@@ -222,9 +227,19 @@ async def attach(
         if missing:
             luns = ", ".join(sorted(missing))
             raise NoTargetError(f"no logical unit {luns}; leave the number out to have all that there are")
-        return Attached(wanted, target)
+        attached.append(Attached(wanted, target))
+        return attached[-1]
 
-    return await _each(targets, lambda wanted: f"{wanted.host_name}: {printable(wanted.name)}", log_in)
+    async def patiently(wanted: Wanted) -> Attached:
+        try:
+            return await log_in(wanted)
+        except LoginTimeout:
+            if not attached:
+                raise
+        async with second_try:
+            return await log_in(wanted)
+
+    return await _each(targets, lambda wanted: f"{wanted.host_name}: {printable(wanted.name)}", patiently)
 
 
 async def _each(

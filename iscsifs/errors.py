@@ -40,6 +40,10 @@ class TransportError(IscsifsError):
     """A connection could not be made, or was lost (RFC 7143 section 7.14)."""
 
 
+class LoginTimeout(TransportError):
+    """The target has taken the connection, but had not finished the login in time."""
+
+
 class ProtocolError(IscsifsError):
     """The peer broke a rule of RFC 7143; the connection cannot be used any more.
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import trio
 
-from iscsifs.errors import IscsifsError, LoginRefused, RedirectionError, TransportError
+from iscsifs.errors import IscsifsError, LoginRefused, LoginTimeout, RedirectionError, TransportError
 from iscsifs.initiator.link import Link
 from iscsifs.initiator.options import Digests, InitiatorOptions
 from iscsifs.iscsi.chap import ChallengeMemory
@@ -92,8 +92,9 @@ class Dialler:
                 with trio.fail_after(self._options.login_timeout):
                     return await self._log_in(address)
             except trio.TooSlowError:
+                kind = LoginTimeout if self._login else TransportError
                 seconds = self._options.login_timeout
-                failure = TransportError(f"{address.portal}: no login within {seconds:g} s{self._step()}")
+                failure = kind(f"{address.portal}: no login within {seconds:g} s{self._step()}")
             except IscsifsError as error:
                 failure = error
         assert failure is not None, "there is at least one address"
