@@ -26,27 +26,36 @@ class SlowInitiator:
     """
 
     work: dict[str, float]
-    waiting: list[str] = field(default_factory=list)
+    waiting: list[trio.Event] = field(default_factory=list)
     logins: list[str] = field(default_factory=list)
     busy: bool = False
 
     async def login(self, target_name: str, portals: Sequence[Portal]) -> FakeTarget:
         self.logins.append(target_name)
-        self.waiting.append(target_name)
         try:
             with trio.fail_after(LIMIT):
-                while self.busy or self.waiting[-1] != target_name:
-                    await trio.sleep(0.01)
-                self.busy = True
+                await self._turn()
                 try:
                     await trio.sleep(self.work[target_name])
                 finally:
-                    self.busy = False
+                    self.busy = bool(self.waiting)
+                    if self.busy:
+                        self.waiting.pop().set()
         except trio.TooSlowError:
             raise LoginTimeout("no login within 15 s") from None
-        finally:
-            self.waiting.remove(target_name)
         return FakeTarget(target_name, [FakeUnit()], PORTAL)
+
+    async def _turn(self) -> None:
+        if not self.busy:
+            self.busy = True
+            return
+        turn = trio.Event()
+        self.waiting.append(turn)
+        try:
+            await turn.wait()
+        except trio.Cancelled:
+            self.waiting.remove(turn)
+            raise
 
 
 async def log_in(initiator: SlowInitiator) -> tuple[list[Attached], list[Failure]]:
