@@ -4,7 +4,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from typing import Final, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import trio
 
@@ -13,13 +13,10 @@ from iscsifs.errors import IscsifsError, LoginTimeout, TransportError, printable
 from iscsifs.fs.tree import Storage, TargetDescription, UnitDescription
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal, TargetAddress
+from iscsifs.limits import LOGINS_AT_ONCE
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-
-# Hosts, and then targets. istgt takes one login after the other and a second for each, in no order, so that
-# with more at once some would not be done within the time-out.
-_AT_ONCE: Final = 8
 
 
 class LogicalUnit(Storage, Protocol):
@@ -248,7 +245,7 @@ async def _each(
     """Do *work* for all *things*, several at once; return results and failures, both in their order."""
     results: dict[int, _R] = {}
     failures: dict[int, Failure] = {}
-    limit = trio.CapacityLimiter(_AT_ONCE)
+    limit = trio.CapacityLimiter(LOGINS_AT_ONCE)
 
     async def one(index: int, thing: _T) -> None:
         async with limit:

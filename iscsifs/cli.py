@@ -30,6 +30,7 @@ from iscsifs.fs.tree import Storage, TargetDirectory, Tree
 from iscsifs.fs.tuning import Limits
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.chap import Credentials
+from iscsifs.limits import FLUSH_TIMEOUT
 from iscsifs.logs import log_to_syslog, log_to_terminal
 from iscsifs.secret import read_secret
 
@@ -37,7 +38,6 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-_FLUSH_TIME: Final = 30.0  # seconds, for all units together
 _NOT_FOUND: Final = (2, 3)  # RFC 7143 section 11.13.5
 
 
@@ -391,10 +391,10 @@ async def _write_back(tree: Tree) -> bool:
         else:
             done.append(storage)
 
-    with trio.move_on_after(_FLUSH_TIME) as scope:
+    with trio.move_on_after(FLUSH_TIMEOUT) as scope:
         async with trio.open_nursery() as nursery:
             for storage in storages:
                 nursery.start_soon(flush, storage)
     if scope.cancelled_caught:
-        log.error("data may be lost: they could not be written within %d s", _FLUSH_TIME)
+        log.error("data may be lost: they could not be written within %d s", FLUSH_TIMEOUT)
     return len(done) == len(storages)

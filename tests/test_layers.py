@@ -11,15 +11,16 @@ ROOT = Path(iscsifs.__file__).parent
 
 MAY_IMPORT = {
     "errors": set(),
-    "iscsi": {"errors"},
-    "scsi": {"errors"},
-    "initiator": {"errors", "iscsi", "scsi"},
-    "target": {"errors", "iscsi", "scsi", "secret"},
+    "limits": set(),
+    "iscsi": {"errors", "limits"},
+    "scsi": {"errors", "limits"},
+    "initiator": {"errors", "limits", "iscsi", "scsi"},
+    "target": {"errors", "limits", "iscsi", "scsi", "secret"},
     "fs": {"errors"},
 }
 """What the rooms may import of this package; secret is for target.cli only."""
 
-SANS_IO = {"errors", "iscsi", "scsi"}
+SANS_IO = {"errors", "limits", "iscsi", "scsi"}
 
 NOT_SANS_IO = {
     *("asyncio", "trio", "pyfuse3", "socket", "select", "selectors", "ssl", "subprocess", "threading"),
@@ -29,6 +30,7 @@ NOT_SANS_IO = {
 
 OUTSIDE = {
     "errors": set[str](),
+    "limits": set[str](),
     "iscsi": {"crc32c"},
     "scsi": set[str](),
     "initiator": {"trio"},

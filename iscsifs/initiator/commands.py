@@ -24,17 +24,12 @@ from iscsifs.errors import (
 from iscsifs.initiator.session import Session
 from iscsifs.iscsi.framing import Buffer
 from iscsifs.iscsi.task import NOTHING, Task
+from iscsifs.limits import MAX_ABORTS, MAX_REPEATS
 from iscsifs.scsi.cdb import describe
 from iscsifs.scsi.sense import Condition, Sense
 from iscsifs.scsi.status import Status
 
 log = logging.getLogger(__name__)
-
-MAX_REPEATS: Final = 8
-"""How often a command is repeated at once because of unit attentions and the like."""
-
-MAX_ABORTS: Final = 2
-"""How often a command is repeated that was aborted, most often because it had no answer."""
 
 FIRST_DELAY: Final = 0.02
 """Seconds before a busy unit is asked again; the delay doubles each time, up to LONGEST_DELAY."""

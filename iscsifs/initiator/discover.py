@@ -9,12 +9,7 @@ from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.discovery import DiscoveredTarget, read_targets
 from iscsifs.iscsi.events import Event, Logout, LogoutRequested, Text
 from iscsifs.iscsi.names import Portal, TargetAddress
-
-ANSWER_TIMEOUT = 30.0
-"""Seconds that the whole answer may take."""
-
-LOGOUT_TIMEOUT = 2.0
-"""Seconds for the logout; the result is there by then, so nothing is lost without it."""
+from iscsifs.limits import ANSWER_TIMEOUT, DISCOVERY_LOGOUT_TIMEOUT
 
 
 async def discover(
@@ -52,7 +47,7 @@ async def discover(
         failure = link.failure
         link.connection.log_out()
         link.kick()
-        with trio.move_on_after(LOGOUT_TIMEOUT):
+        with trio.move_on_after(DISCOVERY_LOGOUT_TIMEOUT):
             await logged_out.wait()
         link.close()
     if text.pairs is None:

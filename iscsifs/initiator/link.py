@@ -19,15 +19,13 @@ from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.events import Event
 from iscsifs.iscsi.framing import Buffer
 from iscsifs.iscsi.login import Redirect
+from iscsifs.limits import MAX_READS
 
 MAX_BUFFERS: Final = 1024
 """Buffers for one `sendmsg` (IOV_MAX on Linux)."""
 
 QUIET: Final = 2
 """Commands on the wire up to which a new one is sent at once instead of together with others."""
-
-MAX_READS: Final = 32
-"""Reads in a row from a socket that always has more, before other tasks get their turn."""
 
 
 class Link:

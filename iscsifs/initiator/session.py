@@ -30,6 +30,7 @@ from iscsifs.iscsi.events import (
 )
 from iscsifs.iscsi.pdu import LogoutResponseCode, TaskFunction
 from iscsifs.iscsi.task import CHECK_CONDITION, Task
+from iscsifs.limits import LOGOUT_TIMEOUT, MANAGEMENT_TIMEOUT, MAX_ATTEMPTS, NOTES_A_MINUTE
 from iscsifs.scsi.cdb import describe
 
 log = logging.getLogger(__name__)
@@ -37,24 +38,11 @@ log = logging.getLogger(__name__)
 TICK: Final = 1.0
 """Seconds between two looks at all the time-outs of a session."""
 
-MANAGEMENT_TIMEOUT: Final = 10.0
-"""Seconds that a task management function may take before something stronger follows."""
-
-LOGOUT_TIMEOUT: Final = 5.0
-"""Seconds that a logout may take before the connection is closed without it."""
-
-MAX_ATTEMPTS: Final = 5
-"""Sessions that may be lost while one command is on the wire: one that ends every session is not worth
-more."""
-
 FIRST_DELAY: Final = 0.25
 """Seconds before the second attempt to log in again; the first comes at once, if Time2Wait allows it."""
 
 LONGEST_DELAY: Final = 5.0
 """Seconds at most between two attempts; a session that lives as long has shown that it is no use waiting."""
-
-NOTES_A_MINUTE: Final = 20
-"""Lines in the log for what the target does by itself; the rest is left out."""
 
 
 class State(Enum):

@@ -16,18 +16,12 @@ from iscsifs.initiator.session import Session
 from iscsifs.initiator.unit import LogicalUnit
 from iscsifs.iscsi.events import SenseReported
 from iscsifs.iscsi.names import Portal
+from iscsifs.limits import PROBES_AT_ONCE, UNIT_GRACE
 from iscsifs.scsi.luns import lun_label
 from iscsifs.scsi.sense import Condition, Sense
 from iscsifs.scsi.status import Status
 
 log = logging.getLogger(__name__)
-
-PROBES_AT_ONCE: Final = 16
-"""Logical units of one target that are looked at in parallel."""
-
-GRACE: Final = 10.0
-"""Seconds after a new login in which a unit may be missing: a target that starts may let us in before it has
-set up its units."""
 
 PAUSE: Final = 1.0
 """Seconds between two looks at a unit that does not answer, or that keeps changing."""
@@ -118,7 +112,7 @@ class Target:
         self._update_soon()
 
     async def _check(self, unit: LogicalUnit) -> None:
-        give_up_at = trio.current_time() + GRACE
+        give_up_at = trio.current_time() + UNIT_GRACE
         while True:
             try:
                 if not await unit.check():

@@ -11,7 +11,8 @@ from iscsifs.errors import DataError, DataLostError, IscsifsError, UnitError
 from iscsifs.initiator.commands import Commands, Unsupported
 from iscsifs.initiator.probe import Description, describe
 from iscsifs.initiator.ranges import Ranges
-from iscsifs.initiator.writeback import MAX_ROUNDS, WriteBuffer
+from iscsifs.initiator.writeback import WriteBuffer
+from iscsifs.limits import MAX_ROUNDS
 from iscsifs.scsi import cdb
 from iscsifs.scsi.capacity import Capacity
 from iscsifs.scsi.luns import lun_label

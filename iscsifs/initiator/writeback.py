@@ -23,20 +23,12 @@ import trio
 
 from iscsifs.errors import DataLostError, IscsifsError, MediumError, TransportError
 from iscsifs.initiator.extents import Command, Extent, State, cut
+from iscsifs.limits import MAX_ROUNDS, MAX_UNSYNCHRONISED, MAX_UNWRITTEN
 
 log = logging.getLogger(__name__)
 
 MAX_COMMANDS: Final = 32
 """WRITEs of one unit on their way at once."""
-
-MAX_UNWRITTEN: Final = 32 * 1024 * 1024
-"""Bytes that may wait to be written; then writers wait."""
-
-MAX_UNSYNCHRONISED: Final = 64 * 1024 * 1024
-"""Bytes of written data that are kept until they are synchronised."""
-
-MAX_ROUNDS: Final = 8
-"""How often a write, a read or a flush is repeated because the target has lost its cache in the meantime."""
 
 
 class Barrier:

@@ -28,6 +28,7 @@ from iscsifs.iscsi.text import (
     parse_list,
     parse_number,
 )
+from iscsifs.limits import MAX_CHALLENGES
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,6 @@ MAX_BINARY_LENGTH: Final = 1024
 CHALLENGE_LENGTH: Final = 32
 """Bytes of our own challenges."""
 
-_MEMORY: Final = 4096  # challenges
 _DRAWS: Final = 16
 
 RandomBytes = Callable[[int], bytes]
@@ -127,7 +127,7 @@ class ChallengeMemory:
 
 def _remember(memory: dict[bytes, None], challenge: bytes) -> None:
     memory[challenge] = None
-    if len(memory) > _MEMORY:
+    if len(memory) > MAX_CHALLENGES:
         del memory[next(iter(memory))]
 
 

@@ -62,21 +62,7 @@ from iscsifs.iscsi.pdu import (
 )
 from iscsifs.iscsi.task import Task, read_sense
 from iscsifs.iscsi.text import Pair, TextCollector, encode_pairs
-
-MAX_TASKS: Final = 256
-"""Commands that may be on the wire of one connection at once, however wide the target's window is."""
-
-MAX_UNSENT_ANSWERS: Final = 64
-"""Answers to pings that may wait to be sent before the target is taken for a flooder."""
-
-MAX_ANSWER_LENGTH: Final = 1 << 24
-"""Bytes of one answer to a Text Request: SendTargets may have 100,000 targets to tell of."""
-
-MAX_ANSWER_PIECES: Final = MAX_ANSWER_LENGTH // 512
-"""PDUs that such an answer may come in; 512 bytes is the smallest MaxRecvDataSegmentLength."""
-
-MAX_LATE_TAGS: Final = 1024
-"""Tags of aborted tasks that are remembered, so that a late answer to them is not taken for an error."""
+from iscsifs.limits import MAX_ANSWER_LENGTH, MAX_ANSWER_PIECES, MAX_LATE_TAGS, MAX_TASKS, MAX_UNSENT_ANSWERS
 
 VENDOR_EVENTS: Final = 248
 """The first of the asynchronous events that a vendor may define (section 11.9.1)."""

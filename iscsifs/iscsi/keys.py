@@ -13,6 +13,7 @@ from iscsifs.errors import ConfigError, NegotiationError
 from iscsifs.iscsi.names import name_fault
 from iscsifs.iscsi.pdu import Stage
 from iscsifs.iscsi.text import check_length, format_boolean, parse_boolean, parse_list, parse_number
+from iscsifs.limits import MAX_DATA_SEGMENT_LENGTH, MAX_OUTSTANDING_R2TS
 
 Value = bool | int | str | tuple[str, ...]
 """The value of a key; a list is offered as a tuple, in order of preference, and settled as one of them."""
@@ -161,7 +162,7 @@ INITIATOR_OFFER: Final[Mapping[str, Value]] = MappingProxyType(
     {
         "HeaderDigest": ("None", "CRC32C"),
         "DataDigest": ("None", "CRC32C"),
-        "MaxRecvDataSegmentLength": 1 << 20,
+        "MaxRecvDataSegmentLength": MAX_DATA_SEGMENT_LENGTH,
         "DefaultTime2Wait": 2,
         "DefaultTime2Retain": 0,
         "ErrorRecoveryLevel": 0,
@@ -170,7 +171,7 @@ INITIATOR_OFFER: Final[Mapping[str, Value]] = MappingProxyType(
         "ImmediateData": True,
         "MaxBurstLength": (1 << 24) - 512,
         "FirstBurstLength": 1 << 18,
-        "MaxOutstandingR2T": 16,
+        "MaxOutstandingR2T": MAX_OUTSTANDING_R2TS,
         "DataPDUInOrder": True,
         "DataSequenceInOrder": True,
     }

@@ -28,14 +28,9 @@ from iscsifs.iscsi.names import Portal, TargetAddress, check_name
 from iscsifs.iscsi.negotiation import Negotiation
 from iscsifs.iscsi.pdu import LoginFlag, LoginRequest, LoginResponse, Pdu, Stage
 from iscsifs.iscsi.text import Pair, TextCollector, cut_text, decode_pairs, encode_pairs
+from iscsifs.limits import MAX_LOGIN_EXCHANGES, MAX_REDIRECTIONS
 
 log = logging.getLogger(__name__)
-
-MAX_EXCHANGES: Final = 100
-"""Login Requests in one login: an end to a target that always asks for another one (section 6.2)."""
-
-MAX_REDIRECTIONS: Final = 8
-"""Redirections that are followed for one login."""
 
 LOGIN_SEGMENT_LENGTH: Final = 8192
 """Bytes of a data segment during login: the default of MaxRecvDataSegmentLength (section 6.3)."""
@@ -258,7 +253,7 @@ class InitiatorLogin:
 
     def _outgoing(self, flags: int, text: bytes) -> Outgoing:
         self._requests += 1
-        if self._requests > MAX_EXCHANGES:
+        if self._requests > MAX_LOGIN_EXCHANGES:
             raise _broken("the login does not come to an end", "6.2")
         self._request = self._request._replace(flags=flags, exp_stat_sn=self.exp_stat_sn)
         return self._request, text

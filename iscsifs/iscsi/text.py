@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from iscsifs.errors import ProtocolError, printable
+from iscsifs.limits import MAX_TEXT_LENGTH, MAX_TEXT_PIECES
 
 Pair = tuple[str, str]
 """A key and its value."""
@@ -20,12 +21,6 @@ MAX_KEY_LENGTH: Final = 63
 
 MAX_VALUE_LENGTH: Final = 255
 """Bytes of a simple-value, or of one item of a list-of-values (section 6.1)."""
-
-MAX_TEXT_LENGTH: Final = 65536
-"""Bytes of text that we take in one negotiation (section 6.1 demands 8192, and 65536 for authentication)."""
-
-MAX_TEXT_PIECES: Final = 128
-"""PDUs that the text of one negotiation may come in."""
 
 # Section 6.1 asks for a capital letter in front, and knows no "#"; iSCSIProtocolLevel and X#NodeArchitecture
 # keep to neither (sections 13.24 and 13.26).

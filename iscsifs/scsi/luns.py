@@ -8,8 +8,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-MAX_LUNS = 16384
-"""How many units of one target are looked at: what flat space addressing (14 bits) can tell apart."""
+from iscsifs.limits import MAX_LUNS
 
 _HEADER = struct.Struct(">I4x")
 _LUN = struct.Struct(">Q")

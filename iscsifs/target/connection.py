@@ -45,13 +45,11 @@ from iscsifs.iscsi.pdu import (
     pack,
 )
 from iscsifs.iscsi.text import Pair, TextCollector, cut_text, encode_pairs
+from iscsifs.limits import COMMAND_WINDOW, MAX_IMMEDIATE
 from iscsifs.scsi.status import Status
 from iscsifs.target.login import TargetLogin
 from iscsifs.target.task import Task
 from iscsifs.target.unit import Operation, Result
-
-MAX_IMMEDIATE: Final = 32
-"""Immediate commands that may be unanswered at once, beyond those that the window allows."""
 
 _WHOLE_SET: Final = frozenset(
     {TaskFunction.ABORT_TASK_SET, TaskFunction.CLEAR_TASK_SET, TaskFunction.LOGICAL_UNIT_RESET}
@@ -95,7 +93,9 @@ class Connection:
     lets GOOD status travel in the last Data-In; a test may turn it off.
     """
 
-    def __init__(self, login: TargetLogin, services: Services, *, command_window: int = 128) -> None:
+    def __init__(
+        self, login: TargetLogin, services: Services, *, command_window: int = COMMAND_WINDOW
+    ) -> None:
         self.login = login
         self.closing = False
         self.status_in_data = True

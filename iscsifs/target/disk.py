@@ -7,6 +7,7 @@ from functools import partial
 from typing import Final
 
 from iscsifs.errors import ConfigError, UnitError
+from iscsifs.limits import MAX_TRANSFER, MAX_UNMAP_DESCRIPTORS
 from iscsifs.scsi import cdb as commands
 from iscsifs.scsi import mode, vpd
 from iscsifs.scsi.capacity import Capacity
@@ -39,12 +40,6 @@ from iscsifs.target.unit import (
     ended,
     mode_sense,
 )
-
-MAX_TRANSFER: Final = 64 << 20
-"""Bytes that one READ or WRITE may move; the Block Limits page says so in blocks."""
-
-MAX_UNMAP_DESCRIPTORS: Final = 256
-"""Ranges that one UNMAP may name."""
 
 _PROTECT: Final = 0xE0  # RDPROTECT and WRPROTECT in byte 1: protection information, which there is none of
 _ANCHOR: Final = 0x10  # WRITE SAME

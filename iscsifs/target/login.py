@@ -22,6 +22,7 @@ from iscsifs.iscsi.login import LOGIN_SEGMENT_LENGTH
 from iscsifs.iscsi.negotiation import Negotiation
 from iscsifs.iscsi.pdu import InitiatorPdu, LoginFlag, LoginRequest, LoginResponse, Stage
 from iscsifs.iscsi.text import Pair, TextCollector, cut_text, encode_pairs
+from iscsifs.limits import COMMAND_WINDOW, MAX_DATA_SEGMENT_LENGTH, MAX_OUTSTANDING_R2TS
 
 INITIATOR_ERROR: Final = (2, 0x00)
 AUTHENTICATION_FAILURE: Final = (2, 0x01)
@@ -35,12 +36,12 @@ TARGET_OFFER: Final[Mapping[str, Value]] = MappingProxyType(
     {
         "HeaderDigest": ("None", "CRC32C"),
         "DataDigest": ("None", "CRC32C"),
-        "MaxRecvDataSegmentLength": 1 << 20,
+        "MaxRecvDataSegmentLength": MAX_DATA_SEGMENT_LENGTH,
         "InitialR2T": False,
         "ImmediateData": True,
         "MaxBurstLength": (1 << 24) - 512,
         "FirstBurstLength": 1 << 18,
-        "MaxOutstandingR2T": 16,
+        "MaxOutstandingR2T": MAX_OUTSTANDING_R2TS,
     }
 )
 """What our target agrees to unless told otherwise; for other keys, the defaults of the standard."""
@@ -59,7 +60,7 @@ class TargetConfig:
     """The CHAP name and secret with which the target proves itself."""
     algorithms: tuple[int, ...] = tuple(ALGORITHMS)
     offer: Mapping[str, Value] = field(default_factory=lambda: TARGET_OFFER)
-    command_window: int = 128
+    command_window: int = COMMAND_WINDOW
     """How many commands are taken at once."""
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from iscsifs.errors import ConfigError, printable
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.iscsi.text import Pair
+from iscsifs.limits import LOGIN_TIMEOUT
 from iscsifs.target.device import Device
 from iscsifs.target.login import TargetConfig, TargetLogin
 from iscsifs.target.script import Script
@@ -48,7 +49,7 @@ class Server:
         portals: Sequence[Portal] = (ANY_PORT,),
         config: TargetConfig | None = None,
         script: Script | None = None,
-        login_timeout: float = 30.0,
+        login_timeout: float = LOGIN_TIMEOUT,
     ) -> None:
         self.devices = {device.name: device for device in devices}
         self.portals = tuple(portals)

@@ -15,14 +15,7 @@ from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.events import Event, LogoutRequested, Management, Noted, Text
 from iscsifs.iscsi.framing import Receiver
 from iscsifs.iscsi.keys import INITIATOR_OFFER, Value
-from iscsifs.iscsi.login import (
-    LOGIN_SEGMENT_LENGTH,
-    MAX_EXCHANGES,
-    InitiatorLogin,
-    LoginConfig,
-    Outgoing,
-    Redirect,
-)
+from iscsifs.iscsi.login import LOGIN_SEGMENT_LENGTH, InitiatorLogin, LoginConfig, Outgoing, Redirect
 from iscsifs.iscsi.pdu import (
     DataOut,
     InitiatorPdu,
@@ -37,6 +30,7 @@ from iscsifs.iscsi.pdu import (
     unpack,
 )
 from iscsifs.iscsi.task import Task
+from iscsifs.limits import MAX_LOGIN_EXCHANGES
 from iscsifs.scsi import cdb
 from iscsifs.target.login import TARGET_OFFER, TargetConfig, TargetLogin
 
@@ -360,7 +354,7 @@ def initiator_login(data: bytes) -> None:
             return
         request, text = outcome
         requests += 1
-        assert requests <= MAX_EXCHANGES
+        assert requests <= MAX_LOGIN_EXCHANGES
         assert len(text) <= LOGIN_SEGMENT_LENGTH
 
 

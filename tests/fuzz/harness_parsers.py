@@ -28,12 +28,12 @@ from iscsifs.iscsi.names import MAX_NAME_LENGTH, Portal, TargetAddress, name_fau
 from iscsifs.iscsi.negotiation import Negotiation
 from iscsifs.iscsi.pdu import Stage
 from iscsifs.iscsi.task import read_sense
-from iscsifs.iscsi.text import MAX_TEXT_PIECES, Pair, TextCollector, decode_pairs, encode_pairs
+from iscsifs.iscsi.text import Pair, TextCollector, decode_pairs, encode_pairs
+from iscsifs.limits import MAX_LUNS, MAX_TEXT_PIECES
 from iscsifs.scsi import mode, vpd
 from iscsifs.scsi.capacity import MAX_BYTES, Capacity
 from iscsifs.scsi.inquiry import InquiryData
 from iscsifs.scsi.luns import (
-    MAX_LUNS,
     LunList,
     is_well_known,
     lun_from_number,

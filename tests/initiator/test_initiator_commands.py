@@ -19,8 +19,9 @@ from iscsifs.errors import (
     TaskAborted,
     WriteProtectedError,
 )
-from iscsifs.initiator.commands import LONGEST_DELAY, MAX_ABORTS, MAX_REPEATS, Commands, Unsupported
+from iscsifs.initiator.commands import LONGEST_DELAY, Commands, Unsupported
 from iscsifs.iscsi.task import Task
+from iscsifs.limits import MAX_ABORTS, MAX_REPEATS
 from iscsifs.scsi import cdb
 from iscsifs.scsi.sense import Condition, Sense, SenseKey
 from iscsifs.scsi.status import Status

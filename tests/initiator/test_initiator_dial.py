@@ -26,10 +26,10 @@ from iscsifs.errors import (
 from iscsifs.initiator.dial import Dialler, connect
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.chap import ChallengeMemory, Credentials
-from iscsifs.iscsi.login import MAX_REDIRECTIONS
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.iscsi.pdu import LoginFlag, LoginRequest, LoginResponse, Stage
 from iscsifs.iscsi.text import decode_pairs, encode_pairs
+from iscsifs.limits import MAX_REDIRECTIONS
 
 INITIATOR = "iqn.2001-04.com.example:initiator"
 TARGET = "iqn.2001-04.com.example:target"

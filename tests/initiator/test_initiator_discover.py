@@ -10,7 +10,7 @@ from peer import Closed, Peer, scripted_peer
 from trio.testing import MockClock
 
 from iscsifs.errors import IscsifsError, LoginError, ProtocolError, TransportError
-from iscsifs.initiator.discover import ANSWER_TIMEOUT, LOGOUT_TIMEOUT, discover
+from iscsifs.initiator.discover import discover
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.discovery import DiscoveredTarget
@@ -29,6 +29,7 @@ from iscsifs.iscsi.pdu import (
     TextRequest,
     TextResponse,
 )
+from iscsifs.limits import ANSWER_TIMEOUT, DISCOVERY_LOGOUT_TIMEOUT
 
 INITIATOR = "iqn.2001-04.com.example:initiator"
 ISID = bytes.fromhex("800102030405")
@@ -194,7 +195,7 @@ async def test_a_logout_without_an_answer_is_waited_for_in_bounded_time(clock: M
         await peer.expect(LogoutRequest)
         await peer.closed()
     assert outcome.targets == FOUND
-    assert outcome.seconds == pytest.approx(LOGOUT_TIMEOUT, abs=0.5)
+    assert outcome.seconds == pytest.approx(DISCOVERY_LOGOUT_TIMEOUT, abs=0.5)
 
 
 async def test_silence_instead_of_an_answer(clock: MockClock) -> None:
@@ -203,7 +204,7 @@ async def test_silence_instead_of_an_answer(clock: MockClock) -> None:
         await peer.closed()
     assert isinstance(outcome.failure, TransportError)
     assert "no answer to SendTargets in 30 s" in str(outcome.failure)
-    assert outcome.seconds == pytest.approx(ANSWER_TIMEOUT + LOGOUT_TIMEOUT, abs=0.5)
+    assert outcome.seconds == pytest.approx(ANSWER_TIMEOUT + DISCOVERY_LOGOUT_TIMEOUT, abs=0.5)
 
 
 async def test_a_portal_that_refuses_discovery() -> None:

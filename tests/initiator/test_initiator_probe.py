@@ -19,11 +19,12 @@ from iscsifs.initiator.probe import (
     report_luns,
 )
 from iscsifs.iscsi.task import Task
+from iscsifs.limits import MAX_LUNS
 from iscsifs.scsi import cdb, mode, vpd
 from iscsifs.scsi.capacity import Capacity
 from iscsifs.scsi.cdb import OperationCode
 from iscsifs.scsi.inquiry import DeviceType, InquiryData
-from iscsifs.scsi.luns import MAX_LUNS, lun_from_number, pack_luns
+from iscsifs.scsi.luns import lun_from_number, pack_luns
 from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.status import Status
 

@@ -15,7 +15,7 @@ from iscsifs.errors import CommandTimeout, TransportError, UnitError
 from iscsifs.initiator.link import Link
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.initiator.session import Session
-from iscsifs.initiator.target import GRACE, PAUSE, Target
+from iscsifs.initiator.target import PAUSE, Target
 from iscsifs.initiator.unit import LogicalUnit
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.connection import Connection
@@ -24,6 +24,7 @@ from iscsifs.iscsi.keys import INITIATOR_OFFER
 from iscsifs.iscsi.login import InitiatorLogin, LoginConfig
 from iscsifs.iscsi.names import Portal
 from iscsifs.iscsi.pdu import AsyncEvent, Pdu, ScsiCommand, TargetPdu
+from iscsifs.limits import UNIT_GRACE
 from iscsifs.scsi.cdb import OperationCode
 from iscsifs.scsi.inquiry import DeviceType
 from iscsifs.scsi.sense import Sense, SenseKey
@@ -249,7 +250,7 @@ async def test_a_unit_that_comes_a_little_later_than_the_target_is_waited_for(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(late.write, 0, b"w" * 512)
             await neighbour.read(0, 512)
-            await trio.sleep(GRACE / 2)
+            await trio.sleep(UNIT_GRACE / 2)
             w.device.attach(1, gone)
         assert late.failure is None
         assert bytes(await late.read(0, 512)) == b"w" * 512
@@ -263,7 +264,7 @@ async def test_a_unit_that_stays_away_is_given_up(autojump_clock: MockClock) -> 
         started = trio.current_time()
         with pytest.raises(UnitError, match="LUN 1: gone after the new login"):
             await gone.read(0, 512)
-        assert GRACE <= trio.current_time() - started <= GRACE + 3.0
+        assert UNIT_GRACE <= trio.current_time() - started <= UNIT_GRACE + 3.0
         await trio.sleep(5.0)
         assert w.labels == ["0"]
 

@@ -10,7 +10,6 @@ from peer import Closed, Peer
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import CommandTimeout, DataError, TaskAborted, TransportError
-from iscsifs.initiator.session import LOGOUT_TIMEOUT, MANAGEMENT_TIMEOUT
 from iscsifs.iscsi.pdu import (
     FINAL,
     RESERVED_TAG,
@@ -24,6 +23,7 @@ from iscsifs.iscsi.pdu import (
     TaskFunction,
     TaskManagementRequest,
 )
+from iscsifs.limits import LOGOUT_TIMEOUT, MANAGEMENT_TIMEOUT
 from iscsifs.scsi import cdb
 
 READ = cdb.read_10(0, 1)

@@ -8,7 +8,7 @@ from memory_line import LUN, pair
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import TaskAborted
-from iscsifs.initiator.session import LOGOUT_TIMEOUT, NOTES_A_MINUTE, State
+from iscsifs.initiator.session import State
 from iscsifs.iscsi.events import SenseReported
 from iscsifs.iscsi.pdu import (
     FINAL,
@@ -23,6 +23,7 @@ from iscsifs.iscsi.pdu import (
     TaskManagementRequest,
     TextRequest,
 )
+from iscsifs.limits import LOGOUT_TIMEOUT, NOTES_A_MINUTE
 from iscsifs.scsi.sense import Sense, SenseKey
 
 CAPACITY_CHANGED = Sense(SenseKey.UNIT_ATTENTION, 0x2A, 0x09).pack()

@@ -11,7 +11,7 @@ from peer import Closed
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import CommandTimeout, LoginRefused, TransportError, UnitError
-from iscsifs.initiator.session import FIRST_DELAY, LONGEST_DELAY, MAX_ATTEMPTS, State
+from iscsifs.initiator.session import FIRST_DELAY, LONGEST_DELAY, State
 from iscsifs.iscsi.pdu import (
     RESERVED_TAG,
     DataIn,
@@ -23,6 +23,7 @@ from iscsifs.iscsi.pdu import (
     ScsiCommand,
     TaskManagementRequest,
 )
+from iscsifs.limits import MAX_ATTEMPTS
 from iscsifs.scsi import cdb
 
 READ = cdb.read_10(0, 2)

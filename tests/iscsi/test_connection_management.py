@@ -4,7 +4,6 @@ import pytest
 from memory_target import LUN, MemoryTarget, Sent, pattern, plain_task
 
 from iscsifs.errors import TaskAborted, TransportError
-from iscsifs.iscsi.connection import MAX_LATE_TAGS
 from iscsifs.iscsi.pdu import (
     FINAL,
     RESERVED_TAG,
@@ -19,6 +18,7 @@ from iscsifs.iscsi.pdu import (
     TaskResponse,
 )
 from iscsifs.iscsi.task import Task
+from iscsifs.limits import MAX_LATE_TAGS
 
 OTHER_LUN = 2 << 48
 REPEATABLE = [

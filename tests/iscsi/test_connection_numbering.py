@@ -7,7 +7,6 @@ from memory_target import LUN, MemoryTarget, pattern, plain_task, read_task, wri
 
 from iscsifs.errors import ProtocolError
 from iscsifs.iscsi import serial
-from iscsifs.iscsi.connection import MAX_TASKS
 from iscsifs.iscsi.pdu import (
     RESERVED_TAG,
     CommandFlag,
@@ -24,6 +23,7 @@ from iscsifs.iscsi.pdu import (
     pack,
 )
 from iscsifs.iscsi.task import Task
+from iscsifs.limits import MAX_TASKS
 
 
 def status(target: MemoryTarget, task: Task, stat_sn: int) -> None:

@@ -5,7 +5,6 @@ from memory_target import LUN, MemoryTarget, Sent, config, connect, feed, plain_
 
 from iscsifs.errors import TransportError
 from iscsifs.iscsi import connection
-from iscsifs.iscsi.connection import MAX_UNSENT_ANSWERS
 from iscsifs.iscsi.events import ConnectionDropped, LogoutRequested, Noted, SenseReported, Text
 from iscsifs.iscsi.pdu import (
     FINAL,
@@ -24,6 +23,7 @@ from iscsifs.iscsi.pdu import (
     TextRequest,
     TextResponse,
 )
+from iscsifs.limits import MAX_ANSWER_LENGTH, MAX_ANSWER_PIECES, MAX_UNSENT_ANSWERS
 
 FIRST_VENDOR_EVENT = 248
 
@@ -284,12 +284,12 @@ def test_flags_of_text_that_contradict_each_other(flags: int, tag: int, section:
 @pytest.mark.parametrize("flags", [0, TextFlag.CONTINUE])
 @pytest.mark.parametrize("size", [0, 1 << 20])
 def test_a_text_answer_that_never_ends(flags: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert connection.MAX_ANSWER_PIECES * 512 == connection.MAX_ANSWER_LENGTH
+    assert MAX_ANSWER_PIECES * 512 == MAX_ANSWER_LENGTH
     monkeypatch.setattr(connection, "MAX_ANSWER_PIECES", 100)  # as many as there are take seconds
     target = MemoryTarget()
     _, sent = ask(target)
     tag = sent.pdu.initiator_task_tag
-    allowed = connection.MAX_ANSWER_LENGTH // size if size else 100
+    allowed = MAX_ANSWER_LENGTH // size if size else 100
     piece = b"x" * size
     for _ in range(allowed):
         target.send(TextResponse, piece, flags=flags, initiator_task_tag=tag, target_transfer_tag=1)

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from memory_target import MemoryTarget
 
 from iscsifs.errors import ProtocolError
-from iscsifs.iscsi.connection import MAX_ANSWER_LENGTH
 from iscsifs.iscsi.discovery import DiscoveredTarget, read_targets
 from iscsifs.iscsi.names import MAX_NAME_LENGTH, Portal, TargetAddress
 from iscsifs.iscsi.pdu import RESERVED_TAG, TextRequest, TextResponse
 from iscsifs.iscsi.text import Pair, encode_pairs
+from iscsifs.limits import MAX_ANSWER_LENGTH
 
 HERE = Portal("192.0.2.9", 3261)
 DISK = "iqn.2001-04.com.example:disk"

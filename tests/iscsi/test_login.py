@@ -19,10 +19,11 @@ from iscsifs.errors import (
 )
 from iscsifs.iscsi import pdu
 from iscsifs.iscsi.keys import INITIATOR_OFFER
-from iscsifs.iscsi.login import MAX_EXCHANGES, MAX_REDIRECTIONS, STATUS, LoginConfig, Redirect, Redirections
+from iscsifs.iscsi.login import STATUS, LoginConfig, Redirect, Redirections
 from iscsifs.iscsi.names import Portal
 from iscsifs.iscsi.pdu import LoginFlag, LoginResponse, Stage, pack, unpack
-from iscsifs.iscsi.text import MAX_TEXT_LENGTH, encode_pairs
+from iscsifs.iscsi.text import encode_pairs
+from iscsifs.limits import MAX_LOGIN_EXCHANGES, MAX_REDIRECTIONS, MAX_TEXT_LENGTH
 
 ENDED = (ProtocolError, NegotiationError)
 T, C = LoginFlag.TRANSIT, LoginFlag.CONTINUE
@@ -209,9 +210,9 @@ def test_reserved_bits_are_ignored_and_never_set() -> None:
 
 @pytest.mark.conformance("LOGIN-R.16")
 def test_a_target_that_never_ends_the_login() -> None:
-    assert MAX_EXCHANGES >= 6
+    assert MAX_LOGIN_EXCHANGES >= 6
     dialogue = operational()
-    while len(dialogue.history) < MAX_EXCHANGES:
+    while len(dialogue.history) < MAX_LOGIN_EXCHANGES:
         dialogue.answer(flags=OPERATIONAL_CSG)
     with pytest.raises(ProtocolError, match="end"):
         dialogue.answer(flags=OPERATIONAL_CSG)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from iscsifs.errors import ProtocolError
 from iscsifs.iscsi import text
-from iscsifs.iscsi.text import MAX_TEXT_LENGTH, TextCollector
+from iscsifs.iscsi.text import TextCollector
+from iscsifs.limits import MAX_TEXT_LENGTH
 
 keys = st.from_regex(r"[A-Za-z][A-Za-z0-9.\-+@_#]{0,62}", fullmatch=True)
 values = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))

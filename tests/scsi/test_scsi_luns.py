@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iscsifs.limits import MAX_LUNS
 from iscsifs.scsi import luns
-from iscsifs.scsi.luns import MAX_LUNS
 
 u64 = st.integers(0, 2**64 - 1)
 numbers = st.integers(0, 2**24 - 1)

@@ -43,8 +43,9 @@ from iscsifs.iscsi.pdu import (
     pack,
 )
 from iscsifs.iscsi.text import Pair
+from iscsifs.limits import MAX_IMMEDIATE
 from iscsifs.scsi.sense import Sense
-from iscsifs.target.connection import MAX_IMMEDIATE, Connection
+from iscsifs.target.connection import Connection
 from iscsifs.target.login import TargetConfig, TargetLogin
 from iscsifs.target.task import Task
 from iscsifs.target.unit import READ_ERROR, Operation, Result, ended, failed

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iscsifs.errors import ConfigError
+from iscsifs.limits import MAX_TRANSFER
 from iscsifs.scsi import cdb as commands
 from iscsifs.scsi import mode, vpd
 from iscsifs.scsi.capacity import Capacity
@@ -17,7 +18,7 @@ from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.status import Status
 from iscsifs.target import unit as units
 from iscsifs.target.device import Device
-from iscsifs.target.disk import MAX_TRANSFER, Cd, Disk
+from iscsifs.target.disk import Cd, Disk
 from iscsifs.target.store import Store
 from iscsifs.target.unit import Fault, Identity, LogicalUnit, Nexus, Result
 

@@ -1,0 +1,138 @@
+"""What a peer can cost us at most: memory, counts and time. All bounds of that kind are here.
+
+A target may be broken or hostile. Whatever it sends, one session with it keeps no more than this:
+
+- 64 KiB of headers and one data segment of 1 MiB, while they arrive;
+- the text of one login, 64 KiB, or in a discovery session of one SendTargets answer, 16 MiB;
+- 256 commands on the wire, each with the buffer that its caller brought; the sense data of one, when it
+  ends, are 64 KiB at most;
+- 64 answers to pings of 48 bytes, 1024 tags of aborted commands;
+- for each of 16,384 logical units, 96 MiB that were written by those who use it.
+
+Data that wait to be sent are not copied. A target that takes segments of 512 bytes only, the smallest there
+are, makes us keep one header for each of them.
+
+Waiting ends too, by the times here and by those that the user sets (`initiator.options`). Constants of the
+standards are where they are used, and so is what serves speed alone.
+"""
+
+from typing import Final
+
+# A connection in either role.
+
+MAX_DATA_SEGMENT_LENGTH: Final = 1 << 20
+"""Bytes of one data segment: the MaxRecvDataSegmentLength that we declare (RFC 7143 section 13.12)."""
+
+# Logins: text, exchanges, and where they lead.
+
+MAX_TEXT_LENGTH: Final = 65536
+"""Bytes of text that we take in one negotiation (section 6.1 demands 8192, and 65536 for authentication)."""
+
+MAX_TEXT_PIECES: Final = 128
+"""PDUs that the text of one negotiation may come in."""
+
+MAX_LOGIN_EXCHANGES: Final = 100
+"""Login Requests in one login: an end to a target that always asks for another one (section 6.2)."""
+
+MAX_REDIRECTIONS: Final = 8
+"""Redirections that are followed for one login."""
+
+MAX_CHALLENGES: Final = 4096
+"""CHAP challenges that a process remembers, of its own and again of its peers', 1024 bytes each at most."""
+
+LOGINS_AT_ONCE: Final = 8
+"""Hosts, and then targets, that are talked to in parallel at the start. istgt takes one login after the other
+and a second for each, in no order, so that with more some would not be done within the time-out."""
+
+# Discovery: the answer to SendTargets.
+
+MAX_ANSWER_LENGTH: Final = 1 << 24
+"""Bytes of one answer to a Text Request: SendTargets may have 100,000 targets to tell of."""
+
+MAX_ANSWER_PIECES: Final = MAX_ANSWER_LENGTH // 512
+"""PDUs that such an answer may come in; 512 bytes is the smallest MaxRecvDataSegmentLength."""
+
+ANSWER_TIMEOUT: Final = 30.0
+"""Seconds that the whole answer to SendTargets may take."""
+
+DISCOVERY_LOGOUT_TIMEOUT: Final = 2.0
+"""Seconds for the logout behind it; the result is there by then, so nothing is lost without it."""
+
+# A connection in the full feature phase.
+
+MAX_TASKS: Final = 256
+"""Commands that may be on the wire of one connection at once, however wide the target's window is."""
+
+MAX_OUTSTANDING_R2TS: Final = 16
+"""R2Ts of one command that may wait for their data: the MaxOutstandingR2T that we offer (section 13.17)."""
+
+MAX_UNSENT_ANSWERS: Final = 64
+"""Answers to pings that may wait to be sent before the target is taken for a flooder."""
+
+MAX_LATE_TAGS: Final = 1024
+"""Tags of aborted tasks that are remembered, so that a late answer to them is not taken for an error."""
+
+MAX_READS: Final = 32
+"""Reads in a row from a socket that always has more, before other tasks get their turn."""
+
+NOTES_A_MINUTE: Final = 20
+"""Lines in the log for what the target does by itself; the rest is left out."""
+
+# A session over several connections, and the commands that it repeats.
+
+MAX_ATTEMPTS: Final = 5
+"""Sessions that may be lost while one command is on the wire: one that ends every session is not worth
+more."""
+
+MAX_REPEATS: Final = 8
+"""How often a command is repeated at once because of unit attentions and the like."""
+
+MAX_ABORTS: Final = 2
+"""How often a command is repeated that was aborted, most often because it had no answer."""
+
+MANAGEMENT_TIMEOUT: Final = 10.0
+"""Seconds that a task management function may take before something stronger follows."""
+
+LOGOUT_TIMEOUT: Final = 5.0
+"""Seconds that a logout may take before the connection is closed without it."""
+
+# Logical units.
+
+MAX_LUNS: Final = 16384
+"""How many units of one target are looked at: what flat space addressing (14 bits) can tell apart."""
+
+PROBES_AT_ONCE: Final = 16
+"""Logical units of one target that are looked at in parallel."""
+
+UNIT_GRACE: Final = 10.0
+"""Seconds after a new login in which a unit may be missing: a target that starts may let us in before it has
+set up its units."""
+
+MAX_UNWRITTEN: Final = 32 * 1024 * 1024
+"""Bytes for one unit that may wait to be written; then writers wait."""
+
+MAX_UNSYNCHRONISED: Final = 64 * 1024 * 1024
+"""Bytes of data written to one unit that are kept until they are synchronised."""
+
+MAX_ROUNDS: Final = 8
+"""How often a write, a read or a flush is repeated because the target has lost its cache in the meantime."""
+
+FLUSH_TIMEOUT: Final = 30.0
+"""Seconds at the end for what is not yet written, of all units together."""
+
+# The embedded target, and what an initiator can cost it.
+
+LOGIN_TIMEOUT: Final = 30.0
+"""Seconds that a login may take."""
+
+COMMAND_WINDOW: Final = 128
+"""Commands of one session that are taken at once."""
+
+MAX_IMMEDIATE: Final = 32
+"""Immediate commands that may be unanswered at once, beyond those that the window allows."""
+
+MAX_TRANSFER: Final = 64 << 20
+"""Bytes that one READ or WRITE may move; the Block Limits page says so in blocks."""
+
+MAX_UNMAP_DESCRIPTORS: Final = 256
+"""Ranges that one UNMAP may name."""
