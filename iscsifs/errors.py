@@ -108,6 +108,10 @@ class StatusError(CommandError):
         self.sense = sense
 
 
+class BusyError(StatusError):
+    """The unit had no time for the command: BUSY, TASK SET FULL and the like, again and again."""
+
+
 class MediumError(StatusError):
     """These blocks cannot be read or written (sense key MEDIUM ERROR or HARDWARE ERROR)."""
 

@@ -10,9 +10,9 @@ from typing import Final
 import trio
 
 from iscsifs.errors import (
+    BusyError,
     CommandError,
     CommandTimeout,
-    DataError,
     MediumError,
     NoMediumError,
     ReservationError,
@@ -85,12 +85,6 @@ class Commands:
         task = await self.run(cdb, data_in=memoryview(buffer), probe=probe)
         return bytes(buffer[: task.received])
 
-    async def read_into(self, cdb: bytes, buffer: memoryview) -> None:
-        """Run *cdb*, and fill the whole *buffer*. Raises CommandError, DataError for fewer bytes."""
-        task = await self.run(cdb, data_in=buffer)
-        if task.received != len(buffer):
-            raise DataError(f"{self.name}: {describe(cdb)}: {task.received} of {len(buffer)} bytes arrived")
-
     async def run(
         self, cdb: bytes, *, data_in: memoryview = NOTHING, data_out: Buffer = b"", probe: bool = False
     ) -> Task:
@@ -123,6 +117,7 @@ class Commands:
                 failure, repeat = verdict
             if isinstance(failure, TaskAborted) and aborts < MAX_ABORTS:
                 aborts += 1
+                give_up_at, delay = math.inf, FIRST_DELAY  # it was not busy all the time
             elif repeat is Repeat.AT_ONCE and repeats < MAX_REPEATS:
                 repeats += 1
             elif repeat is Repeat.LATER and trio.current_time() < give_up_at:
@@ -145,7 +140,7 @@ class Commands:
             return self._check_condition(task, Sense.parse(task.sense))
         if status in _BUSY:
             return self._error(
-                StatusError, task, f"{Status(status).name} for {self._patience:g} s"
+                BusyError, task, f"{Status(status).name} for {self._patience:g} s"
             ), Repeat.LATER
         if status == Status.RESERVATION_CONFLICT:
             return self._error(

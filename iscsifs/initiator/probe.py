@@ -4,7 +4,15 @@ import logging
 from dataclasses import dataclass
 from typing import Final
 
-from iscsifs.errors import CommandError, CommandTimeout, NoMediumError, TransportError, UnitError
+from iscsifs.errors import (
+    BusyError,
+    CommandError,
+    CommandTimeout,
+    NoMediumError,
+    TaskAborted,
+    TransportError,
+    UnitError,
+)
 from iscsifs.initiator.commands import Commands
 from iscsifs.scsi import cdb, mode
 from iscsifs.scsi.capacity import Capacity
@@ -31,6 +39,9 @@ FIRST_LUNS_LENGTH: Final = 8 + 8 * 256
 
 SEQUENTIAL_LUNS: Final = 8
 """LUNs that are asked one by one where the target knows no REPORT LUNS: what SCSI-2 could address."""
+
+_NO_ANSWER: Final = (BusyError, CommandTimeout, TaskAborted, TransportError)
+"""Failures that say nothing about what a unit has or knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +91,7 @@ async def report_luns(commands: Commands, *, probe: bool = False) -> list[int]:
         if answer.cut and answer.allocation_length > length:
             length = answer.allocation_length
             answer = parse_luns(await commands.read(cdb.report_luns(length), length, probe=probe))
-    except (CommandTimeout, TransportError):
+    except _NO_ANSWER:
         raise
     except CommandError as error:
         log.info("%s; asking unit by unit", error)
@@ -101,6 +112,8 @@ async def _sequential_luns(commands: Commands, probe: bool) -> list[int]:
                 luns.append(lun)
         except (CommandTimeout, TransportError):
             raise
+        except (BusyError, TaskAborted):
+            luns.append(lun)  # somebody is there
         except (CommandError, UnitError):
             continue
     return luns
@@ -116,10 +129,10 @@ async def describe(commands: Commands, *, probe: bool = False) -> Description:
         raise UnitError(f"{commands.name}: there is no device")
 
     async def optional(command: bytes, length: int) -> bytes:
-        """Return the data of a command that not every unit knows; nothing if it fails."""
+        """Return the data of a command that not every unit knows; nothing if it does not."""
         try:
             return await commands.read(command, length, probe=probe)
-        except (CommandTimeout, TransportError):
+        except _NO_ANSWER:
             raise
         except CommandError:
             return b""
@@ -169,7 +182,7 @@ async def _capacity(commands: Commands, inquiry: InquiryData, probe: bool) -> Ca
     if inquiry.device_type == DeviceType.DISK:
         try:
             return Capacity.parse_16(await commands.read(cdb.read_capacity_16(), 32, probe=probe))
-        except (NoMediumError, CommandTimeout, TransportError):
+        except (NoMediumError, *_NO_ANSWER):
             raise
         except CommandError as error:
             log.info("%s; asking for the short form", error)

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from iscsifs.errors import CommandTimeout, IscsifsError, StatusError, TaskAborted, TransportError, UnitError
+from iscsifs.errors import (
+    BusyError,
+    CommandTimeout,
+    IscsifsError,
+    StatusError,
+    TaskAborted,
+    TransportError,
+    UnitError,
+)
 from iscsifs.initiator.commands import Commands
 from iscsifs.initiator.probe import (
     FIRST_LUNS_LENGTH,
@@ -34,7 +42,7 @@ NO_MEDIUM = Sense(SenseKey.NOT_READY, 0x3A, 0x00)
 NO_UNIT = Sense(SenseKey.ILLEGAL_REQUEST, 0x25, 0x00)
 DISK = InquiryData(DeviceType.DISK, version=5, vendor="ACME", product="Disk", revision="1.0").pack()
 
-Answer = bytes | Sense | IscsifsError | None
+Answer = bytes | Sense | Status | IscsifsError | None
 
 
 class FakeSession:
@@ -56,7 +64,9 @@ class FakeSession:
         task.status, task.sense, task.received = Status.GOOD, b"", 0
         if isinstance(answer, IscsifsError):
             raise answer
-        if isinstance(answer, Sense):
+        if isinstance(answer, Status):
+            task.status = answer
+        elif isinstance(answer, Sense):
             task.status, task.sense = Status.CHECK_CONDITION, answer.pack()
         elif task.data_in:
             task.received = min(len(answer), len(task.data_in))
@@ -149,16 +159,16 @@ async def test_without_report_luns_the_first_units_are_asked_one_by_one() -> Non
         return answers.get(lun, NO_UNIT)
 
     asks, session = commands(answer)
-    assert await report_luns(asks) == [lun_from_number(0), lun_from_number(5)]
+    assert await report_luns(asks) == [lun_from_number(number) for number in (0, 3, 5)]
     assert len({lun for lun, _ in session.asked}) == SEQUENTIAL_LUNS
 
 
-@pytest.mark.parametrize("kind", [CommandTimeout, TransportError])
+@pytest.mark.parametrize("kind", [CommandTimeout, TransportError, TaskAborted])
 async def test_a_session_that_is_gone_is_no_target_without_report_luns(kind: type[IscsifsError]) -> None:
     asks, session = commands(lambda *_: kind("the session is gone"))
     with pytest.raises(kind):
         await report_luns(asks)
-    assert len(session.asked) == 1
+    assert {command[0] for _, command in session.asked} == {OperationCode.REPORT_LUNS}
 
 
 # What a unit is.
@@ -349,11 +359,21 @@ def test_no_unit_is_too_strange(answers: Mapping[str, Any]) -> None:
     trio.run(look)
 
 
-@pytest.mark.parametrize("kind", [CommandTimeout, TransportError])
+@pytest.mark.parametrize(
+    ("answer", "failure"),
+    [
+        (CommandTimeout("the session is gone"), CommandTimeout),
+        (TransportError("the session is gone"), TransportError),
+        (TaskAborted("it was aborted"), TaskAborted),
+        (Status.BUSY, BusyError),
+    ],
+)
 @pytest.mark.parametrize("name", ["inquiry", "pages", "serial", "ready", "capacity_16", "mode"])
-async def test_a_session_that_is_gone_is_no_missing_page(kind: type[IscsifsError], name: str) -> None:
-    with pytest.raises(kind):
-        await description(**{name: kind("the session is gone")})
+async def test_no_answer_is_no_missing_page(
+    autojump_clock: MockClock, answer: Answer, failure: type[IscsifsError], name: str
+) -> None:
+    with pytest.raises(failure):
+        await description(**{name: answer})
 
 
 async def test_a_unit_that_becomes_ready_is_waited_for(autojump_clock: MockClock) -> None:
