@@ -14,9 +14,10 @@ MAY_IMPORT = {
     "limits": set(),
     "iscsi": {"errors", "limits"},
     "scsi": {"errors", "limits"},
-    "initiator": {"errors", "limits", "iscsi", "scsi"},
+    "moment": set(),
+    "initiator": {"errors", "limits", "moment", "iscsi", "scsi"},
     "target": {"errors", "limits", "iscsi", "scsi", "secret"},
-    "fs": {"errors"},
+    "fs": {"errors", "moment"},
 }
 """What the rooms may import of this package; secret is for target.cli only."""
 
@@ -33,6 +34,7 @@ OUTSIDE = {
     "limits": set[str](),
     "iscsi": {"crc32c"},
     "scsi": set[str](),
+    "moment": set[str](),
     "initiator": {"trio"},
     "target": {"trio", "crc32c"},
     "fs": {"trio", "pyfuse3"},

@@ -16,6 +16,8 @@ from typing import Any, Final
 import pyfuse3
 import trio
 
+from iscsifs.moment import Moment
+
 log = logging.getLogger(__name__)
 
 MAX_BURST: Final = 16
@@ -37,6 +39,7 @@ class _Readiness:
 
     def __init__(self) -> None:
         self._poll: select.poll | None = None
+        self._moment: Moment | None = None
         self._has_leader = False
         self._parked: deque[trio.lowlevel.Task] = deque()
         self._woken = 0  # that did not get their turn yet
@@ -46,14 +49,15 @@ class _Readiness:
 
     async def wait_readable(self, fd: int) -> None:
         """Return when there is a request to read from *fd*, which the caller then does without a pause."""
-        if self._poll is None:
+        if self._poll is None or self._moment is None:
             self._poll = select.poll()
             self._poll.register(fd, select.POLLIN)
+            self._moment = Moment(fd)
         if self._in_a_row >= MAX_BURST:
             self._in_a_row = 0
             await trio.lowlevel.checkpoint()
         while not self._closed:
-            if self._poll.poll(0):
+            if self._poll.poll(0) or (self._in_a_row and self._moment.wait()):
                 self._in_a_row += 1
                 self._taken += 1
                 if not self._has_leader and not self._woken:
@@ -75,6 +79,8 @@ class _Readiness:
     def notify_closing(self, fd: int) -> None:
         """Let all who wait for *fd* end with ClosedResourceError."""
         self._closed = True
+        if self._moment is not None:
+            self._moment.close()
         trio.lowlevel.notify_closing(fd)
         self._wake(len(self._parked))
 

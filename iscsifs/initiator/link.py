@@ -1,8 +1,8 @@
 """A connection on a socket: the bytes of `iscsi.connection.Connection`, moved by trio.
 
-One task reads from the socket, and one function writes to it. What a caller queues while the line is quiet
-is sent at once; while much is under way it is left to the sender task, which takes what all callers queued
-in this turn of the loop and sends it in one system call.
+One function reads from the socket, and one writes to it. What a caller queues while the line is quiet is
+sent at once, and it may `linger` for the answer; while much is under way it is left to the sender task, which
+takes what all callers queued in this turn of the loop and sends it in one system call.
 """
 
 import fcntl
@@ -20,6 +20,7 @@ from iscsifs.iscsi.events import Event
 from iscsifs.iscsi.framing import Buffer
 from iscsifs.iscsi.login import Redirect
 from iscsifs.limits import MAX_READS
+from iscsifs.moment import Moment
 
 MAX_BUFFERS: Final = 1024
 """Buffers for one `sendmsg` (IOV_MAX on Linux)."""
@@ -41,6 +42,9 @@ class Link:
         self._early: list[Event] = []  # what came right behind the last login response
         self._unsent: list[Buffer] = []  # taken from the connection, but the socket is full
         self._sent = 0
+        self._on_event: Callable[[Event], None] | None = None  # while running
+        self._moment = Moment(sock.fileno())
+        self._alone = False  # there was only one command under way lately
         self._drained = True  # the last read took all that there was
         self._idle_sender: trio.lowlevel.Task | None = None
         self._scope = trio.CancelScope()
@@ -66,7 +70,8 @@ class Link:
                 self._flush()
             if self.failure:
                 raise self.failure
-            await self._receive()
+            await self._readable()
+            self._receive()
             if events := self.connection.events():
                 outcome, *self._early = events
                 return outcome if isinstance(outcome, Redirect) else None
@@ -78,6 +83,7 @@ class Link:
             early, self._early = self._early, []
             for event in early:
                 on_event(event)
+            self._on_event = on_event
             self._flush()
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -95,15 +101,31 @@ class Link:
     def close(self) -> None:
         """Close the socket and end `run`."""
         self.fail(TransportError("the connection was closed"))
+        self._moment.close()
         self._socket.close()
 
     def kick(self) -> None:
         """See that what the connection has queued is sent: now, or with what others queue, if the line is
         busy."""
-        if self.connection.tasks_on_the_wire <= QUIET:
+        under_way = self.connection.tasks_on_the_wire
+        if under_way > 1:
+            self._alone = False
+        if under_way <= QUIET:
             self._flush()
         else:
             self._wake_sender()
+
+    def linger(self) -> None:
+        """Receive what comes within a moment, if one command alone is under way, and so was the last."""
+        on_event, alone = self._on_event, self._alone
+        self._alone = self.connection.tasks_on_the_wire == 1
+        if not alone or on_event is None:
+            return
+        try:
+            while self.connection.tasks_on_the_wire == 1 and self.failure is None and self._moment.wait():
+                self._take(on_event)
+        except IscsifsError as error:
+            self.fail(error)
 
     def progress(self) -> tuple[int, int]:
         """Return how many bytes the other end has taken so far, and how many wait for that.
@@ -130,40 +152,43 @@ class Link:
     async def _receive_loop(self, on_event: Callable[[Event], None]) -> None:
         reads = 0
         while True:
-            try:
-                waited = await self._receive()
-            finally:  # also what had happened before a rule was broken
-                for event in self.connection.events():
-                    on_event(event)
-            self._flush()
-            reads = 0 if waited else reads + 1
+            if self._drained:
+                await self._readable()
+                reads = 0
+            self._take(on_event)
+            reads += 1
             if reads == MAX_READS:
                 reads = 0
                 await trio.lowlevel.checkpoint()
 
-    async def _receive(self) -> bool:
-        """Receive once; return whether there was a wait for it. Raises TransportError at the stream's end."""
+    async def _readable(self) -> None:
+        await trio.lowlevel.wait_readable(self._socket)
+
+    def _take(self, on_event: Callable[[Event], None]) -> None:
+        """Receive once, tell what has happened, and answer."""
+        try:
+            self._receive()
+        finally:  # also what had happened before a rule was broken
+            for event in self.connection.events():
+                on_event(event)
+        self._flush()
+
+    def _receive(self) -> None:
+        """Receive once, what there is; raises TransportError at the stream's end."""
         connection = self.connection
-        waited = False
-        while True:
-            if self._drained:
-                self._drained = False
-                await trio.lowlevel.wait_readable(self._socket)
-                waited = True
-            buffer = connection.get_buffer()
-            try:
-                count = self._socket.recv_into(buffer)
-            except BlockingIOError:
-                self._drained = True
-                continue
-            except OSError as error:
-                raise self._lost(error) from None
-            if not count:
-                connection.receive_eof()
-                raise TransportError("the target closed the connection after the logout")
-            self._drained = count < len(buffer)
-            connection.buffer_updated(count)
-            return waited
+        buffer = connection.get_buffer()
+        try:
+            count = self._socket.recv_into(buffer)
+        except BlockingIOError:
+            self._drained = True
+            return
+        except OSError as error:
+            raise self._lost(error) from None
+        if not count:
+            connection.receive_eof()
+            raise TransportError("the target closed the connection after the logout")
+        self._drained = count < len(buffer)
+        connection.buffer_updated(count)
 
     async def _send_loop(self) -> None:
         while True:

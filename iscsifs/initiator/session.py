@@ -119,9 +119,9 @@ class Session:
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._closing:
             raise self._closed()
-        task.owner = trio.lowlevel.current_task()
         if self._takes(task.lun, probe):
             self._submit(task)
+            self._link.linger()
         else:
             self._wanted.set()
             if self.given_up:
@@ -132,7 +132,9 @@ class Session:
             self._abandon(task)
             return trio.lowlevel.Abort.SUCCEEDED
 
-        await trio.lowlevel.wait_task_rescheduled(give_up)
+        if not task.ended:
+            task.owner = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(give_up)
         if task.failure is not None:
             raise task.failure
 

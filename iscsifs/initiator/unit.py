@@ -26,6 +26,9 @@ LONGEST_TRANSFER: Final = 4 * 1024 * 1024
 MAX_BLOCKS_10: Final = 0xFFFF
 """Blocks that a ten-byte command can name."""
 
+BLOCKS_IN_REACH_OF_10: Final = 1 << 32
+"""Blocks that a ten-byte command can get at."""
+
 MAX_BLOCKS: Final = 0xFFFFFFFF
 """Blocks that one range of UNMAP, or a 16-byte command, can name."""
 
@@ -53,13 +56,13 @@ class LogicalUnit:
     ) -> None:
         self.label = lun_label(commands.lun)
         self.name = commands.name
-        self.description = description
         self.failure: IscsifsError | None = None
         """Why the unit cannot be used any more."""
         self.on_condition: Callable[[Condition], None] = lambda _: None
         """Told what the unit reports: what is known of it may not be true any more."""
         self._commands = commands
         self._ranges = Ranges()
+        self._take(description)
         self._writes = WriteBuffer(
             self.name,
             self._write_blocks,
@@ -145,10 +148,18 @@ class LogicalUnit:
         """Whether the unit takes no writes."""
         return self.description.write_protected
 
-    @property
-    def _longest_transfer(self) -> int:
-        limit = self.description.limits.max_transfer_length * self.block_size
-        return min(limit or LONGEST_TRANSFER, LONGEST_TRANSFER)
+    def _take(self, description: Description) -> None:
+        """From now on the unit is what *description* says."""
+        self.description = description
+        capacity = description.capacity
+        # What every operation needs, so that it is not worked out each time.
+        self._size = capacity.size if capacity else 0
+        self._block_size = capacity.block_size if capacity else 1
+        limit = description.limits.max_transfer_length * self._block_size
+        self._longest_transfer = min(limit or LONGEST_TRANSFER, LONGEST_TRANSFER)
+        self._is_large = capacity is not None and capacity.blocks > BLOCKS_IN_REACH_OF_10
+        self._read_cdb = cdb.read_16 if self._is_large else cdb.read_10
+        self._write_cdb = cdb.write_16 if self._is_large else cdb.write_10
 
     @property
     def failures(self) -> int:
@@ -163,13 +174,14 @@ class LogicalUnit:
     async def read(self, offset: int, size: int) -> memoryview:
         """Return *size* bytes from *offset*; fewer, or none, at the end of the unit."""
         self._check()
-        size = min(size, self.size - offset)
+        size = min(size, (self._size or self.size) - offset)
         if size <= 0:
             return memoryview(b"")
-        block_size = self.block_size
+        block_size = self._block_size
         start = offset // block_size * block_size
         end = -(-(offset + size) // block_size) * block_size
-        return (await self._read_newest(start, end))[offset - start : offset - start + size]
+        blocks = await self._read_newest(start, end)
+        return blocks if len(blocks) == size else blocks[offset - start : offset - start + size]
 
     async def _read_newest(self, start: int, end: int) -> memoryview:
         """Return whole blocks as the last write made them, on the target or not yet."""
@@ -193,7 +205,7 @@ class LogicalUnit:
         self._check()
         if not data:
             return
-        block_size = self.block_size
+        block_size = self._block_size
         start = offset // block_size * block_size
         end = -(-(offset + len(data)) // block_size) * block_size
         mine = await self._ranges.enter(start, end)
@@ -294,7 +306,7 @@ class LogicalUnit:
         now = await describe(self._commands, probe=True)
         if not self.description.is_same_unit(now):
             return False
-        self.description = now
+        self._take(now)
         self._writes.volatile = now.volatile_cache is not False
         self.failure = None
         return True
@@ -305,41 +317,36 @@ class LogicalUnit:
         log.error("%s", self.failure)
         self._writes.give_up(self.failure)
 
-    @property
-    def _is_large(self) -> bool:
-        """Whether some block is beyond the reach of the ten-byte commands."""
-        return self.capacity.blocks > 1 << 32
-
     def _check(self) -> None:
         if self.failure is not None:
             raise self.failure
 
     async def _read_blocks(self, offset: int, buffer: memoryview) -> None:
+        size = len(buffer)
+        if size > self._longest_transfer:
+            await self._in_pieces(offset, buffer, self._read_blocks)
+            return
         self._check()
-        await self._in_pieces(offset, buffer, self._read_piece)
-
-    async def _read_piece(self, offset: int, part: memoryview) -> None:
-        block_size = self.block_size
-        make = cdb.read_16 if self._is_large else cdb.read_10
-        await self._commands.read_into(make(offset // block_size, len(part) // block_size), part)
+        command = self._read_cdb(offset // self._block_size, size // self._block_size)
+        task = await self._commands.run(command, data_in=buffer)
+        if task.received != size:
+            reason = f"{task.received} of {size} bytes arrived"
+            raise DataError(f"{self.name}: {cdb.describe(command)}: {reason}")
 
     async def _write_blocks(self, offset: int, data: memoryview) -> None:
+        size = len(data)
+        if size > self._longest_transfer:
+            await self._in_pieces(offset, data, self._write_blocks)
+            return
         self._check()  # what was accepted before the unit was lost must not go to what has its number now
-        await self._in_pieces(offset, data, self._write_piece)
-
-    async def _write_piece(self, offset: int, part: memoryview) -> None:
-        block_size = self.block_size
-        make = cdb.write_16 if self._is_large else cdb.write_10
-        await self._commands.run(make(offset // block_size, len(part) // block_size), data_out=part)
+        command = self._write_cdb(offset // self._block_size, size // self._block_size)
+        await self._commands.run(command, data_out=data)
 
     async def _in_pieces(
         self, offset: int, data: memoryview, transfer: Callable[[int, memoryview], Awaitable[None]]
     ) -> None:
-        """Let *transfer* do all of *data*, in parallel pieces where it is longer than one command may be."""
+        """Let *transfer* do all of *data* in parallel pieces, none of them longer than one command may be."""
         longest = self._longest_transfer
-        if len(data) <= longest:
-            await transfer(offset, data)
-            return
         failures: list[IscsifsError] = []
 
         async def piece(start: int) -> None:

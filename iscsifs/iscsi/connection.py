@@ -39,7 +39,6 @@ from iscsifs.iscsi.pdu import (
     AsyncEvent,
     AsyncMessage,
     DataIn,
-    DataInFlag,
     DataOut,
     LogoutReason,
     LogoutRequest,
@@ -60,7 +59,7 @@ from iscsifs.iscsi.pdu import (
     TextResponse,
     unpack,
 )
-from iscsifs.iscsi.task import Task, read_sense
+from iscsifs.iscsi.task import DATA_IN_STATUS, Task, read_sense
 from iscsifs.iscsi.text import Pair, TextCollector, encode_pairs
 from iscsifs.limits import MAX_ANSWER_LENGTH, MAX_ANSWER_PIECES, MAX_LATE_TAGS, MAX_TASKS, MAX_UNSENT_ANSWERS
 
@@ -295,18 +294,12 @@ class Connection:
         """Send what is queued while the command window is open (section 4.2.2.1)."""
         if self._unsent_texts:
             self._send_texts()
-        numbers = self._numbers
-        while (
-            self._queue
-            and numbers.window_is_open
-            and self._tasks_on_the_wire < MAX_TASKS
-            and not self._closing
-        ):
-            task = self._queue.popleft()
-            tag = self._new_tag(task)
+        queue, numbers = self._queue, self._numbers
+        while queue and numbers.window_is_open and self._tasks_on_the_wire < MAX_TASKS and not self._closing:
+            task = queue.popleft()
             self._tasks_on_the_wire += 1
             command, ahs, immediate_data, burst = task.start(
-                self.parameters, tag, numbers.take_cmd_sn(), numbers.exp_stat_sn
+                self.login.parameters, self._new_tag(task), numbers.take_cmd_sn(), numbers.exp_stat_sn
             )
             self._send(command, immediate_data, ahs)
             for pdu, data in burst:
@@ -391,7 +384,7 @@ class Connection:
         self._events.append(task)
 
     def _data_in(self, pdu: DataIn, length: int) -> None:
-        if pdu.flags & DataInFlag.STATUS:
+        if pdu.flags & DATA_IN_STATUS:
             self._numbers.count_status(pdu)
         else:
             self._numbers.update_window(pdu)

@@ -59,7 +59,7 @@ class Numbering:
         Raises ProtocolError where it acknowledges what was not sent.
         """
         exp_cmd_sn, max_cmd_sn = pdu.exp_cmd_sn, pdu.max_cmd_sn
-        if serial.lt(max_cmd_sn, serial.add(exp_cmd_sn, -1)):
+        if serial.lt(max_cmd_sn + 1, exp_cmd_sn):
             return
         if serial.lt(self.cmd_sn, exp_cmd_sn):
             raise ProtocolError("ExpCmdSN is ahead of CmdSN", section="4.2.2.1", pdu=opcode_of(pdu).name)

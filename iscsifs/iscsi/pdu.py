@@ -443,20 +443,27 @@ class _Layout(NamedTuple):
 
     opcode: Opcode
     pdu: type[Pdu]
-    struct: Struct  # of all 48 bytes; bytes 0 and 1 are one number
+    struct: Struct  # of all 48 bytes
     fixed: int  # the bits of byte 1 that are always set and belong to no field
     in_byte1: bool  # the first field is (the rest of) byte 1
-    in_byte23: int  # how many fields are in bytes 2 and 3
     immediate: bool  # the last field is the I bit
+    before: slice  # the fields between byte 1 and the lengths: in bytes 2 and 3
+    behind: slice  # those behind the lengths
+    first: int  # of what the struct gives: where the fields begin
+    lengths: int  # and where the lengths are
 
 
 def _layout(opcode: Opcode, pdu: type[Pdu], byte1: str, byte23: str, rest: str) -> _Layout:
     """Lay out *pdu*: bytes 8 to 47 are *rest*; byte 1 is a "field", the "fixed" F bit, or "both" in one."""
-    struct = Struct(">H" + byte23 + "I" + rest)
+    struct = Struct(">BB" + byte23 + "I" + rest)
     assert struct.size == BHS_LENGTH
-    fixed = FINAL if byte1 != "field" else 0
+    in_byte1 = byte1 != "fixed"
     immediate = "immediate" in pdu._fields
-    return _Layout(opcode, pdu, struct, fixed, byte1 != "fixed", byte23.count("B"), immediate)
+    lengths = 2 + byte23.count("B")
+    before = slice(int(in_byte1), lengths - 2 + in_byte1)
+    behind = slice(before.stop, -1 if immediate else None)
+    fixed = FINAL if byte1 != "field" else 0
+    return _Layout(opcode, pdu, struct, fixed, in_byte1, immediate, before, behind, 2 - in_byte1, lengths)
 
 
 _LAYOUTS: Final = (
@@ -488,15 +495,15 @@ def pack(pdu: Pdu, data_length: int = 0, ahs_length: int = 0) -> bytes:
 
     *ahs_length* is in bytes, whole 4-byte words; *data_length* leaves the padding out (section 11.2.1.6).
     """
-    opcode, _, struct, fixed, in_byte1, in_byte23, immediate = _BY_CLASS[type(pdu)]
-    values: list[Any] = [*pdu]
-    word0 = opcode << 8 | fixed
-    if immediate:
-        word0 |= values.pop() * IMMEDIATE << 8
-    if in_byte1:
-        word0 |= values.pop(0)
-    values.insert(in_byte23, ahs_length << 22 | data_length)
-    return struct.pack(word0, *values)
+    opcode, _, struct, fixed, in_byte1, immediate, before, behind, _, _ = _BY_CLASS[type(pdu)]
+    fields: tuple[Any, ...] = pdu
+    return struct.pack(
+        opcode | IMMEDIATE if immediate and fields[-1] else opcode,
+        fields[0] | fixed if in_byte1 else fixed,
+        *fields[before],
+        ahs_length << 22 | data_length,
+        *fields[behind],
+    )
 
 
 def unpack(buffer: bytes | bytearray | memoryview, start: int = 0) -> Pdu:
@@ -505,17 +512,18 @@ def unpack(buffer: bytes | bytearray | memoryview, start: int = 0) -> Pdu:
     Reserved bits are ignored (section 11). Raises ProtocolError for an opcode that is not in the standard.
     """
     try:
-        _, cls, struct, fixed, in_byte1, in_byte23, immediate = _BY_OPCODE[buffer[start] & 0x3F]
+        layout = _BY_OPCODE[buffer[start] & 0x3F]
     except KeyError:
         rule = f"opcode {buffer[start] & 0x3F:02x}h is not defined"
         raise ProtocolError(rule, section="11.2.1.2") from None
-    word0, *values = struct.unpack_from(buffer, start)
-    del values[in_byte23]
-    if in_byte1:
-        values.insert(0, word0 & 0xFF & ~fixed)
+    _, cls, struct, fixed, in_byte1, immediate, _, _, first, lengths = layout
+    values = struct.unpack_from(buffer, start)
+    fields = values[first:lengths] + values[lengths + 1 :]
+    if fixed and in_byte1:
+        fields = (values[1] & ~fixed, *fields[1:])
     if immediate:
-        values.append(bool(word0 & IMMEDIATE << 8))
-    return cls._make(values)
+        fields += (bool(values[0] & IMMEDIATE),)
+    return cls._make(fields)
 
 
 def opcode_of(pdu: Pdu) -> Opcode:

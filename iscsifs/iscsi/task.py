@@ -5,6 +5,7 @@ windows and the tags, belongs to `connection.Connection`.
 """
 
 from collections.abc import Iterator
+from typing import Final
 
 from iscsifs.errors import DataError, IscsifsError, ProtocolError, TaskAborted
 from iscsifs.iscsi.keys import Parameters
@@ -27,6 +28,14 @@ COMMAND_COMPLETED_AT_TARGET = 0x00
 TARGET_FAILURE = 0x01
 
 NOTHING = memoryview(b"")
+
+# As plain numbers, which are faster to work with than members of an enumeration.
+DATA_IN_STATUS: Final = int(DataInFlag.STATUS)
+_UNDERFLOW: Final = int(ResponseFlag.UNDERFLOW)  # in a Data-In as well
+_OVERFLOW: Final = int(ResponseFlag.OVERFLOW)
+_NO_DATA: Final = FINAL | CommandFlag.SIMPLE
+_READ: Final = _NO_DATA | CommandFlag.READ
+_WRITE: Final = CommandFlag.SIMPLE | CommandFlag.WRITE
 
 
 class Task:
@@ -113,31 +122,25 @@ class Task:
         4.2.5.2)."""
         self.initiator_task_tag = tag
         self.cmd_sn = cmd_sn
-        flags: int = CommandFlag.SIMPLE
-        immediate = unsolicited = 0
         if self.data_out:
-            flags |= CommandFlag.WRITE
+            flags: int = _WRITE
             first_burst = min(parameters.first_burst_length, len(self.data_out))
+            immediate = unsolicited = 0
             if parameters.immediate_data:
                 immediate = _whole_words(parameters.max_send_data_segment_length, first_burst)
             if not parameters.initial_r2t:
                 unsolicited = first_burst - immediate
-        elif self.data_in:
-            flags |= CommandFlag.READ
-        if not unsolicited:
-            flags |= CommandFlag.FINAL
-        self.sent = self.sequence_end = immediate + unsolicited
-        command = ScsiCommand(
-            flags,
-            self.lun,
-            tag,
-            len(self.data_in) or len(self.data_out),
-            cmd_sn,
-            exp_stat_sn,
-            self.cdb[:16],  # `struct` fills up with zeros
-        )
-        burst = self._data_out(parameters, exp_stat_sn, RESERVED_TAG, immediate, unsolicited)
-        return command, _extended_cdb(self.cdb), self.data_out[:immediate], list(burst)
+            if not unsolicited:
+                flags |= FINAL
+            self.sent = self.sequence_end = immediate + unsolicited
+            burst = list(self._data_out(parameters, exp_stat_sn, RESERVED_TAG, immediate, unsolicited))
+            expected, data = len(self.data_out), self.data_out[:immediate]
+        else:
+            flags = _READ if self.data_in else _NO_DATA
+            expected, data, burst = len(self.data_in), NOTHING, []
+        cdb = self.cdb
+        command = ScsiCommand(flags, self.lun, tag, expected, cmd_sn, exp_stat_sn, cdb[:16])
+        return command, _extended_cdb(cdb) if len(cdb) > 16 else b"", data, burst
 
     def solicited(
         self, r2t: R2T, parameters: Parameters, exp_stat_sn: int
@@ -147,33 +150,36 @@ class Task:
         Raises ProtocolError before anything is sent for an R2T that breaks a rule.
         """
 
-        def broken(rule: str, section: str) -> ProtocolError:
-            return ProtocolError(rule, section=section, pdu="R2T")
-
         if r2t.lun != self.lun:
-            raise broken("it names another LUN than the command", "11.8")
+            raise _broken("R2T", "it names another LUN than the command", "11.8")
         if not self.data_out:
-            raise broken("the command writes no data", "4.2.5.2")
+            raise _broken("R2T", "the command writes no data", "4.2.5.2")
         if r2t.r2t_sn != self.next_r2t_sn:
             if r2t.r2t_sn < self.next_r2t_sn:
                 return iter(())
-            raise broken(f"R2TSN {r2t.r2t_sn} where {self.next_r2t_sn} was due", "11.8.2")
+            raise _broken("R2T", f"R2TSN {r2t.r2t_sn} where {self.next_r2t_sn} was due", "11.8.2")
         if r2t.target_transfer_tag == RESERVED_TAG:
-            raise broken("its Target Transfer Tag is the reserved one", "11.8.5")
+            raise _broken("R2T", "its Target Transfer Tag is the reserved one", "11.8.5")
         offset, length = r2t.buffer_offset, r2t.desired_data_transfer_length
         if not 0 < length <= parameters.max_burst_length:
-            raise broken(
-                f"it asks for {length} bytes; MaxBurstLength is {parameters.max_burst_length}", "11.8.4"
+            raise _broken(
+                "R2T",
+                f"it asks for {length} bytes; MaxBurstLength is {parameters.max_burst_length}",
+                "11.8.4",
             )
         if offset + length > len(self.data_out):
-            raise broken(
-                f"it asks for bytes {offset} to {offset + length} of {len(self.data_out)}", "4.2.5.2"
+            raise _broken(
+                "R2T", f"it asks for bytes {offset} to {offset + length} of {len(self.data_out)}", "4.2.5.2"
             )
         if parameters.data_sequence_in_order and offset < self.sequence_end:
-            raise broken(f"offset {offset} below {self.sequence_end} with DataSequenceInOrder=Yes", "13.19")
+            raise _broken(
+                "R2T", f"offset {offset} below {self.sequence_end} with DataSequenceInOrder=Yes", "13.19"
+            )
         self.r2ts_unsent += 1
         if self.r2ts_unsent > parameters.max_outstanding_r2t:
-            raise broken(f"more than MaxOutstandingR2T ({parameters.max_outstanding_r2t}) at once", "13.17")
+            raise _broken(
+                "R2T", f"more than MaxOutstandingR2T ({parameters.max_outstanding_r2t}) at once", "13.17"
+            )
         self.next_r2t_sn += 1
         if self.aborting:
             length = min(length, parameters.max_send_data_segment_length)
@@ -207,28 +213,26 @@ class Task:
         None means that the PDU repeats an earlier one, and that its bytes are to be thrown away.
         """
 
-        def broken(rule: str, section: str) -> ProtocolError:
-            return ProtocolError(rule, section=section, pdu="DATA_IN")
-
         if not self.data_in:
-            raise broken("the command reads no data", "4.2.5.3")
+            raise _broken("DATA_IN", "the command reads no data", "4.2.5.3")
         if pdu.data_sn != self.next_data_sn:
-            if pdu.data_sn < self.next_data_sn and not pdu.flags & DataInFlag.STATUS:
+            if pdu.data_sn < self.next_data_sn and not pdu.flags & DATA_IN_STATUS:
                 return None
-            raise broken(f"DataSN {pdu.data_sn} where {self.next_data_sn} was due", "7.9")
+            raise _broken("DATA_IN", f"DataSN {pdu.data_sn} where {self.next_data_sn} was due", "7.9")
         if pdu.buffer_offset + length > len(self.data_in):
-            raise broken(
+            raise _broken(
+                "DATA_IN",
                 f"{length} bytes at offset {pdu.buffer_offset} go beyond the {len(self.data_in)} expected",
                 "11.7.6",
             )
         # DataPDUInOrder=Yes and DataSequenceInOrder=Yes is all that is ever agreed to for reads.
         if pdu.buffer_offset != self.received:
-            raise broken(f"offset {pdu.buffer_offset} where {self.received} was due", "11.7.6")
-        if pdu.flags & DataInFlag.STATUS:
-            if not pdu.flags & DataInFlag.FINAL:
-                raise broken("S=1 without F=1", "11.7.3")
+            raise _broken("DATA_IN", f"offset {pdu.buffer_offset} where {self.received} was due", "11.7.6")
+        if pdu.flags & DATA_IN_STATUS:
+            if not pdu.flags & FINAL:
+                raise _broken("DATA_IN", "S=1 without F=1", "11.7.3")
             if pdu.status == CHECK_CONDITION:
-                raise broken("a status with sense data cannot come in a Data-In", "11.7.3")
+                raise _broken("DATA_IN", "a status with sense data cannot come in a Data-In", "11.7.3")
         return self.data_in[self.received : self.received + length]
 
     def data_in_arrived(self, pdu: DataIn, length: int) -> None:
@@ -236,36 +240,31 @@ class Task:
         status."""
         self.next_data_sn += 1
         self.received += length
-        if pdu.flags & DataInFlag.STATUS:
+        flags = pdu.flags
+        if flags & DATA_IN_STATUS:
             self.status = pdu.status
-            self._end(
-                pdu.flags & DataInFlag.UNDERFLOW,
-                pdu.flags & DataInFlag.OVERFLOW,
-                pdu.residual_count,
-                "DATA_IN",
-            )
+            self._end(flags & _UNDERFLOW, flags & _OVERFLOW, pdu.residual_count, "DATA_IN")
 
     def response_arrived(self, pdu: ScsiResponse, data: memoryview) -> None:
         """End the task with a SCSI Response and its data segment (section 11.4)."""
 
-        def broken(rule: str, section: str) -> ProtocolError:
-            return ProtocolError(rule, section=section, pdu="SCSI_RESPONSE")
-
         if pdu.response != COMMAND_COMPLETED_AT_TARGET:
             if pdu.response != TARGET_FAILURE and pdu.response < 0x80:
-                raise broken(f"response {pdu.response:02x}h is reserved", "11.4.3")
+                raise _broken("SCSI_RESPONSE", f"response {pdu.response:02x}h is reserved", "11.4.3")
             self.fail(TaskAborted(f"the target gave up the command (response {pdu.response:02x}h)"))
             return
         # tgt does not count the Data-In that it sends before it fails a command that it does not know.
         if self.data_in and pdu.status == GOOD and pdu.exp_data_sn != self.next_data_sn:
-            raise broken(f"ExpDataSN {pdu.exp_data_sn} after {self.next_data_sn} Data-In", "11.4.8")
+            raise _broken(
+                "SCSI_RESPONSE", f"ExpDataSN {pdu.exp_data_sn} after {self.next_data_sn} Data-In", "11.4.8"
+            )
         if pdu.flags & ResponseFlag.BIDI_UNDERFLOW and pdu.flags & ResponseFlag.BIDI_OVERFLOW:
-            raise broken("u and o are both set", "11.4.1")
+            raise _broken("SCSI_RESPONSE", "u and o are both set", "11.4.1")
         self.status = pdu.status
         self.sense = read_sense(data, "SCSI_RESPONSE")
         self._end(
-            pdu.flags & ResponseFlag.UNDERFLOW,
-            pdu.flags & ResponseFlag.OVERFLOW,
+            pdu.flags & _UNDERFLOW,
+            pdu.flags & _OVERFLOW,
             pdu.residual_count,
             "SCSI_RESPONSE",
         )
@@ -284,6 +283,10 @@ class Task:
             self.failure = DataError(
                 f"{transferred} of {expected} bytes moved, with GOOD status and residual {self.residual}"
             )
+
+
+def _broken(pdu: str, rule: str, section: str) -> ProtocolError:
+    return ProtocolError(rule, section=section, pdu=pdu)
 
 
 def read_sense(data: memoryview, pdu: str) -> bytes:
@@ -307,7 +310,5 @@ def _whole_words(limit: int, length: int) -> int:
 
 def _extended_cdb(cdb: bytes) -> bytes:
     """Return the Extended CDB AHS for a *cdb* of more than 16 bytes (section 11.2.2.3)."""
-    if len(cdb) <= 16:
-        return b""
     rest = cdb[16:]
     return (len(rest) + 1).to_bytes(2, "big") + b"\x01\x00" + rest + bytes(-len(rest) % 4)
