@@ -13,7 +13,7 @@ class State(Enum):
 
 
 class Extent:
-    """The newest data for bytes *start* to `end`: *chunks*, one behind the other, as they were written."""
+    """The newest data for bytes *start* to *end*: *chunks*, one behind the other, as they were written."""
 
     __slots__ = (
         "acknowledged",
@@ -29,9 +29,9 @@ class Extent:
         "state",
     )
 
-    def __init__(self, start: int, chunks: list[memoryview]) -> None:
+    def __init__(self, start: int, end: int, chunks: list[memoryview]) -> None:
         self.start = start
-        self.end = start + sum(map(len, chunks))
+        self.end = end
         self.chunks = chunks
         self.state = State.DIRTY
         self.command: Command | None = None  # what it is SENDING in
@@ -47,7 +47,7 @@ class Extent:
 
     def part(self, start: int, end: int) -> "Extent":
         """Return bytes *start* to *end* as an extent in the same state."""
-        part = Extent(start, cut(self.chunks, start - self.start, end - self.start))
+        part = Extent(start, end, cut(self.chunks, start - self.start, end - self.start))
         part.state = self.state
         part.command = self.command
         part.blockers = self.blockers.copy()

@@ -52,11 +52,12 @@ class Barrier:
             if not self.things:
                 self._over.set()
 
-    def fail(self, thing: Extent | Command, failure: IscsifsError) -> None:
-        """If *thing* is waited for, wait no more: it has ended with *failure*."""
+    def fail(self, thing: Extent | Command, failure: IscsifsError, *newer: Extent) -> None:
+        """If *thing* is waited for, wait no more, but for the *newer* data over it: it has ended with
+        *failure*."""
         if thing in self.things:
             self.failure = failure
-            self.replace(thing)
+            self.replace(thing, *newer)
 
     async def wait(self) -> None:
         """Return when all have been written or have failed."""
@@ -68,8 +69,9 @@ class WriteBuffer:
     """The write buffer of the unit *name*.
 
     *write(offset, data)* and *synchronise()* do it, in tasks of *nursery*, and raise IscsifsError where they
-    fail. *longest* is the number of bytes up to which neighbours are joined. With *behind* False a write
-    returns when the target has it. *volatile*: what the target has, it may still lose.
+    fail. *longest* is the number of bytes up to which
+    neighbours are joined. With *behind* False a write returns when the target has it. *volatile*: what the
+    target has, it may still lose.
 
     `failures` counts what was lost of writes that had been acknowledged, `failure` is the latest such loss:
     every open file that was there has to report it once.
@@ -230,10 +232,9 @@ class WriteBuffer:
 
     def _insert(self, start: int, data: memoryview) -> Extent:
         """Put *data* into the map, over what was there, and return the extent that they are in then."""
-        new = Extent(start, [data])
+        new = Extent(start, start + len(data), [data])
         new.acknowledged = self._behind
-        self._carve(start, new.end, new)
-        index = self._index(new)
+        index = self._carve(start, new.end, new)
         if index + 1 < len(self._extents) and self._join(new, self._extents[index + 1]):
             self._put(index + 1, index + 2, [])
         if index and self._join(self._extents[index - 1], new):
@@ -242,33 +243,37 @@ class WriteBuffer:
         self._newest = new
         return new
 
-    def _carve(self, start: int, end: int, *new: Extent) -> None:
-        """Take bytes *start* to *end* out of the map, and put *new* there."""
+    def _carve(self, start: int, end: int, new: Extent | None = None) -> int:
+        """Take bytes *start* to *end* out of the map, put *new* there, and return its place."""
         first, last = self._overlapping(start, end)
-        around = list(new)
+        before: list[Extent] = []
+        behind: list[Extent] = []
         for old in self._extents[first:last]:
             self._leave(old)
-            parts = []
+            parts = [] if new is None else [new]
             if old.start < start:
-                parts.append(old.part(old.start, start))
-                around.insert(0, parts[-1])
+                before.append(old.part(old.start, start))
+                self._enter(before[0])
+                parts += before
             if old.end > end:
-                parts.append(old.part(end, old.end))
-                around.append(parts[-1])
-            for part in parts:
-                self._enter(part)
-            for extent in new:
+                behind.append(old.part(end, old.end))
+                self._enter(behind[0])
+                parts += behind
+            if new is not None:
                 # If this fails: DIRTY data that were counted on are lost with it, others perhaps.
-                extent.acknowledged |= old.acknowledged and old.state is State.DIRTY
-                extent.covers |= old.covers or (old.acknowledged and old.state is not State.DIRTY)
-                extent.blockers |= old.blockers
+                new.acknowledged |= old.acknowledged and old.state is State.DIRTY
+                new.covers |= old.covers or (old.acknowledged and old.state is not State.DIRTY)
+                new.blockers |= old.blockers
                 if old.command is not None:
-                    extent.blockers.add(old.command)
+                    new.blockers.add(old.command)
             for barrier in self._barriers:
-                barrier.replace(old, *parts, *new)
-        for extent in new:
-            self._enter(extent)
-        self._put(first, last, around)
+                barrier.replace(old, *parts)
+        if new is None:
+            self._put(first, last, before + behind)
+        else:
+            self._enter(new)
+            self._put(first, last, [*before, new, *behind])
+        return first + len(before)
 
     def _join(self, left: Extent, right: Extent) -> bool:
         """Take *right* into *left* if one command can write both; return whether it can."""
@@ -384,7 +389,8 @@ class WriteBuffer:
     def _finish(self, command: Command, failure: IscsifsError | None) -> None:
         """Book the end of *command*."""
         self._commands.remove(command)
-        for extent in list(command.blocked):
+        newer = list(command.blocked)
+        for extent in newer:
             self._leave(extent)
             extent.blockers.remove(command)
             self._enter(extent)
@@ -393,7 +399,7 @@ class WriteBuffer:
         elif isinstance(failure, MediumError) and command.merged:
             self._separate(command)
         else:
-            self._failed(command, failure)
+            self._failed(command, failure, newer)
         self._make_room()
 
     def _arrived(self, command: Command) -> None:
@@ -440,8 +446,9 @@ class WriteBuffer:
         for barrier in self._barriers:
             barrier.replace(command, *separate)
 
-    def _failed(self, command: Command, failure: IscsifsError) -> None:
-        # What was overwritten in the meantime is not lost: newer data wait to take its place.
+    def _failed(self, command: Command, failure: IscsifsError, newer: list[Extent]) -> None:
+        # What was overwritten in the meantime is not lost: newer data wait to take its place, and a flush
+        # for these.
         if command.acknowledged and command.extents:
             self.report(failure)
         for extent in list(command.extents):
@@ -451,7 +458,7 @@ class WriteBuffer:
             index = self._index(extent)
             self._put(index, index + 1, [])
         for barrier in self._barriers:
-            barrier.fail(command, failure)
+            barrier.fail(command, failure, *newer)
 
     def _make_room(self) -> None:
         """Let the next writer in, who does the same."""

@@ -151,6 +151,22 @@ async def test_what_waits_for_older_data_waits_for_all_of_them(
 # What is read.
 
 
+async def test_a_flush_waits_for_what_takes_the_place_of_a_failed_write(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"a")
+    flush = await begin(nursery, buffer.flush)
+    await write(buffer, 0, b"b")
+    await answer(unit, failure=BAD_BLOCK)
+    assert not unit.synchronisings
+    await answer_all(unit)
+    assert flush.done
+    assert flush.failure is None
+    assert buffer.failures == 0
+    assert unit.medium[:1] == b"b"
+
+
 async def test_newer_data_are_seen_until_they_are_written(unit: CachedUnit, nursery: trio.Nursery) -> None:
     buffer = unit.open(nursery)
     await write(buffer, 0, b"aaaa")
