@@ -2,18 +2,21 @@
 
 A target may be broken or hostile. Whatever it sends, one session with it keeps no more than this:
 
-- 64 KiB of headers and one data segment of 1 MiB, while they arrive;
-- the text of one login, 64 KiB, or in a discovery session of one SendTargets answer, 16 MiB;
-- 256 commands on the wire, each with the buffer that its caller brought; the sense data of one, when it
-  ends, are 64 KiB at most;
-- 64 answers to pings of 48 bytes, 1024 tags of aborted commands;
-- for each of 16,384 logical units, 96 MiB that were written by those who use it.
+- 64 KiB of headers, and one data segment of 1 MiB while it arrives;
+- 64 KiB of text in a login;
+- 256 commands on the wire, each with the buffer that its caller brought, and at most 64 KiB of sense data
+  when it has ended;
+- 64 answers to pings, 48 bytes each, and 1024 tags of aborted commands;
+- what it says of 16,384 logical units, 8 KiB each: 128 MiB;
+- for each of these, 96 MiB that were written by those who use it. They are not copied to be sent, but have
+  a header for every segment: with the shortest, 512 bytes, these take two thirds of that again.
 
-Data that wait to be sent are not copied. A target that takes segments of 512 bytes only, the smallest there
-are, makes us keep one header for each of them.
+A discovery session keeps one answer to SendTargets: 16 MiB while it arrives, and with its 262,144 pairs up to
+eight times as much while it is read.
 
-Waiting ends too, by the times here and by those that the user sets (`initiator.options`). Constants of the
-standards are where they are used, and so is what serves speed alone.
+Waiting ends as well, by the times here and by those that the user sets (`initiator.options`). Constants of
+the standards are where they are used, and so is what serves speed alone. What all this comes to is measured
+by `tests/faults/test_hostile_memory.py`.
 """
 
 from typing import Final
@@ -30,6 +33,9 @@ MAX_TEXT_LENGTH: Final = 65536
 
 MAX_TEXT_PIECES: Final = 128
 """PDUs that the text of one negotiation may come in."""
+
+MAX_PAIRS: Final = 1 << 18
+"""Pairs of key and value in one text: here each takes several times what it took on the wire."""
 
 MAX_LOGIN_EXCHANGES: Final = 100
 """Login Requests in one login: an end to a target that always asks for another one (section 6.2)."""
@@ -51,6 +57,9 @@ MAX_ANSWER_LENGTH: Final = 1 << 24
 
 MAX_ANSWER_PIECES: Final = MAX_ANSWER_LENGTH // 512
 """PDUs that such an answer may come in; 512 bytes is the smallest MaxRecvDataSegmentLength."""
+
+MAX_ADDRESSES: Final = 32
+"""Addresses of one target that are used: they are tried one after the other, each for the login time-out."""
 
 ANSWER_TIMEOUT: Final = 30.0
 """Seconds that the whole answer to SendTargets may take."""
@@ -78,6 +87,9 @@ MAX_READS: Final = 32
 NOTES_A_MINUTE: Final = 20
 """Lines in the log for what the target does by itself; the rest is left out."""
 
+NOTES_A_LIST: Final = 20
+"""Lines in the log for what is left out of one list of targets or units; the rest is counted."""
+
 # A session over several connections, and the commands that it repeats.
 
 MAX_ATTEMPTS: Final = 5
@@ -103,6 +115,9 @@ MAX_LUNS: Final = 16384
 
 PROBES_AT_ONCE: Final = 16
 """Logical units of one target that are looked at in parallel."""
+
+MAX_DESIGNATORS: Final = 32
+"""Designators of one unit (VPD page 83h) that are kept."""
 
 UNIT_GRACE: Final = 10.0
 """Seconds after a new login in which a unit may be missing: a target that starts may let us in before it has

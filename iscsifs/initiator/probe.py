@@ -14,6 +14,7 @@ from iscsifs.errors import (
     UnitError,
 )
 from iscsifs.initiator.commands import Commands
+from iscsifs.limits import MAX_DESIGNATORS
 from iscsifs.scsi import cdb, mode
 from iscsifs.scsi.capacity import Capacity
 from iscsifs.scsi.inquiry import DeviceType, InquiryData
@@ -147,7 +148,7 @@ async def describe(commands: Commands, *, probe: bool = False) -> Description:
         designator
         for designator in parse_designators(await vpd(Page.DEVICE_IDENTIFICATION))
         if designator.association == Association.LOGICAL_UNIT
-    )
+    )[:MAX_DESIGNATORS]
     capacity: Capacity | None = None
     no_storage = "its type is not read by block"
     limits, provisioning, modes = BlockLimits(), Provisioning(), mode.ModeData()

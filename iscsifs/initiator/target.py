@@ -16,7 +16,7 @@ from iscsifs.initiator.session import Session
 from iscsifs.initiator.unit import LogicalUnit
 from iscsifs.iscsi.events import SenseReported
 from iscsifs.iscsi.names import Portal
-from iscsifs.limits import PROBES_AT_ONCE, UNIT_GRACE
+from iscsifs.limits import NOTES_A_LIST, PROBES_AT_ONCE, UNIT_GRACE
 from iscsifs.scsi.luns import lun_label
 from iscsifs.scsi.sense import Condition, Sense
 from iscsifs.scsi.status import Status
@@ -84,19 +84,25 @@ class Target:
     async def _look_at(self, luns: Iterable[int]) -> list[LogicalUnit]:
         """Return the units of *luns* that answer, in the order of their numbers."""
         found: dict[int, LogicalUnit] = {}
+        left_out = 0
 
         async def look(lun: int) -> None:
+            nonlocal left_out
             commands = self._commands(lun)
             try:
                 description = await describe(commands)
             except (CommandError, UnitError, TransportError) as error:
-                log.warning("left out: %s", error)
+                left_out += 1
+                if left_out <= NOTES_A_LIST:
+                    log.warning("left out: %s", error)
                 return
             unit = LogicalUnit(commands, description, self._nursery, write_behind=self._options.write_behind)
             unit.on_condition = partial(self._on_condition, unit)
             found[lun] = unit
 
         await _for_each(luns, look)
+        if left_out > NOTES_A_LIST:
+            log.warning("%s: left out %d more logical units", self.target_name, left_out - NOTES_A_LIST)
         return [found[lun] for lun in sorted(found)]
 
     def _commands(self, lun: int) -> Commands:

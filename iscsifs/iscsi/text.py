@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from iscsifs.errors import ProtocolError, printable
-from iscsifs.limits import MAX_TEXT_LENGTH, MAX_TEXT_PIECES
+from iscsifs.limits import MAX_PAIRS, MAX_TEXT_LENGTH, MAX_TEXT_PIECES
 
 Pair = tuple[str, str]
 """A key and its value."""
@@ -36,29 +36,35 @@ def encode_pairs(pairs: Iterable[Pair]) -> bytes:
     return b"".join(f"{key}={value}\0".encode() for key, value in pairs)
 
 
-def decode_pairs(text: bytes, *, pdu: str, errors: str = "strict") -> list[Pair]:
+def decode_pairs(text: bytes | bytearray, *, pdu: str, errors: str = "strict") -> list[Pair]:
     """Split the complete *text* of a data segment into its pairs, in order.
 
     *errors* says what becomes of bytes that are not UTF-8, as for `bytes.decode`.
 
-    Raises ProtocolError, naming *pdu*, where the text breaks section 6.1.
+    Raises ProtocolError, naming *pdu*, where the text breaks section 6.1 or has more than MAX_PAIRS.
     """
-    if not text:
-        return []
-    if not text.endswith(b"\0"):
+    if text and not text.endswith(b"\0"):
         raise ProtocolError("the text does not end with a null byte", section="6.1", pdu=pdu)
-    try:
-        items = text[:-1].decode(errors=errors).split("\0")
-    except UnicodeDecodeError:
-        raise ProtocolError("the text is not UTF-8", section="6.1", pdu=pdu) from None
-    pairs = []
-    for item in items:
+    pairs: list[Pair] = []
+    keys: dict[str, str] = {}  # each that has come, so that it is checked once and kept once
+    start = 0
+    while start < len(text):  # one by one: of a long text there are neither copies nor lists of its parts
+        end = text.index(0, start)
+        try:
+            item = text[start:end].decode(errors=errors)
+        except UnicodeDecodeError:
+            raise ProtocolError("the text is not UTF-8", section="6.1", pdu=pdu) from None
         key, equals, value = item.partition("=")
         if not equals:
             raise ProtocolError(f'no "=" in "{printable(item, 64)}"', section="6.1", pdu=pdu)
-        if not _KEY.fullmatch(key):
-            raise ProtocolError(f'"{printable(key, 64)}" is not a key', section="6.1", pdu=pdu)
-        pairs.append((key, value))
+        if key not in keys:
+            if not _KEY.fullmatch(key):
+                raise ProtocolError(f'"{printable(key, 64)}" is not a key', section="6.1", pdu=pdu)
+            keys[key] = key
+        if len(pairs) == MAX_PAIRS:
+            raise ProtocolError(f"more than {MAX_PAIRS} keys in one text", section="6.1", pdu=pdu)
+        pairs.append((keys[key], value))
+        start = end + 1
     return pairs
 
 
@@ -105,8 +111,7 @@ class TextCollector:
         self._text += piece
         if more:
             return None
-        text = bytes(self._text)
-        self._text.clear()
+        text, self._text = self._text, bytearray()
         return decode_pairs(text, pdu=self._pdu, errors=self._errors)
 
 

@@ -27,7 +27,7 @@ from iscsifs.initiator.probe import (
     report_luns,
 )
 from iscsifs.iscsi.task import Task
-from iscsifs.limits import MAX_LUNS
+from iscsifs.limits import MAX_DESIGNATORS, MAX_LUNS
 from iscsifs.scsi import cdb, mode, vpd
 from iscsifs.scsi.capacity import Capacity
 from iscsifs.scsi.cdb import OperationCode
@@ -344,6 +344,13 @@ async def test_pages_that_lie_hide_what_they_would_have_told(page: str, data: by
     assert all(field.isprintable() for field in (unit.inquiry.vendor, unit.inquiry.product))
     if page != "inquiry":
         assert unit.capacity == Capacity(1000, 512)
+
+
+@pytest.mark.conformance("HOSTILE-36")
+async def test_of_the_names_of_a_unit_so_many_are_kept() -> None:
+    one = vpd.Designator(vpd.DesignatorType.NAA, vpd.CodeSet.BINARY, bytes.fromhex("5000000000000001"))
+    unit = await description(names=vpd.pack_designators([one] * (MAX_DESIGNATORS + 1)))
+    assert unit.designators == (one,) * MAX_DESIGNATORS
 
 
 @pytest.mark.conformance("HOSTILE-36")

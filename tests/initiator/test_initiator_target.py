@@ -24,7 +24,7 @@ from iscsifs.iscsi.keys import INITIATOR_OFFER
 from iscsifs.iscsi.login import InitiatorLogin, LoginConfig
 from iscsifs.iscsi.names import Portal
 from iscsifs.iscsi.pdu import AsyncEvent, Pdu, ScsiCommand, TargetPdu
-from iscsifs.limits import UNIT_GRACE
+from iscsifs.limits import NOTES_A_LIST, UNIT_GRACE
 from iscsifs.scsi.cdb import OperationCode
 from iscsifs.scsi.inquiry import DeviceType
 from iscsifs.scsi.sense import Sense, SenseKey
@@ -166,6 +166,19 @@ async def test_a_unit_that_does_not_answer_well_leaves_the_others_alone(
         with pytest.raises(UnitError, match="blocks of 520 bytes"):
             await w.unit(1).read(0, 512)
         assert any(record.message.startswith("left out: ") for record in caplog.records)
+
+
+async def test_units_that_are_left_out_are_not_logged_for_ever(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = [disk(f"bad-{number}") for number in range(NOTES_A_LIST + 5)]
+    for unit in bad:
+        unit.faults.append(scsi.Fault(HARDWARE_ERROR, codes=frozenset({OperationCode.INQUIRY})))
+    async with world(dict(enumerate([*bad, disk("good")]))) as w:
+        assert w.labels == [str(len(bad))]
+    said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert len(said) == NOTES_A_LIST + 1
+    assert said[-1] == f"{TARGET}: left out 5 more logical units"
 
 
 async def test_a_target_without_units(autojump_clock: MockClock) -> None:

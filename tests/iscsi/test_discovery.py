@@ -13,7 +13,7 @@ from iscsifs.iscsi.discovery import DiscoveredTarget, read_targets
 from iscsifs.iscsi.names import MAX_NAME_LENGTH, Portal, TargetAddress
 from iscsifs.iscsi.pdu import RESERVED_TAG, TextRequest, TextResponse
 from iscsifs.iscsi.text import Pair, encode_pairs
-from iscsifs.limits import MAX_ANSWER_LENGTH
+from iscsifs.limits import MAX_ADDRESSES, MAX_ANSWER_LENGTH, NOTES_A_LIST
 
 HERE = Portal("192.0.2.9", 3261)
 DISK = "iqn.2001-04.com.example:disk"
@@ -219,6 +219,21 @@ def test_names_as_long_as_they_may_be(caplog: pytest.LogCaptureFixture) -> None:
     found = discover(encode_pairs([("TargetName", name) for name in names]))
     assert [target.name for target in found] == [longest, umlauts]
     assert len(caplog.records) == 2
+
+
+@pytest.mark.conformance("HOSTILE-34")
+def test_of_one_target_so_many_addresses_are_used(caplog: pytest.LogCaptureFixture) -> None:
+    values = [f"192.0.2.{number}:3260,1" for number in range(1, MAX_ADDRESSES + 3)]
+    found = addresses(values[0], *values)  # the same twice counts once
+    assert [str(one) for one in found] == values[:MAX_ADDRESSES]
+    assert len(caplog.records) == 2
+
+
+def test_what_is_left_out_is_not_logged_for_ever(caplog: pytest.LogCaptureFixture) -> None:
+    names = [("TargetName", f"disk{number}") for number in range(NOTES_A_LIST + 5)]
+    assert [target.name for target in read_targets([*names, ("TargetName", DISK)], HERE)] == [DISK]
+    assert len(caplog.records) == NOTES_A_LIST + 1
+    assert caplog.records[-1].getMessage() == f"{HERE}: left out 5 more"
 
 
 @pytest.mark.conformance("HOSTILE-34")

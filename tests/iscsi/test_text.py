@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from iscsifs.errors import ProtocolError
 from iscsifs.iscsi import text
 from iscsifs.iscsi.text import TextCollector
-from iscsifs.limits import MAX_TEXT_LENGTH
+from iscsifs.limits import MAX_PAIRS, MAX_TEXT_LENGTH
 
 keys = st.from_regex(r"[A-Za-z][A-Za-z0-9.\-+@_#]{0,62}", fullmatch=True)
 values = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
@@ -103,6 +103,13 @@ def test_a_collector_takes_its_bound_and_no_more() -> None:
     assert collector.add(whole[8192:], more=False) == [("A", "x" * (MAX_TEXT_LENGTH - 3))]
     with pytest.raises(ProtocolError, match="more text"):
         collector.add(b"B", more=True)
+
+
+@pytest.mark.conformance("LOGIN-R.17")
+def test_a_text_has_a_bounded_number_of_pairs() -> None:
+    assert len(text.decode_pairs(b"A=\0" * MAX_PAIRS, pdu="")) == MAX_PAIRS
+    with pytest.raises(ProtocolError, match=f"more than {MAX_PAIRS} keys"):
+        text.decode_pairs(b"A=\0" * (MAX_PAIRS + 1), pdu="")
 
 
 def test_a_collector_takes_a_bounded_number_of_pieces() -> None:
