@@ -144,7 +144,14 @@ COMMAND_WINDOW: Final = 128
 """Commands of one session that are taken at once."""
 
 MAX_IMMEDIATE: Final = 32
-"""Immediate commands that may be unanswered at once, beyond those that the window allows."""
+"""Immediate commands that may be unanswered at once, beyond those that the window allows; also task
+management requests that may wait until the tasks that they abort have had their data."""
+
+MAX_HELD_LENGTH: Final = 32 << 20
+"""Bytes of data that may wait with their commands for one of a smaller CmdSN (section 4.2.2.1)."""
+
+MAX_HELD_PDUS: Final = 4096
+"""PDUs that may wait for that."""
 
 MAX_TRANSFER: Final = 64 << 20
 """Bytes that one READ or WRITE may move; the Block Limits page says so in blocks."""

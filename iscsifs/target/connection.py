@@ -45,7 +45,7 @@ from iscsifs.iscsi.pdu import (
     pack,
 )
 from iscsifs.iscsi.text import Pair, TextCollector, cut_text, encode_pairs
-from iscsifs.limits import COMMAND_WINDOW, MAX_IMMEDIATE
+from iscsifs.limits import COMMAND_WINDOW, MAX_HELD_LENGTH, MAX_HELD_PDUS, MAX_IMMEDIATE
 from iscsifs.scsi.status import Status
 from iscsifs.target.login import TargetLogin
 from iscsifs.target.task import Task
@@ -59,6 +59,7 @@ TARGET_RESETS: Final = frozenset({TaskFunction.TARGET_WARM_RESET, TaskFunction.T
 _EXTENDED_CDB: Final = 1  # the AHSType of the rest of a long CDB (section 11.2.2.3)
 
 _Numbered = NopOut | ScsiCommand | TaskManagementRequest | TextRequest | LogoutRequest
+_Arrived = tuple[_Numbered | DataOut, bytes, memoryview]
 
 
 class Services(Protocol):
@@ -112,7 +113,9 @@ class Connection:
         self._managing: list[tuple[TaskManagementResponse, list[Task]]] = []
         self._stat_sn = 0
         self._exp_cmd_sn = 0
-        self._held: dict[int, list[tuple[_Numbered | DataOut, bytes, memoryview]]] = {}
+        self._held: dict[int, list[_Arrived]] = {}
+        self._held_pdus = 0
+        self._held_length = 0
         self._next_transfer_tag = 0
         self._pings: set[int] = set()
         self._text: _Text | None = None
@@ -298,11 +301,33 @@ class Connection:
         """Carry out *pdu* when all before it have come; one outside of the window is ignored."""
         if serial.lt(pdu.cmd_sn, self._exp_cmd_sn) or serial.lt(self._max_cmd_sn, pdu.cmd_sn):
             return
-        self._held.setdefault(pdu.cmd_sn, [(pdu, ahs, data)])
-        self._release()
+        if pdu.cmd_sn not in self._held:
+            self._hold(pdu.cmd_sn, pdu, ahs, data)
+            self._release()
+
+    def _hold(self, cmd_sn: int, pdu: _Numbered | DataOut, ahs: bytes, data: memoryview) -> None:
+        """Keep *pdu* until it is the turn of *cmd_sn*.
+
+        There is one connection, on which commands are sent in their order: a gap that more has gone into than
+        there is room for will not be filled.
+        """
+        self._held.setdefault(cmd_sn, []).append((pdu, ahs, data))
+        self._held_pdus += 1
+        self._held_length += len(data)
+        if self._held_pdus > MAX_HELD_PDUS or self._held_length > MAX_HELD_LENGTH:
+            rule = f"too much waits for the command with CmdSN {self._exp_cmd_sn}"
+            raise ProtocolError(rule, section="4.2.2.1", pdu=pdu_name(pdu))
+
+    def _take_held(self, cmd_sn: int) -> list[_Arrived] | None:
+        """Return the command *cmd_sn* and its data, nothing for an aborted one; None where there is a gap."""
+        held = self._held.pop(cmd_sn, None)
+        if held:
+            self._held_pdus -= len(held)
+            self._held_length -= sum(len(data) for _, _, data in held)
+        return held
 
     def _release(self) -> None:
-        while (held := self._held.pop(self._exp_cmd_sn, None)) is not None:
+        while (held := self._take_held(self._exp_cmd_sn)) is not None:
             self._exp_cmd_sn = serial.add(self._exp_cmd_sn, 1)
             for pdu, ahs, data in held:
                 if isinstance(pdu, DataOut):
@@ -345,10 +370,11 @@ class Connection:
         task = self._tasks.get(tag)
         if task is None:
             # It may belong to a command that waits for its turn, or to one that was aborted or ignored.
-            for held in self._held.values():
+            for cmd_sn, held in self._held.items():
                 first = held[0][0] if held else None  # nothing stands for a command that was aborted
                 if isinstance(first, ScsiCommand) and first.initiator_task_tag == tag:
-                    held.append((pdu, b"", data))
+                    self._hold(cmd_sn, pdu, b"", data)
+                    break
             return
         task.receive(pdu, data)
         self._go_on(task)
@@ -374,6 +400,9 @@ class Connection:
             del self._tasks[task.tag]
 
     def _task_management(self, pdu: TaskManagementRequest) -> None:
+        if len(self._managing) == MAX_IMMEDIATE:
+            self.reject(RejectReason.TOO_MANY_IMMEDIATE_COMMANDS, pdu)
+            return
         waiting: list[Task] = []
         try:
             function = TaskFunction(pdu.function)
@@ -403,6 +432,7 @@ class Connection:
         ref_cmd_sn = pdu.ref_cmd_sn
         in_window = serial.le(self._exp_cmd_sn, ref_cmd_sn) and serial.le(ref_cmd_sn, self._max_cmd_sn)
         if in_window and serial.lt(ref_cmd_sn, pdu.cmd_sn):
+            self._take_held(ref_cmd_sn)
             self._held[ref_cmd_sn] = []  # counts as received, and is never carried out
             self._release()
             return TaskResponse.COMPLETE, []

@@ -43,7 +43,7 @@ from iscsifs.iscsi.pdu import (
     pack,
 )
 from iscsifs.iscsi.text import Pair
-from iscsifs.limits import MAX_IMMEDIATE
+from iscsifs.limits import MAX_DATA_SEGMENT_LENGTH, MAX_HELD_LENGTH, MAX_HELD_PDUS, MAX_IMMEDIATE
 from iscsifs.scsi.sense import Sense
 from iscsifs.target.connection import Connection
 from iscsifs.target.login import TargetConfig, TargetLogin
@@ -237,6 +237,44 @@ def test_too_many_immediate_commands_are_rejected() -> None:
     rejected = desk.command(WRITE, 10, immediate=True)
     assert desk.response(Reject).reason == RejectReason.TOO_MANY_IMMEDIATE_COMMANDS
     assert desk.data == [pack(rejected)]
+
+
+@pytest.mark.parametrize("size", [0, 1, MAX_DATA_SEGMENT_LENGTH])
+def test_what_waits_for_a_missing_command_is_bounded(size: int) -> None:
+    desk = Desk(cmd_sn=1, initial_r2t=False, first_burst_length=1 << 24)
+    early = desk.command(WRITE, 1 << 24, cmd_sn=2, flags=CommandFlag.WRITE)
+    room = min(MAX_HELD_LENGTH // max(size, 1), MAX_HELD_PDUS - 1)  # the command is one of them
+    for number in range(room):
+        desk.data_out(early, number * size, bytes(size), number, final=False)
+    with pytest.raises(ProtocolError, match="CmdSN 1 .*4.2.2.1") as caught:
+        desk.data_out(early, room * size, bytes(size), room, final=False)
+    desk.connection.fail(caught.value)
+    assert desk.connection.closing
+    assert desk.response(Reject).reason == RejectReason.PROTOCOL_ERROR
+
+
+def test_so_are_the_commands_themselves() -> None:
+    desk = Desk(cmd_sn=1, window=128, first_burst_length=1 << 20)
+    whole = bytes(MAX_DATA_SEGMENT_LENGTH)
+    for number in range(MAX_HELD_LENGTH // len(whole)):
+        desk.command(WRITE, len(whole), whole, cmd_sn=2 + number)
+    with pytest.raises(ProtocolError, match="CmdSN 1 .*4.2.2.1"):
+        desk.command(WRITE, len(whole), whole, cmd_sn=99)
+
+
+def test_what_had_waited_leaves_its_room_to_others() -> None:
+    desk = Desk(cmd_sn=1, initial_r2t=False, first_burst_length=MAX_HELD_LENGTH)
+    for gap in range(1, 10, 3):
+        early = desk.command(WRITE, MAX_HELD_LENGTH, cmd_sn=gap + 1, flags=CommandFlag.WRITE)
+        half = MAX_HELD_LENGTH // 2
+        desk.data_out(early, 0, bytes(half), 0, final=False)
+        desk.data_out(early, half, bytes(half), 1, final=True)
+        if gap == 4:  # the waiting command itself is aborted, the next time what it waits for
+            manage(desk, TaskFunction.ABORT_TASK, referenced_task_tag=99, ref_cmd_sn=gap + 1, cmd_sn=gap + 2)
+        desk.command(NOTHING, cmd_sn=gap)
+        desk.command(NOTHING, cmd_sn=gap + 2)
+        desk.answer()
+    assert [len(data) for data in desk.written] == [MAX_HELD_LENGTH] * 2
 
 
 def test_stat_sn_counts_answers_and_nothing_else() -> None:
@@ -575,6 +613,20 @@ def test_the_answer_waits_for_the_data_that_were_asked_for(function: TaskFunctio
     assert desk.response(TaskManagementResponse).response == TaskResponse.COMPLETE
     assert desk.answer() == 0
     assert desk.written == []
+
+
+def test_requests_that_wait_for_that_are_bounded() -> None:
+    desk = Desk()
+    command = desk.command(WRITE, 1000)
+    r2t = desk.response(R2T)
+    manage(desk, TaskFunction.LOGICAL_UNIT_RESET, immediate=True)
+    for _ in range(MAX_IMMEDIATE - 1):
+        manage(desk, TaskFunction.ABORT_TASK, referenced_task_tag=command.initiator_task_tag, immediate=True)
+    assert desk.responses() == []
+    manage(desk, TaskFunction.LOGICAL_UNIT_RESET, immediate=True)
+    assert desk.response(Reject).reason == RejectReason.TOO_MANY_IMMEDIATE_COMMANDS
+    desk.data_out(r2t, 0, bytes(1000), final=True)
+    assert len(desk.responses()) == MAX_IMMEDIATE
 
 
 def test_a_task_set_is_that_of_one_lun() -> None:
