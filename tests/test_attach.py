@@ -1,5 +1,6 @@
 """Several targets at once, one of which is slower than the others."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -22,7 +23,8 @@ LIMIT = 15.0
 class SlowInitiator:
     """Takes *work* seconds of its only hand for each login; who waits longer than LIMIT has waited in vain.
 
-    The hand goes to whoever came last, which is as unfair as can be.
+    The hand goes to whoever came last, which is as unfair as can be. Where the work is infinite there is no
+    answer, and no need of the hand.
     """
 
     work: dict[str, float]
@@ -34,13 +36,13 @@ class SlowInitiator:
         self.logins.append(target_name)
         try:
             with trio.fail_after(LIMIT):
+                if self.work[target_name] == math.inf:
+                    await trio.sleep_forever()
                 await self._turn()
                 try:
                     await trio.sleep(self.work[target_name])
                 finally:
-                    self.busy = bool(self.waiting)
-                    if self.busy:
-                        self.waiting.pop().set()
+                    self._next()
         except trio.TooSlowError:
             raise LoginTimeout("no login within 15 s") from None
         return FakeTarget(target_name, [FakeUnit()], PORTAL)
@@ -54,8 +56,16 @@ class SlowInitiator:
         try:
             await turn.wait()
         except trio.Cancelled:
-            self.waiting.remove(turn)
+            if turn.is_set():
+                self._next()
+            else:
+                self.waiting.remove(turn)
             raise
+
+    def _next(self) -> None:
+        self.busy = bool(self.waiting)
+        if self.busy:
+            self.waiting.pop().set()
 
 
 async def log_in(initiator: SlowInitiator) -> tuple[list[Attached], list[Failure]]:
@@ -78,7 +88,7 @@ async def test_who_does_not_get_in_at_all_is_told(
     autojump_clock: MockClock, others: int, attempts: int
 ) -> None:
     """With a second try where others got in: the target is alive."""
-    initiator = SlowInitiator({"hung": 1000.0} | {f"disk{number}": 0.0 for number in range(others)})
+    initiator = SlowInitiator({"hung": math.inf} | {f"disk{number}": 0.0 for number in range(others)})
     attached, failures = await log_in(initiator)
     assert len(attached) == others
     assert [str(failure) for failure in failures] == ["127.0.0.1: hung: no login within 15 s"]
