@@ -40,16 +40,16 @@ T = TypeVar("T")
 
 
 class Target:
-    """A session with one target; `units` are its logical units in the order of their numbers."""
+    """A session with one target and its logical units."""
 
     def __init__(
         self, name: str, dialler: Dialler, session: Session, options: InitiatorOptions, nursery: trio.Nursery
     ) -> None:
         self.target_name = name
         self.session = session
-        self.units: list[LogicalUnit] = []
         self.on_change: Callable[[], None] = lambda: None
         """Called when a unit has come, gone, or changed its size."""
+        self._units: dict[int, LogicalUnit] = {}  # by LUN, in the order of the LUNs
         self._dialler = dialler
         self._options = options
         self._nursery = nursery
@@ -58,6 +58,11 @@ class Target:
         self._updating = False
         session.after_login = self._check_units
         session.on_sense = self._on_sense
+
+    @property
+    def units(self) -> list[LogicalUnit]:
+        """The logical units in the order of their numbers."""
+        return list(self._units.values())
 
     @property
     def portal(self) -> Portal:
@@ -79,10 +84,10 @@ class Target:
 
         Raises CommandError where the target does not answer at all.
         """
-        self.units = await self._look_at(await report_luns(self._commands(0)))
+        self._units = await self._look_at(await report_luns(self._commands(0)))
 
-    async def _look_at(self, luns: Iterable[int]) -> list[LogicalUnit]:
-        """Return the units of *luns* that answer, in the order of their numbers."""
+    async def _look_at(self, luns: Iterable[int]) -> dict[int, LogicalUnit]:
+        """Return the units of *luns* that answer."""
         found: dict[int, LogicalUnit] = {}
         left_out = 0
 
@@ -103,7 +108,7 @@ class Target:
         await _for_each(luns, look)
         if left_out > NOTES_A_LIST:
             log.warning("%s: left out %d more logical units", self.target_name, left_out - NOTES_A_LIST)
-        return [found[lun] for lun in sorted(found)]
+        return dict(sorted(found.items()))
 
     def _commands(self, lun: int) -> Commands:
         name = f"{self.target_name} LUN {lun_label(lun)}"
@@ -146,9 +151,9 @@ class Target:
         """Take the report of a unit, whoever had sent the command that it came with."""
         sense = Sense.parse(report.sense)
         if sense.condition.repeatable:  # others concern one command only
-            for unit in self.units:
-                if unit.lun == report.lun:
-                    unit.notice(sense.condition, sense)
+            unit = self._units.get(report.lun)
+            if unit is not None:
+                unit.notice(sense.condition, sense)
 
     def _on_condition(self, unit: LogicalUnit, condition: Condition) -> None:
         if condition is Condition.LUNS_CHANGED:
@@ -182,15 +187,12 @@ class Target:
 
     async def _rescan(self) -> None:
         """Take in the units that have come, and leave out those that have gone or were exchanged."""
-        luns = await report_luns(self._commands(0))
-        present = [unit for unit in self.units if unit.lun in luns]
-        await _for_each(present, self._refresh)
-        units = [unit for unit in present if unit.failure is None]
-        known = {unit.lun for unit in units}
-        units += await self._look_at(lun for lun in luns if lun not in known)
-        units.sort(key=lambda unit: unit.lun)
-        if units != self.units:
-            self.units = units
+        luns = dict.fromkeys(await report_luns(self._commands(0)))
+        await _for_each([unit for lun, unit in self._units.items() if lun in luns], self._refresh)
+        units = {lun: unit for lun, unit in self._units.items() if lun in luns and unit.failure is None}
+        units |= await self._look_at(lun for lun in luns if lun not in units)
+        if units != self._units:
+            self._units = dict(sorted(units.items()))
             self.on_change()
 
     async def _refresh(self, unit: LogicalUnit) -> None:
