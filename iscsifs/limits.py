@@ -87,6 +87,9 @@ MAX_READS: Final = 32
 NOTES_A_MINUTE: Final = 20
 """Lines in the log for what the target does by itself; the rest is left out."""
 
+LINES_A_MINUTE: Final = 200
+"""Lines in the log from each place in the code that writes any, whoever caused them; the rest is counted."""
+
 NOTES_A_LIST: Final = 20
 """Lines in the log for what is left out of one list of targets or units; the rest is counted."""
 

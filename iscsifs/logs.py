@@ -4,6 +4,8 @@ import logging
 import logging.handlers
 from typing import Final
 
+from iscsifs.limits import LINES_A_MINUTE
+
 _SYSLOG: Final = "/dev/log"
 
 
@@ -25,8 +27,31 @@ class _TerminalFormatter(logging.Formatter):
         return f"{super().format(brief)}: {cause!r} (-d shows where)"
 
 
+class _Moderator(logging.Filter):
+    """Lets LINES_A_MINUTE of each place in the code pass: what a peer repeats must not fill the disk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._minutes: dict[tuple[str, int], tuple[float, int]] = {}  # when they began, and lines since then
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether *record* may pass; it then tells of those before it that might not."""
+        place = record.pathname, record.lineno
+        begun, lines = self._minutes.get(place, (record.created, 0))
+        if abs(record.created - begun) >= 60.0:  # the clock may also be set back
+            if lines > LINES_A_MINUTE:
+                record.msg = f"{record.getMessage()} ({lines - LINES_A_MINUTE} more like this were left out)"
+                record.args = None
+            begun, lines = record.created, 0
+        self._minutes[place] = begun, lines + 1
+        return lines < LINES_A_MINUTE
+
+
 def log_to_terminal(level: int) -> None:
-    """Log messages of *level* and above to the standard error; with tracebacks where that is DEBUG."""
+    """Log messages of *level* and above to the standard error.
+
+    Where that is DEBUG they come with tracebacks, and without an end.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(_TerminalFormatter(tracebacks=level <= logging.DEBUG))
     _replace_handlers(handler, level)
@@ -48,5 +73,7 @@ def _replace_handlers(handler: logging.Handler, level: int) -> None:
     for old in root.handlers[:]:
         root.removeHandler(old)
         old.close()
+    if level > logging.DEBUG:
+        handler.addFilter(_Moderator())
     root.addHandler(handler)
     root.setLevel(level)

@@ -7,6 +7,7 @@ Both are on loopback. When it is over, one line of JSON says what it has cost; s
 
 import gc
 import json
+import logging
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.initiator.unit import LogicalUnit
 from iscsifs.iscsi.names import Portal
 from iscsifs.limits import MAX_UNWRITTEN
+from iscsifs.logs import log_to_terminal
 
 GOOD = "iqn.2026-01.example:good"
 HOSTILE = "iqn.2026-01.example:hostile"
@@ -144,6 +146,7 @@ def resident(which: str) -> int:
 
 async def main(what: str, good: int, hostile: int) -> None:
     """Be flooded."""
+    log_to_terminal(logging.INFO)
     async with trio.open_nursery() as nursery:
         initiator = Initiator(OPTIONS, nursery)
         target = await initiator.login(GOOD, [Portal("127.0.0.1", good)])

@@ -38,6 +38,7 @@ from iscsifs.iscsi.pdu import (
 )
 from iscsifs.iscsi.text import cut_text, encode_pairs
 from iscsifs.limits import (
+    LINES_A_MINUTE,
     MAX_ANSWER_LENGTH,
     MAX_DATA_SEGMENT_LENGTH,
     MAX_LUNS,
@@ -45,6 +46,7 @@ from iscsifs.limits import (
     MAX_UNSENT_ANSWERS,
     MAX_UNWRITTEN,
 )
+from iscsifs.scsi import mode
 from iscsifs.scsi.capacity import Capacity
 from iscsifs.scsi.cdb import OperationCode
 from iscsifs.scsi.inquiry import DeviceType, InquiryData
@@ -65,8 +67,8 @@ SECONDS = 30.0
 UNRESPONSIVE = 5.0
 """Seconds that a neighbour may wait for 4 KiB meanwhile."""
 
-LINES = 100
-"""Lines that may be logged."""
+LINES = 3 * LINES_A_MINUTE
+"""Lines that may be logged, from as many places as have something to say of one flood."""
 
 Flood = Callable[[Peer], Awaitable[None]]
 
@@ -103,6 +105,8 @@ def copies(peer: Peer, pdu: Any, count: int, data: bytes = b"") -> bytes:
 
 
 INVALID = bytes.fromhex("70 00 05 00 00 00 00 0a 00 00 00 00 20 00 00 00 00 00")
+DEFERRED = bytes.fromhex("71 00 03 00 00 00 00 0a 00 00 00 00 0c 00 00 00 00 00")
+NO_CACHE = mode.ModeData(pages={(mode.CACHING_PAGE, 0): mode.Caching(wce=False).pack()}).pack_6()
 ANSWERS = {
     OperationCode.INQUIRY: InquiryData(DeviceType.DISK, version=5).pack(),
     OperationCode.REPORT_LUNS: pack_luns([0]),
@@ -119,7 +123,7 @@ async def until(
         command = await peer.expect(ScsiCommand)
         if command.cdb[0] == code:
             return command
-        await answer(peer, command, ANSWERS)
+        await answer(peer, command, answers)
 
 
 async def answer(peer: Peer, command: ScsiCommand, answers: dict[OperationCode, bytes]) -> None:
@@ -194,6 +198,17 @@ async def sense_data(peer: Peer) -> None:
     for _ in range(500):
         await peer.send_bytes(copies(peer, message, 1, sense))
     await peer.status(command, 2, sense[2:], flags=FINAL | DataInFlag.UNDERFLOW, residual_count=MIB)
+
+
+async def losses(peer: Peer) -> None:
+    """Report, again and again, that what was written is lost."""
+    await peer.login()
+    command = await until(peer, OperationCode.READ_10, {**ANSWERS, OperationCode.MODE_SENSE_6: NO_CACHE})
+    message = AsyncMessage(0, RESERVED_TAG, async_event=AsyncEvent.SCSI, **peer.numbers)
+    for _ in range(50):
+        await peer.send_bytes(copies(peer, message, 1000, len(DEFERRED).to_bytes(2, "big") + DEFERRED))
+    await give(peer, command)
+    await give(peer, await peer.expect(ScsiCommand))  # once more: what has been read may be no more true
 
 
 async def rejects(peer: Peer) -> None:
@@ -388,6 +403,7 @@ TABLE = [
     flooded_by("read", messages, "", rows=["HOSTILE-28"]),
     flooded_by("read", wishes_to_negotiate, "", rows=["HOSTILE-28"]),
     flooded_by("read", sense_data, "Unsupported", megabytes=1, rows=["HOSTILE-28"]),
+    flooded_by("read", losses, "", rows=["HOSTILE-28"]),
     flooded_by("read", rejects, ""),
     # Segments are received into memory of their own only where they have a meaning, one at a time.
     flooded_by("read", data_that_were_there_already, "", megabytes=2 * SEGMENT, rows=["HOSTILE-13"]),
