@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 import trio
 
 from iscsifs.config import Config, Host
-from iscsifs.errors import IscsifsError, LoginTimeout, TransportError, printable
+from iscsifs.errors import IscsifsError, LoginTimeout, TransportError, printable, reason
 from iscsifs.fs.tree import Storage, TargetDescription, UnitDescription
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal, TargetAddress
@@ -291,8 +291,10 @@ async def _resolve(portal: Portal, family: socket.AddressFamily) -> tuple[str, f
         found = await trio.socket.getaddrinfo(
             portal.host, portal.port, family, socket.SOCK_STREAM, flags=socket.AI_CANONNAME
         )
-    except OSError as exc:
+    except socket.gaierror as exc:
         raise TransportError(f"the name has no address: {exc.strerror}; check it, and the DNS") from None
+    except OSError as exc:
+        raise TransportError(f"the name cannot be looked up: {reason(exc)}") from None
     addresses = frozenset(str(entry[4][0]) for entry in found)
     if portal.host in addresses or ":" in portal.host:
         return portal.host, addresses

@@ -21,7 +21,7 @@ import iscsifs
 from iscsifs import initiator
 from iscsifs.attach import Attached, Failure, Network, NoTargetError, attach, find_targets
 from iscsifs.config import Config, Host, HostSpec, MountOptions, initiator_name
-from iscsifs.errors import ConfigError, IscsifsError, LoginError, LoginRefused, TransportError
+from iscsifs.errors import ConfigError, IscsifsError, LoginError, LoginRefused, TransportError, reason
 from iscsifs.fs.background import Ready, run_in_background
 from iscsifs.fs.mount import Mount, check_mount_point
 from iscsifs.fs.operations import Operations
@@ -243,7 +243,10 @@ def main(
 
         return _run(partial(mount, leave_terminal))
 
-    return run_in_background(serve)
+    try:
+        return run_in_background(serve)
+    except OSError as exc:
+        return _complain(IscsifsError(f"cannot start: {reason(exc)}"))
 
 
 def _complain(exc: IscsifsError | Failure) -> ExitStatus:
@@ -273,6 +276,8 @@ def _run(job: Callable[[trio.Event], Awaitable[ExitStatus]]) -> ExitStatus:
 
     try:
         return trio.run(supervise)
+    except OSError as exc:  # what comes from a job is in a group
+        return _complain(IscsifsError(f"cannot start: {reason(exc)}"))
     except Exception:
         log.critical("unexpected error, please report it", exc_info=True)
         return ExitStatus.FAILED

@@ -27,6 +27,14 @@ Each message is one line that names the thing and the reason. Text from the netw
 only through `printable`.
 """
 
+import errno
+from typing import Final
+
+_REMEDIES: Final = {
+    errno.EMFILE: "raise the limit with: ulimit -n",
+    errno.ENFILE: "raise the limit with: sysctl fs.file-max",
+}
+
 
 class IscsifsError(Exception):
     """The root of the tree."""
@@ -150,6 +158,12 @@ class DataLostError(IscsifsError):
 
 class UnitError(IscsifsError):
     """A logical unit that cannot be used as a disk, with the reason."""
+
+
+def reason(error: OSError) -> str:
+    """Return why the system refused something, with the remedy where it is out of file descriptors."""
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{error.strerror}; {remedy}" if remedy else str(error.strerror)
 
 
 def printable(text: str | bytes, limit: int = 255) -> str:

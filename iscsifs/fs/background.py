@@ -17,16 +17,19 @@ def run_in_background(serve: Callable[[Ready], int]) -> int:
 
     That is what *serve* gives to its argument when all is well, after which it goes on in a session of its
     own, without a terminal; or what it returns, if it ends before. Until then both processes belong to the
-    terminal, so that its ^C ends both. To be called before there are threads or sockets.
+    terminal, so that its ^C ends both. To be called before there are threads or sockets. Raises OSError where
+    the system lets us have no process, or no descriptors.
     """
+    null = os.open(os.devnull, os.O_RDWR)
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
     if child == 0:
         os.close(reader)
-        _serve(serve, writer)
+        _serve(serve, writer, null)
     os.close(writer)
+    os.close(null)
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child has it as well, and tells its end
     signal.signal(signal.SIGTERM, lambda signum, frame: os.kill(child, signum))
@@ -42,7 +45,7 @@ def run_in_background(serve: Callable[[Ready], int]) -> int:
             signal.signal(signum, handler)
 
 
-def _serve(serve: Callable[[Ready], int], writer: int) -> NoReturn:
+def _serve(serve: Callable[[Ready], int], writer: int, null: int) -> NoReturn:
     """Run *serve* in the child, which ends here whatever happens."""
 
     def ready(status: int) -> None:
@@ -50,7 +53,6 @@ def _serve(serve: Callable[[Ready], int], writer: int) -> NoReturn:
         os.chdir("/")  # keeps no file system busy
         sys.stdout.flush()
         sys.stderr.flush()
-        null = os.open(os.devnull, os.O_RDWR)
         for descriptor in range(3):
             os.dup2(null, descriptor)
         os.close(null)

@@ -1,8 +1,10 @@
 """The life of a mount: the mount point is looked at, the file system mounted, served and unmounted."""
 
+import errno
 import logging
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Final
 import pyfuse3
 import trio
 
-from iscsifs.errors import ConfigError
+from iscsifs.errors import ConfigError, reason
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.requests import take_requests_in_bursts
 from iscsifs.fs.tuning import Limits, tune
@@ -32,16 +34,21 @@ _MIN_TASKS: Final = 32
 def check_mount_point(mount_point: Path) -> None:
     """Raise ConfigError unless *mount_point* is an empty directory on which this user can mount."""
     try:
+        entries = os.listdir(mount_point)
         if os.path.ismount(mount_point):
             raise ConfigError(
                 f"{mount_point}: is mounted already; unmount with: fusermount3 -u {mount_point}"
             )
-        entries = os.listdir(mount_point)
     except FileNotFoundError:
         raise ConfigError(f"{mount_point}: no such directory; make it with: mkdir {mount_point}") from None
     except NotADirectoryError:
         raise ConfigError(f"{mount_point}: not a directory; give an empty directory to mount on") from None
     except OSError as exc:
+        if exc.errno == errno.ENOTCONN:
+            raise ConfigError(
+                f"{mount_point}: the program that had mounted it has died; unmount with: "
+                f"fusermount3 -u -z {mount_point}"
+            ) from None
         raise ConfigError(f"{mount_point}: {exc.strerror}; give an empty directory to mount on") from None
     if entries:
         raise ConfigError(f"{mount_point}: the directory is not empty; give an empty one to mount on")
@@ -68,8 +75,10 @@ class Mount:
                     {"subtype=iscsifs", *pyfuse3.default_options, *options},
                 )
         except RuntimeError as exc:
-            reason = "; ".join(complaints.lines) or str(exc)
-            raise ConfigError(f"{mount_point}: cannot mount: {reason}") from None
+            said = "; ".join(complaints.lines) or str(exc)
+            raise ConfigError(f"{mount_point}: cannot mount: {said}") from None
+        except OSError as exc:
+            raise ConfigError(f"{mount_point}: cannot mount: {reason(exc)}") from None
 
     async def serve(self, stop: trio.Event, mounted: Callable[[], None], limits: Limits) -> None:
         """Answer requests until the file system is unmounted from outside, or until *stop*.
@@ -96,6 +105,14 @@ class Mount:
     def close(self) -> None:
         """Unmount, even when files are still open; do nothing where that has been done from outside."""
         pyfuse3.close()
+        try:
+            os.statvfs(self._mount_point)  # which nothing caches
+        except OSError as exc:
+            if exc.errno == errno.ENOTCONN:
+                # libfuse takes a connection that was aborted for a file system that was unmounted.
+                log.warning("%s: the kernel's connection was aborted; unmounting", self._mount_point)
+                unmount = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
+                subprocess.run([*unmount, self._mount_point], stdin=subprocess.DEVNULL, check=False)
 
     async def _write_back(self) -> None:
         """Have the kernel write the pages that mmap(2) has changed; all others were written at once."""
@@ -110,8 +127,8 @@ class _StandardError:
 
     def __enter__(self) -> None:
         sys.stderr.flush()
-        self._kept = os.memfd_create("stderr")
         self._saved = os.dup(2)
+        self._kept = os.memfd_create("stderr")
         os.dup2(self._kept, 2)
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""What FUSE asks for, answered from the tree. This is the one place that knows errno.
+"""What FUSE asks for, answered from the tree. This is the one place that answers with errno.
 
 A `storage` file behaves as the node of a block device does: its size is the capacity and nothing changes it,
 a write past the end is ENOSPC, fsync is a flush of the unit's cache.

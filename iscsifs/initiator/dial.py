@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import trio
 
-from iscsifs.errors import IscsifsError, LoginRefused, LoginTimeout, RedirectionError, TransportError
+from iscsifs.errors import IscsifsError, LoginRefused, LoginTimeout, RedirectionError, TransportError, reason
 from iscsifs.initiator.link import Link
 from iscsifs.initiator.options import Digests, InitiatorOptions
 from iscsifs.iscsi.chap import ChallengeMemory
@@ -172,6 +172,8 @@ async def connect(portal: Portal, family: socket.AddressFamily) -> socket.socket
         found = await trio.socket.getaddrinfo(portal.host, portal.port, family, socket.SOCK_STREAM)
     except socket.gaierror as error:
         raise TransportError(f"{portal.host}: {error.strerror}; check the name of the host") from None
+    except OSError as error:
+        raise TransportError(f"{portal.host}: the name cannot be looked up: {reason(error)}") from None
     failure = 0
     for left, (address_family, kind, protocol, _, address) in zip(
         range(len(found), 0, -1), found, strict=True
@@ -197,4 +199,5 @@ async def connect(portal: Portal, family: socket.AddressFamily) -> socket.socket
             return sock
         sock.close()
     remedy = _REMEDIES.get(failure)
-    raise TransportError(f"{portal}: {os.strerror(failure)}" + (f"; {remedy}" if remedy else ""))
+    said = reason(OSError(failure, os.strerror(failure)))
+    raise TransportError(f"{portal}: {said}" + (f"; {remedy}" if remedy else ""))

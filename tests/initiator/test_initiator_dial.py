@@ -146,8 +146,18 @@ async def test_out_of_file_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr("iscsifs.initiator.dial.socket.socket", no_socket)
-    with pytest.raises(TransportError, match="Too many open files"):
+    with pytest.raises(TransportError, match="Too many open files; .*ulimit -n"):
         await connect(Portal("127.0.0.1", 3260), IPV4)
+
+
+async def test_out_of_file_descriptors_for_the_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_file(*_: object) -> list[Any]:
+        await trio.lowlevel.checkpoint()
+        raise OSError(errno.EMFILE, "Too many open files")  # and not a gaierror, for EAI_SYSTEM
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", no_file)
+    with pytest.raises(TransportError, match="^array.example: .*Too many open files; .*ulimit -n"):
+        await connect(Portal("array.example", 3260), IPV4)
 
 
 async def test_a_silent_address_of_a_name_leaves_time_for_the_next(
