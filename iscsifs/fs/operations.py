@@ -79,6 +79,8 @@ def _handler(
         except Exception as exc:
             if isinstance(exc, IscsifsError):
                 log.error("%s: %s", method.__name__, exc)
+            elif isinstance(exc, MemoryError):
+                log.error("%s: no memory", method.__name__)
             else:
                 log.exception("%s: unexpected error", method.__name__)
             raise FUSEError(error_number(exc)) from exc

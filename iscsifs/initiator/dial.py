@@ -97,6 +97,8 @@ class Dialler:
                 failure = kind(f"{address.portal}: no login within {seconds:g} s{self._step()}")
             except IscsifsError as error:
                 failure = error
+            except MemoryError:
+                failure = TransportError(f"{address.portal}: no memory for a login{self._step()}")
         assert failure is not None, "there is at least one address"
         raise failure
 
@@ -174,6 +176,8 @@ async def connect(portal: Portal, family: socket.AddressFamily) -> socket.socket
         raise TransportError(f"{portal.host}: {error.strerror}; check the name of the host") from None
     except OSError as error:
         raise TransportError(f"{portal.host}: the name cannot be looked up: {reason(error)}") from None
+    except RuntimeError as error:  # no thread for it
+        raise TransportError(f"{portal.host}: the name cannot be looked up: {error}") from None
     failure = 0
     for left, (address_family, kind, protocol, _, address) in zip(
         range(len(found), 0, -1), found, strict=True

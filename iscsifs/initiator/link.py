@@ -148,6 +148,8 @@ class Link:
             await loop(*args)
         except IscsifsError as error:
             self.fail(error)
+        except MemoryError:
+            self.fail(TransportError("no memory for what comes"))
 
     async def _receive_loop(self, on_event: Callable[[Event], None]) -> None:
         reads = 0

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 MAX_COMMANDS: Final = 32
 """WRITEs of one unit on their way at once."""
 
+MEMORY_PAUSE: Final = 0.2
+"""Seconds before data are joined again for which there was no memory."""
+
 
 class Barrier:
     """Waits until some extents are written, or others in their stead, and the commands under way with them.
@@ -119,6 +122,7 @@ class WriteBuffer:
         self._let_go: int | None = None  # the epoch of the newest data that were let go unsynchronised
         self._synchronises_unasked = True  # not while it does, nor after that has failed
         self._room = trio.lowlevel.ParkingLot()
+        self._is_short = False  # of memory, and about to try again
 
     async def write(self, start: int, data: bytes | memoryview) -> None:
         """Take *data*, at least one block, for offset *start*.
@@ -345,6 +349,20 @@ class WriteBuffer:
         while len(self._commands) < self._max_commands and (command := self._next_command()):
             self._nursery.start_soon(self._send, command)
 
+    def _pump_later(self) -> None:
+        """Go on when there may be memory again."""
+        if self._is_short:
+            return
+        self._is_short = True
+        log.warning("%s: no memory to write; trying again", self._name)
+
+        async def pump() -> None:
+            await trio.sleep(MEMORY_PAUSE)
+            self._is_short = False
+            self._pump()
+
+        self._nursery.start_soon(pump)
+
     def _next_command(self) -> Command | None:
         """Begin with the oldest extent that can be sent."""
         for extent in self._ready:
@@ -352,7 +370,11 @@ class WriteBuffer:
             growing = extent is self._newest and len(extent) < self._longest
             if growing and self._commands and not self._barriers:
                 continue
-            command = Command(extent, self.resets)
+            try:
+                command = Command(extent, self.resets)
+            except MemoryError:  # for the data that are joined in it
+                self._pump_later()
+                return None
             self._change(extent, State.SENDING, command)
             self._commands.add(command)
             for barrier in self._barriers:

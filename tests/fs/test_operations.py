@@ -368,7 +368,7 @@ async def test_every_failure_has_its_errno(
         assert await errno_of(request()) == number
         (record,) = caplog.records
         assert record.levelno == logging.ERROR
-        expected = isinstance(failure, errors.IscsifsError)
+        expected = isinstance(failure, errors.IscsifsError | MemoryError)
         assert (record.exc_info is None) is expected
         assert not expected or str(failure) in record.getMessage()
 

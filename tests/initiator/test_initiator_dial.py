@@ -24,6 +24,7 @@ from iscsifs.errors import (
     TransportError,
 )
 from iscsifs.initiator.dial import Dialler, connect
+from iscsifs.initiator.link import Link
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.chap import ChallengeMemory, Credentials
 from iscsifs.iscsi.names import Portal, TargetAddress
@@ -148,6 +149,17 @@ async def test_out_of_file_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iscsifs.initiator.dial.socket.socket", no_socket)
     with pytest.raises(TransportError, match="Too many open files; .*ulimit -n"):
         await connect(Portal("127.0.0.1", 3260), IPV4)
+
+
+async def test_no_memory_for_a_login(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def log_in(_: Link) -> None:
+        await trio.lowlevel.checkpoint()
+        raise MemoryError
+
+    monkeypatch.setattr(Link, "log_in", log_in)
+    async with scripted_peer() as peer:
+        with pytest.raises(TransportError, match="no memory for a login"):
+            await dialler(peer.portal)()
 
 
 async def test_out_of_file_descriptors_for_the_resolver(monkeypatch: pytest.MonkeyPatch) -> None:

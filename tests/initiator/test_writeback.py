@@ -10,7 +10,7 @@ from memory_cache import CachedUnit
 from trio.testing import wait_all_tasks_blocked
 
 from iscsifs.errors import DataLostError, IscsifsError, MediumError, TransportError, UnitError
-from iscsifs.initiator.extents import cut
+from iscsifs.initiator.extents import Command, Extent, cut
 from iscsifs.initiator.writeback import WriteBuffer
 
 BAD_BLOCK = MediumError("a bad block", status=2)
@@ -107,6 +107,36 @@ async def test_what_grows_is_not_held_back_once_somebody_waits_for_it(
     assert unit.log == [(40, b"x")]
     await begin(nursery, buffer.drain)
     assert unit.log == [(40, b"x"), (0, b"a")]
+
+
+async def test_data_that_there_is_no_memory_to_join_are_sent_later(
+    unit: CachedUnit,
+    nursery: trio.Nursery,
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_short = True
+
+    def command(extent: Extent, resets: int) -> Command:
+        if is_short and len(extent.chunks) > 1:
+            raise MemoryError
+        return Command(extent, resets)
+
+    monkeypatch.setattr("iscsifs.initiator.writeback.Command", command)
+    buffer = unit.open(nursery)
+    for start, data in (40, b"x"), (2, b"c"), (1, b"b"):
+        await write(buffer, start, data)
+    await answer(unit)
+    flushed = await begin(nursery, buffer.flush)
+    await trio.sleep(10)
+    assert unit.log == [(40, b"x")]
+    is_short = False
+    await trio.sleep(1)
+    assert unit.log[1:] == [(1, b"bc")]
+    await answer_all(unit)
+    assert flushed.done
+    assert flushed.failure is None
+    assert unit.medium[1:3] == b"bc"
 
 
 async def test_several_commands_are_under_way(unit: CachedUnit, nursery: trio.Nursery) -> None:
