@@ -72,9 +72,8 @@ class WriteBuffer:
     """The write buffer of the unit *name*.
 
     *write(offset, data)* and *synchronise()* do it, in tasks of *nursery*, and raise IscsifsError where they
-    fail. *longest* is the number of bytes up to which
-    neighbours are joined. With *behind* False a write returns when the target has it. *volatile*: what the
-    target has, it may still lose.
+    fail. *longest* is the number of bytes up to which neighbours are joined. With *behind* False a write
+    returns when the target has it. *volatile*: what the target has, it may still lose.
 
     `failures` counts what was lost of writes that had been acknowledged, `failure` is the latest such loss:
     every open file that was there has to report it once.
