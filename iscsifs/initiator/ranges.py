@@ -4,14 +4,28 @@ import trio
 
 
 class Range:
-    """Bytes *start* to *end* (exclusive) of a write under way; `over` is set when it is."""
+    """Bytes *start* to *end* (exclusive) of a write under way, until that is `over`."""
 
-    __slots__ = ("end", "over", "start")
+    __slots__ = ("_end_of_it", "end", "over", "start")
 
     def __init__(self, start: int, end: int) -> None:
         self.start = start
         self.end = end
-        self.over = trio.Event()
+        self.over = False
+        self._end_of_it: trio.Event | None = None  # made by the first who waits
+
+    async def wait(self) -> None:
+        """Return when the write is over."""
+        if not self.over:
+            if self._end_of_it is None:
+                self._end_of_it = trio.Event()
+            await self._end_of_it.wait()
+
+    def finish(self) -> None:
+        """Say that it is."""
+        self.over = True
+        if self._end_of_it is not None:
+            self._end_of_it.set()
 
 
 class Ranges:
@@ -27,7 +41,7 @@ class Ranges:
         self._active[mine] = None
         try:
             for other in earlier:
-                await other.over.wait()
+                await other.wait()
         except BaseException:
             self.leave(mine)
             raise
@@ -36,9 +50,9 @@ class Ranges:
     def leave(self, mine: Range) -> None:
         """Say that the write is over, well or not."""
         del self._active[mine]
-        mine.over.set()
+        mine.finish()
 
     async def drain(self) -> None:
         """Wait until every write that is under way now is over."""
         for other in list(self._active):
-            await other.over.wait()
+            await other.wait()

@@ -16,6 +16,7 @@ under way at once. Offsets are in bytes, all of them multiples of the block size
 
 import logging
 from bisect import bisect_left, bisect_right
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
@@ -109,9 +110,10 @@ class WriteBuffer:
         self._max_unsynchronised = max_unsynchronised
         self._starts: list[int] = []
         self._extents: list[Extent] = []
-        self._ready: dict[Extent, None] = {}  # DIRTY, by age
+        # DIRTY, by age; from the front of a plain dict every removal would be slower than the last.
+        self._ready: OrderedDict[Extent, None] = OrderedDict()
         self._blocked: dict[Extent, None] = {}  # DIRTY, but older data for the same blocks are on their way
-        self._written: dict[Extent, None] = {}  # WRITTEN, by age
+        self._written: OrderedDict[Extent, None] = OrderedDict()  # WRITTEN, by age
         self._commands: set[Command] = set()
         self._barriers: list[Barrier] = []
         self._newest: Extent | None = None
@@ -483,7 +485,7 @@ class WriteBuffer:
 
     def _make_room(self) -> None:
         """Let the next writer in, who does the same."""
-        if self._unwritten < self._max_unwritten:
+        if self._room and self._unwritten < self._max_unwritten:
             self._room.unpark()
 
     async def _wait_for(self, things: Iterable[Extent | Command]) -> Barrier:
