@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
@@ -15,7 +16,8 @@ import trio
 
 from iscsifs.errors import ConfigError, reason
 from iscsifs.fs.operations import Operations
-from iscsifs.fs.requests import take_requests_in_bursts
+from iscsifs.fs.process import give_memory_back
+from iscsifs.fs.requests import Readiness, take_requests_in_bursts
 from iscsifs.fs.tuning import Limits, tune
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,19 @@ _GRACE: Final = 30.0
 
 # Idle tasks that are kept: fewer, and under a queue of 32 requests tasks are made and ended all the time.
 _MIN_TASKS: Final = 32
+
+
+_LOOK_INTERVAL: Final = 5.0
+"""Seconds between two looks at whether it has become quiet."""
+
+_TIME_TO_LEAVE: Final = 0.1
+"""Seconds for idle workers to end."""
+
+_QUIET: Final = 0.02
+"""Share of the processor's time below which it is."""
+
+_WORK: Final = 0.25
+"""Seconds of the processor's time after which there may be memory to give back."""
 
 
 def check_mount_point(mount_point: Path) -> None:
@@ -58,6 +73,21 @@ def check_mount_point(mount_point: Path) -> None:
         raise ConfigError("/dev/fuse: no such device; have root load it with: modprobe fuse")
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
         raise ConfigError("fusermount3: not found, only root can mount without it; install the package fuse3")
+
+
+async def _tidy_up(workers: Readiness | None) -> None:
+    """Give memory back each time that it has become quiet after some work."""
+    last = tidied = time.process_time()
+    while True:
+        await trio.sleep(_LOOK_INTERVAL)
+        used = time.process_time()
+        if used - last < _QUIET * _LOOK_INTERVAL and used - tidied > _WORK:
+            if workers is not None:
+                workers.dismiss_idle()
+                await trio.sleep(_TIME_TO_LEAVE)
+            give_memory_back()
+            tidied = time.process_time()
+        last = used
 
 
 class Mount:
@@ -98,7 +128,7 @@ class Mount:
                 pyfuse3.terminate()
 
             nursery.start_soon(leave)
-            take_requests_in_bursts()
+            nursery.start_soon(_tidy_up, take_requests_in_bursts())
             await pyfuse3.main(_MIN_TASKS, _MAX_TASKS)
             nursery.cancel_scope.cancel()
 

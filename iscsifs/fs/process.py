@@ -5,6 +5,7 @@ this process must not wait for room itself while it takes them.
 """
 
 import ctypes
+import gc
 import logging
 import os
 import resource
@@ -24,9 +25,13 @@ def forbid_core_dumps() -> None:
     _call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
+_locked = False
+
+
 def keep_in_memory() -> None:
     """Lock the memory of the process, and have its allocations not wait for write-back, as far as
     permitted."""
+    global _locked
     try:
         _call("prctl", _PR_SET_IO_FLUSHER, 1, 0, 0, 0)
     except OSError as exc:
@@ -36,9 +41,31 @@ def keep_in_memory() -> None:
         log.info('memory is not locked; that takes root, or "ulimit -l unlimited"')
         return
     try:
-        _call("mlockall", _MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT)
+        _lock()
+        _locked = True
     except OSError as exc:
         log.info("memory is not locked (%s)", exc.strerror)
+
+
+def give_memory_back() -> None:
+    """Return to the kernel what is free between the buffers in use; it takes a few milliseconds.
+
+    What is locked cannot be returned, so the lock is off meanwhile.
+    """
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "malloc_trim"):  # the C library is not that of GNU
+        return
+    if _locked:
+        _call("munlockall")
+    libc.malloc_trim(ctypes.c_size_t(0))
+    if _locked:
+        _lock()
+
+
+def _lock() -> None:
+    """Lock what is there and what will be, as soon as it is used; raises OSError."""
+    _call("mlockall", _MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT)
 
 
 def _call(name: str, *arguments: int) -> None:

@@ -34,7 +34,7 @@ class _NoLock:
         pass
 
 
-class _Readiness:
+class Readiness:
     """Waits until the descriptor of FUSE is readable, for many workers at once."""
 
     def __init__(self) -> None:
@@ -42,6 +42,7 @@ class _Readiness:
         self._moment: Moment | None = None
         self._has_leader = False
         self._parked: deque[trio.lowlevel.Task] = deque()
+        self._dismissed: set[trio.lowlevel.Task] = set()
         self._woken = 0  # that did not get their turn yet
         self._taken = 0  # since the leader was woken
         self._in_a_row = 0
@@ -84,6 +85,14 @@ class _Readiness:
         trio.lowlevel.notify_closing(fd)
         self._wake(len(self._parked))
 
+    def dismiss_idle(self) -> None:
+        """End the workers that have nothing to do, but for one, and so free their buffers of 1 MiB each.
+
+        pyfuse3 starts others when it needs them.
+        """
+        self._dismissed.update(self._parked)
+        self._wake(len(self._parked))
+
     async def _park(self) -> None:
         task = trio.lowlevel.current_task()
         self._parked.append(task)
@@ -94,6 +103,9 @@ class _Readiness:
 
         await trio.lowlevel.wait_task_rescheduled(leave)
         self._woken -= 1
+        if task in self._dismissed:
+            self._dismissed.remove(task)
+            raise trio.ClosedResourceError
 
     def _wake(self, count: int) -> None:
         while count > 0 and self._parked:
@@ -105,8 +117,7 @@ class _Readiness:
 class _LowLevel:
     """`trio.lowlevel` with another way to wait for FUSE."""
 
-    def __init__(self) -> None:
-        readiness = _Readiness()
+    def __init__(self, readiness: Readiness) -> None:
         self.wait_readable = readiness.wait_readable
         self.notify_closing = readiness.notify_closing
 
@@ -119,16 +130,19 @@ class _Trio:
 
     Lock = _NoLock
 
-    def __init__(self) -> None:
-        self.lowlevel = _LowLevel()
+    def __init__(self, readiness: Readiness) -> None:
+        self.lowlevel = _LowLevel(readiness)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio, name)
 
 
-def take_requests_in_bursts() -> None:
-    """Let the next main loop of pyfuse3 take its requests several at a time, if it is made as expected."""
-    if getattr(pyfuse3, "trio", None) is trio or isinstance(getattr(pyfuse3, "trio", None), _Trio):
-        pyfuse3.trio = _Trio()  # type: ignore[attr-defined]
-    else:
+def take_requests_in_bursts() -> Readiness | None:
+    """Let the next main loop of pyfuse3 take its requests several at a time, and return what its workers wait
+    by; None where pyfuse3 is not made as expected."""
+    if getattr(pyfuse3, "trio", None) is not trio and not isinstance(getattr(pyfuse3, "trio", None), _Trio):
         log.info("this version of pyfuse3 takes requests one by one")
+        return None
+    readiness = Readiness()
+    pyfuse3.trio = _Trio(readiness)  # type: ignore[attr-defined]
+    return readiness

@@ -38,3 +38,21 @@ def test_what_is_not_permitted_is_said_and_does_no_harm() -> None:
     loud = "import os, sys; logging.basicConfig(level='INFO', stream=sys.stdout); os.setuid(65534);"
     assert "CAP_SYS_RESOURCE" in (said := outcome(f"{loud} keep_in_memory()"))
     assert "ulimit -l" in said or "locked" in said
+
+
+def test_memory_is_given_back_between_what_is_in_use() -> None:
+    """Also where it is locked."""
+    size = "int(re.search(r'VmRSS:\\s+(\\d+)', open('/proc/self/status').read())[1]) // 1024"
+    code = f"""
+import re
+keep_in_memory()
+before = {size}
+buffers = [bytes(4096 if number % 2 else 64) for number in range(40_000)]
+buffers = [buffer for buffer in buffers if len(buffer) == 64]
+full = {size}
+give_memory_back()
+print(full - before, {size} - before)
+"""
+    full, left = map(int, outcome(code).split())
+    assert full > 60
+    assert left < 20

@@ -1,0 +1,69 @@
+"""A moment's wait ends as soon as there is something, and is not spent in vain time and again."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from iscsifs.moment import IN_A_ROW, MAX_WATCHED, PENANCE, Moment
+
+
+class Wire:
+    """A pipe with a moment for its reading end."""
+
+    def __init__(self) -> None:
+        self.out_end, self.in_end = os.pipe()
+        self.moment = Moment(self.out_end)
+
+    def send(self) -> None:
+        os.write(self.in_end, b".")
+
+    def receive(self) -> None:
+        os.read(self.out_end, 1)
+
+    def close(self) -> None:
+        self.moment.close()
+        os.close(self.out_end)
+        os.close(self.in_end)
+
+
+@pytest.fixture
+def wires() -> Iterator[list[Wire]]:
+    wires = [Wire(), Wire()]
+    yield wires
+    for wire in wires:
+        wire.close()
+
+
+def test_what_is_there_is_seen(wires: list[Wire]) -> None:
+    wires[0].send()
+    assert wires[0].moment.wait()
+
+
+def test_what_others_wait_for_ends_the_moment(wires: list[Wire]) -> None:
+    wires[1].send()
+    assert not wires[0].moment.wait()
+    wires[0].send()
+    assert wires[0].moment.wait()  # that was no wait in vain
+
+
+def test_after_a_wait_in_vain_nobody_waits_for_some_time(wires: list[Wire]) -> None:
+    wire = wires[0]
+    assert not wire.moment.wait()
+    wire.send()
+    assert [wire.moment.wait() for _ in range(PENANCE)] == [False] * PENANCE
+    assert wire.moment.wait()
+
+
+def test_the_loop_has_its_turn_now_and_then(wires: list[Wire]) -> None:
+    wires[0].send()
+    assert [wires[0].moment.wait() for _ in range(IN_A_ROW + 2)] == [True] * IN_A_ROW + [False, True]
+
+
+def test_among_many_nobody_waits(wires: list[Wire]) -> None:
+    crowd = [Wire() for _ in range(MAX_WATCHED)]
+    wires[0].send()
+    assert not wires[0].moment.wait()
+    for wire in crowd:
+        wire.close()
+    assert wires[0].moment.wait()
