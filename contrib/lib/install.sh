@@ -47,12 +47,20 @@ need_packages() {
         apt-get -q -y --no-install-recommends install "${missing[@]}" || die "apt-get install failed"
 }
 
-# need_python: a python3 of 3.11 or later that can make virtual environments and build extensions.
+# need_python: set $python3 to one of 3.11 or later that can make virtual environments and build extensions.
+# $PYTHON names it; else it is the distribution's, which is built with all optimisations, as others often are
+# not, or the first on PATH.
 need_python() {
     command -v python3 >/dev/null || need_packages python3
-    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-        die "python3 is $(python3 --version), and 3.11 or later is needed: put a later one first on PATH"
-    if python3 -c 'import sys; sys.exit(sys.base_prefix != "/usr")'; then
+    local candidate
+    for candidate in ${PYTHON:-/usr/bin/python3 python3}; do
+        python3=$candidate
+        "$python3" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break
+        python3=
+    done
+    [ -n "$python3" ] ||
+        die "python3 is $(python3 --version), and 3.11 or later is needed: name one by PYTHON=/path/to/python3"
+    if "$python3" -c 'import sys; sys.exit(sys.base_prefix != "/usr")'; then
         need_packages python3-venv python3-dev
     fi
 }
@@ -62,13 +70,13 @@ make_venv() {
     local extra=${1:+[$1]} venv=$top/.venv python wanted
     need_python
     need_packages "${build_packages[@]}"
-    python=$(python3 -c 'import sys; print(sys.base_prefix, *sys.version.split())')
+    python=$("$python3" -c 'import sys; print(sys.base_prefix, *sys.version.split())')
     wanted=$(echo "$python" | cat - "$top/setup.cfg" "$top/pyproject.toml" | sha256sum)
     [ "$(cat "$venv/installed$extra" 2>/dev/null)" = "$wanted" ] && return
     echo "installing iscsifs$extra in $venv"
     if [ "$(cat "$venv/made-with" 2>/dev/null)" != "$python" ]; then
         rm -rf "$venv"
-        quietly python3 -m venv "$venv" || die "cannot make $venv"
+        quietly "$python3" -m venv "$venv" || die "cannot make $venv"
         echo "$python" >"$venv/made-with"
     fi
     (cd "$top" && quietly "$venv/bin/pip" install --disable-pip-version-check -q -e ".$extra") ||

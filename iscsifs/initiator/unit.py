@@ -129,7 +129,7 @@ class LogicalUnit:
     @property
     def size(self) -> int:
         """The capacity in bytes."""
-        return self.capacity.size
+        return self._size or self.capacity.size
 
     @property
     def block_size(self) -> int:
@@ -174,7 +174,7 @@ class LogicalUnit:
     async def read(self, offset: int, size: int) -> memoryview:
         """Return *size* bytes from *offset*; fewer, or none, at the end of the unit."""
         self._check()
-        size = min(size, (self._size or self.size) - offset)
+        size = min(size, self.size - offset)
         if size <= 0:
             return memoryview(b"")
         block_size = self._block_size
