@@ -45,24 +45,24 @@ class Job:
         return "rand" not in self.name
 
 
-_DEPTH_1 = ("--ioengine=psync",)
-_DEPTH_8 = ("--ioengine=libaio", "--iodepth=8")
-_DEPTH_32 = ("--ioengine=libaio", "--iodepth=32")
-_DIRECT = ("--direct=1",)
-_END = ("--end_fsync=1",)
+DEPTH_1 = ("--ioengine=psync",)
+DEPTH_8 = ("--ioengine=libaio", "--iodepth=8")
+DEPTH_32 = ("--ioengine=libaio", "--iodepth=32")
+DIRECT = ("--direct=1",)
+END = ("--end_fsync=1",)
 
 JOBS = (
-    Job("read 1M, buffered", ("--rw=read", *_DEPTH_1)),
-    Job("read 1M, O_DIRECT", ("--rw=read", *_DEPTH_1, *_DIRECT)),
-    Job("read 1M, O_DIRECT, depth 8", ("--rw=read", *_DEPTH_8, *_DIRECT)),
-    Job("randread 4k, depth 1", ("--rw=randread", *_DEPTH_1, *_DIRECT)),
-    Job("randread 4k, depth 32", ("--rw=randread", *_DEPTH_32, *_DIRECT)),
-    Job("write 1M, buffered", ("--rw=write", *_DEPTH_1, *_END), 1024, 256),
-    Job("write 1M, O_DIRECT", ("--rw=write", *_DEPTH_1, *_DIRECT, *_END), 1024, 256),
-    Job("write 1M, O_DIRECT, depth 8", ("--rw=write", *_DEPTH_8, *_DIRECT, *_END), 1024, 256),
-    Job("randwrite 4k, depth 1", ("--rw=randwrite", *_DEPTH_1, *_DIRECT, *_END), 64, 8),
-    Job("randwrite 4k, depth 32", ("--rw=randwrite", *_DEPTH_32, *_DIRECT, *_END), 256, 64),
-    Job("randwrite 4k, fsync after each", ("--rw=randwrite", *_DEPTH_1, *_DIRECT, "--fsync=1"), 32, 4),
+    Job("read 1M, buffered", ("--rw=read", *DEPTH_1)),
+    Job("read 1M, O_DIRECT", ("--rw=read", *DEPTH_1, *DIRECT)),
+    Job("read 1M, O_DIRECT, depth 8", ("--rw=read", *DEPTH_8, *DIRECT)),
+    Job("randread 4k, depth 1", ("--rw=randread", *DEPTH_1, *DIRECT)),
+    Job("randread 4k, depth 32", ("--rw=randread", *DEPTH_32, *DIRECT)),
+    Job("write 1M, buffered", ("--rw=write", *DEPTH_1, *END), 1024, 256),
+    Job("write 1M, O_DIRECT", ("--rw=write", *DEPTH_1, *DIRECT, *END), 1024, 256),
+    Job("write 1M, O_DIRECT, depth 8", ("--rw=write", *DEPTH_8, *DIRECT, *END), 1024, 256),
+    Job("randwrite 4k, depth 1", ("--rw=randwrite", *DEPTH_1, *DIRECT, *END), 64, 8),
+    Job("randwrite 4k, depth 32", ("--rw=randwrite", *DEPTH_32, *DIRECT, *END), 256, 64),
+    Job("randwrite 4k, fsync after each", ("--rw=randwrite", *DEPTH_1, *DIRECT, "--fsync=1"), 32, 4),
 )
 
 
