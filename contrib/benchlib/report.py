@@ -23,7 +23,7 @@ def machine() -> str:
     versions += [f"{name} {_version(name)}" for name in ("tgt", "istgt", "qemu-utils", "fio", "libfuse3-3")]
     return (
         f"- {time.strftime('%Y-%m-%d')}, {os.cpu_count()} x {cpu}, {memory:.0f} GiB, "
-        f"Linux {platform.release()}, Python {platform.python_version()}\n"
+        f"Linux {platform.release()}, {_output(str(TOP / '.venv/bin/python'), '--version')}\n"
         f"- {', '.join(versions)}"
     )
 
