@@ -240,9 +240,9 @@ class WriteBuffer:
         new = Extent(start, start + len(data), [data])
         new.acknowledged = self._behind
         index = self._carve(start, new.end, new)
-        if index + 1 < len(self._extents) and self._join(new, self._extents[index + 1]):
+        if self._starts[index + 1 : index + 2] == [new.end] and self._join(new, self._extents[index + 1]):
             self._put(index + 1, index + 2, [])
-        if index and self._join(self._extents[index - 1], new):
+        if index and self._extents[index - 1].end == start and self._join(self._extents[index - 1], new):
             self._put(index, index + 1, [])
             new = self._extents[index - 1]
         self._newest = new
@@ -281,10 +281,10 @@ class WriteBuffer:
         return first + len(before)
 
     def _join(self, left: Extent, right: Extent) -> bool:
-        """Take *right* into *left* if one command can write both; return whether it can."""
+        """Take *right*, which is next to it, into *left* if one command can write both; return whether it
+        can."""
         if (
-            left.end != right.start
-            or left.state is not State.DIRTY
+            left.state is not State.DIRTY
             or right.state is not State.DIRTY
             or left.alone
             or right.alone
@@ -308,9 +308,9 @@ class WriteBuffer:
         """Put *extent* into the book of its state."""
         if extent.state is State.WRITTEN:
             self._written[extent] = None
-            self._unsynchronised += len(extent)
+            self._unsynchronised += extent.end - extent.start
             return
-        self._unwritten += len(extent)
+        self._unwritten += extent.end - extent.start
         if extent.command is not None:
             extent.command.extents[extent] = None
         elif not extent.blockers:
@@ -324,9 +324,9 @@ class WriteBuffer:
         """Take *extent* out of the book of its state."""
         if extent.state is State.WRITTEN:
             del self._written[extent]
-            self._unsynchronised -= len(extent)
+            self._unsynchronised -= extent.end - extent.start
             return
-        self._unwritten -= len(extent)
+        self._unwritten -= extent.end - extent.start
         if extent.command is not None:
             del extent.command.extents[extent]
         elif not extent.blockers:
