@@ -7,6 +7,7 @@ than it takes until anything of what all others wait for is there; who did it in
 go by.
 """
 
+import os
 from select import select
 from typing import Final
 
@@ -53,7 +54,20 @@ class Moment:
         if self._in_a_row > IN_A_ROW:
             self._in_a_row = 0
             return False
-        ready, _, _ = select(_watched, (), (), LONGEST)
+        try:
+            ready, _, _ = select(_watched, (), (), LONGEST)
+        except OSError:
+            _forget_the_closed()
+            return False
         if not ready:
             self._penance = PENANCE
         return self._fd in ready
+
+
+def _forget_the_closed() -> None:
+    """Watch no more what was closed without a `Moment.close`."""
+    for fd in list(_watched):
+        try:
+            os.fstat(fd)
+        except OSError:
+            _watched.remove(fd)

@@ -28,7 +28,8 @@ class Wire:
 
 
 @pytest.fixture
-def wires() -> Iterator[list[Wire]]:
+def wires(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Wire]]:
+    monkeypatch.setattr("iscsifs.moment._watched", [])  # not what other tests have left
     wires = [Wire(), Wire()]
     yield wires
     for wire in wires:
@@ -67,3 +68,12 @@ def test_among_many_nobody_waits(wires: list[Wire]) -> None:
     for wire in crowd:
         wire.close()
     assert wires[0].moment.wait()
+
+
+def test_what_was_closed_without_a_word_is_in_nobody_s_way(wires: list[Wire]) -> None:
+    careless = Wire()
+    os.close(careless.out_end)
+    wires[0].send()
+    assert not wires[0].moment.wait()
+    assert wires[0].moment.wait()
+    os.close(careless.in_end)
