@@ -45,6 +45,11 @@ class Extent:
     def __len__(self) -> int:
         return self.end - self.start
 
+    def stand_in(self) -> None:
+        """From now on it is all that there is of the data in its place."""
+        self.acknowledged |= self.covers
+        self.covers = False
+
     def part(self, start: int, end: int) -> "Extent":
         """Return bytes *start* to *end* as an extent in the same state."""
         part = Extent(start, end, cut(self.chunks, start - self.start, end - self.start))
@@ -65,14 +70,13 @@ class Command:
     *resets* is how often the target had lost its cache before.
     """
 
-    __slots__ = ("acknowledged", "blocked", "data", "extents", "merged", "resets", "start")
+    __slots__ = ("blocked", "data", "extents", "merged", "resets", "start")
 
     def __init__(self, extent: Extent, resets: int) -> None:
         chunks = extent.chunks
         self.start = extent.start
         self.merged = len(chunks) > 1
         self.data = memoryview(b"".join(chunks)) if self.merged else chunks[0]
-        self.acknowledged = extent.acknowledged
         self.resets = resets
         self.extents: dict[Extent, None] = {}  # what of it is still the newest
         self.blocked: dict[Extent, None] = {}  # what must not be sent before it has ended

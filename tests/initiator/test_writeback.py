@@ -197,6 +197,43 @@ async def test_a_flush_waits_for_what_takes_the_place_of_a_failed_write(
     assert unit.medium[:1] == b"b"
 
 
+async def test_a_flush_waits_for_what_takes_the_place_of_a_part_of_a_failed_write(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    """What is joined in it is written again one by one, but for what has been overwritten."""
+    buffer = unit.open(nursery)
+    await write(buffer, 40, b"x")
+    await write(buffer, 0, b"a")
+    await write(buffer, 1, b"b")
+    flush = await begin(nursery, buffer.flush)
+    await write(buffer, 0, b"cd")
+    await answer(unit, 0)
+    await answer(unit, 0, BAD_BLOCK)
+    assert unit.writes[0].data == b"cd"
+    assert not unit.synchronisings
+    await answer_all(unit)
+    assert flush.done
+    assert unit.medium[:2] == b"cd"
+
+
+async def test_a_flush_waits_for_what_takes_the_place_of_data_that_may_have_been_lost(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"a")
+    unit.writes[0].carry_out()
+    unit.lose_cache()
+    unit.report_loss()
+    flush = await begin(nursery, buffer.flush)
+    await write(buffer, 0, b"b")
+    await answer(unit)
+    assert unit.writes[0].data == b"b"
+    assert not unit.synchronisings
+    await answer_all(unit)
+    assert flush.done
+    assert unit.medium[:1] == b"b"
+
+
 async def test_newer_data_are_seen_until_they_are_written(unit: CachedUnit, nursery: trio.Nursery) -> None:
     buffer = unit.open(nursery)
     await write(buffer, 0, b"aaaa")
@@ -499,6 +536,43 @@ async def test_a_failed_write_takes_the_place_of_data_that_were_to_be_written_ag
     await begin(nursery, buffer.write, 0, b"b")
     await answer(unit)
     await answer(unit, 0, GONE)
+    assert buffer.failures == 1
+
+
+async def test_a_failed_write_takes_the_place_of_data_that_were_lost_meanwhile(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery, behind=False)
+    await begin(nursery, buffer.write, 0, b"a")
+    await answer(unit)
+    await begin(nursery, buffer.write, 0, b"b")
+    unit.lose_cache()
+    unit.report_loss()
+    assert buffer.failures == 0  # b is on its way into the place of a
+    await answer(unit, 0, GONE)
+    assert buffer.failures == 1
+
+
+@pytest.mark.parametrize("end", [GONE, None])
+async def test_a_failed_write_takes_the_place_of_data_that_did_not_come_again(
+    unit: CachedUnit, nursery: trio.Nursery, end: IscsifsError | None
+) -> None:
+    """They are written again, and that fails, or the cache is lost again."""
+    buffer = unit.open(nursery, behind=False)
+    await begin(nursery, buffer.write, 0, b"a")
+    await answer(unit)
+    unit.lose_cache()
+    unit.report_loss()
+    await wait_all_tasks_blocked()
+    if end is None:
+        unit.writes[0].carry_out()
+        unit.lose_cache()
+        unit.report_loss()
+    writing = await begin(nursery, buffer.write, 0, b"b")
+    await answer(unit, 0, end)
+    assert buffer.failures == 0
+    await answer(unit, 0, GONE)
+    assert writing.failure is GONE
     assert buffer.failures == 1
 
 
