@@ -37,7 +37,7 @@ class Extent:
         self.command: Command | None = None  # what it is SENDING in
         self.blockers: set[Command] = set()  # older data for the same blocks, on their way
         self.epoch = 0  # how many SYNCHRONIZE CACHE were sent before it was WRITTEN
-        self.repeats = 0  # how often the cache was lost while it was SENDING
+        self.repeats = 0  # how often in a row the cache was lost while it was SENDING
         self.acknowledged = False  # somebody counts on it
         self.covers = False  # in its place were unsynchronised data, which are no longer kept
         self.alone = False  # it goes into a command of its own

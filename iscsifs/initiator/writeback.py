@@ -175,7 +175,7 @@ class WriteBuffer:
             if self.resets == resets:
                 self._synchronises_unasked = True
                 return
-        raise DataLostError(f"{self._name}: the target loses its cache over and over")
+        raise self._always_loses_its_cache()
 
     def lost_cache(self) -> None:
         """The target may have lost what it had not synchronised: write it again (SPC, unit attention 29h)."""
@@ -199,7 +199,7 @@ class WriteBuffer:
     def give_up(self, failure: IscsifsError) -> None:
         """Forget everything because of *failure*, but for what is on its way."""
         extents = [*self._ready, *self._blocked, *self._written]
-        if any(extent.acknowledged for extent in extents):
+        if any(extent.acknowledged or extent.covers for extent in extents):
             self.report(failure)
         for extent in extents:
             self._leave(extent)
@@ -419,7 +419,11 @@ class WriteBuffer:
             self._leave(extent)
             extent.blockers.remove(command)
             self._enter(extent)
-        if failure is None and (command.resets == self.resets or not self.volatile):
+        # Was it carried out before the cache was lost, or after that? The answer does not tell.
+        stale = self.volatile and command.resets != self.resets
+        if failure is None and stale and any(extent.repeats == MAX_ROUNDS for extent in command.extents):
+            failure = self._always_loses_its_cache()
+        if failure is None and not stale:
             newer = []
         # Otherwise the target may have nothing of what was overwritten in the meantime: it is not lost, since
         # newer data wait to take its place, and a flush for these; but it is if they fail as well.
@@ -446,16 +450,19 @@ class WriteBuffer:
                 self._leave(extent)
                 index = self._index(extent)
                 self._put(index, index + 1, [])
-            elif command.resets == self.resets or extent.repeats == MAX_ROUNDS:
+            elif command.resets == self.resets:
+                extent.repeats = 0
                 self._change(extent, State.WRITTEN)
             else:
-                # Was it carried out before the cache was lost, or after that? The answer does not tell.
                 extent.repeats += 1
                 self._change(extent, State.DIRTY)
                 again.append(extent)
         for barrier in self._barriers:
             barrier.replace(command, *again, *newer)
         self._respect_the_bound()
+
+    def _always_loses_its_cache(self) -> DataLostError:
+        return DataLostError(f"{self._name}: the target loses its cache over and over")
 
     def _separate(self, command: Command, newer: list[Extent]) -> None:
         """Send what was joined in *command* again one by one: of its blocks some cannot be written."""

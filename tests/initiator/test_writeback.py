@@ -393,6 +393,37 @@ async def test_a_unit_that_always_loses_its_cache_is_an_error(
     assert isinstance(flush.failure, DataLostError)
 
 
+async def test_a_write_under_way_whenever_the_cache_is_lost_is_lost_in_the_end(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    """What was carried out before the loss has the same answer: none says that the data are there."""
+    buffer = unit.open(nursery, behind=False)
+    writing = await begin(nursery, buffer.write, 0, b"a")
+    while unit.writes:
+        unit.writes[0].carry_out()
+        unit.lose_cache()
+        unit.report_loss()
+        await answer(unit)
+    assert isinstance(writing.failure, DataLostError)
+    assert len(unit.log) > 1
+
+
+async def test_a_write_repeated_now_and_then_is_not_lost(unit: CachedUnit, nursery: trio.Nursery) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"a")
+    for _ in range(20):
+        unit.writes[0].carry_out()
+        unit.lose_cache()
+        unit.report_loss()
+        await answer_all(unit)
+        unit.lose_cache()
+        unit.report_loss()
+        await wait_all_tasks_blocked()
+    await answer_all(unit)
+    assert buffer.failures == 0
+    assert unit.cache[:1] == b"a"
+
+
 async def test_a_unit_without_a_volatile_cache_has_nothing_to_lose(nursery: trio.Nursery) -> None:
     unit = CachedUnit(64, volatile=False)
     buffer = unit.open(nursery)
@@ -694,6 +725,19 @@ async def test_giving_up_fails_who_waits_for_a_write(unit: CachedUnit, nursery: 
     assert writing.failure is failure
     await answer_all(unit)
     assert writing.done
+
+
+async def test_giving_up_what_was_to_take_the_place_of_acknowledged_data_is_a_loss(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    """They are still in the cache of the unit, but not here any more to be written again."""
+    buffer = unit.open(nursery, behind=False, max_commands=1)
+    await begin(nursery, buffer.write, 0, b"a")
+    await answer(unit)
+    await begin(nursery, buffer.write, 20, b"x")
+    await begin(nursery, buffer.write, 0, b"b")
+    buffer.give_up(UnitError("it is another unit"))
+    assert buffer.failures == 1
 
 
 async def test_nobody_waits_for_a_buffer_whose_nursery_was_cancelled(unit: CachedUnit) -> None:
