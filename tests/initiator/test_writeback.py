@@ -435,6 +435,20 @@ async def test_a_unit_without_a_volatile_cache_has_nothing_to_lose(nursery: trio
     assert unit.log == [(0, b"a")]
 
 
+async def test_without_a_volatile_cache_an_answer_is_true_whatever_was_lost(nursery: trio.Nursery) -> None:
+    unit = CachedUnit(64, volatile=False)
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"a")
+    unit.lose_cache()
+    unit.report_loss()
+    flush = await begin(nursery, buffer.flush)
+    await write(buffer, 0, b"b")
+    await answer(unit)
+    assert unit.synchronisings  # b came later
+    await answer_all(unit)
+    assert flush.done
+
+
 # Failures.
 
 
