@@ -37,13 +37,18 @@ class Extent:
         self.command: Command | None = None  # what it is SENDING in
         self.blockers: set[Command] = set()  # older data for the same blocks, on their way
         self.epoch = 0  # how many SYNCHRONIZE CACHE were sent before it was WRITTEN
-        self.repeats = 0  # how often the cache was lost while it was SENDING
+        self.repeats = 0  # how often in a row the cache was lost while it was SENDING
         self.acknowledged = False  # somebody counts on it
         self.covers = False  # in its place were unsynchronised data, which are no longer kept
         self.alone = False  # it goes into a command of its own
 
     def __len__(self) -> int:
         return self.end - self.start
+
+    def stand_in(self) -> None:
+        """From now on it is all that there is of the data in its place."""
+        self.acknowledged |= self.covers
+        self.covers = False
 
     def part(self, start: int, end: int) -> "Extent":
         """Return bytes *start* to *end* as an extent in the same state."""
@@ -65,14 +70,13 @@ class Command:
     *resets* is how often the target had lost its cache before.
     """
 
-    __slots__ = ("acknowledged", "blocked", "data", "extents", "merged", "resets", "start")
+    __slots__ = ("blocked", "data", "extents", "merged", "resets", "start")
 
     def __init__(self, extent: Extent, resets: int) -> None:
         chunks = extent.chunks
         self.start = extent.start
         self.merged = len(chunks) > 1
         self.data = memoryview(b"".join(chunks)) if self.merged else chunks[0]
-        self.acknowledged = extent.acknowledged
         self.resets = resets
         self.extents: dict[Extent, None] = {}  # what of it is still the newest
         self.blocked: dict[Extent, None] = {}  # what must not be sent before it has ended

@@ -32,6 +32,7 @@ from iscsifs.iscsi.pdu import LogoutResponseCode, TaskFunction
 from iscsifs.iscsi.task import CHECK_CONDITION, Task
 from iscsifs.limits import LOGOUT_TIMEOUT, MANAGEMENT_TIMEOUT, MAX_ATTEMPTS, NOTES_A_MINUTE
 from iscsifs.scsi.cdb import describe
+from iscsifs.scsi.sense import Sense, SenseKey
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,9 @@ FIRST_DELAY: Final = 0.25
 
 LONGEST_DELAY: Final = 5.0
 """Seconds at most between two attempts; a session that lives as long has shown that it is no use waiting."""
+
+_RESET: Final = Sense(SenseKey.UNIT_ATTENTION, 0x29, 0x03).pack()
+"""The sense data of a unit that was reset (SPC-3 section 4.5.6)."""
 
 
 class State(Enum):
@@ -414,6 +418,10 @@ class Session:
     def _managed(self, management: Management) -> None:
         """Take the answer to a task management function, also to one that the connection asked for itself."""
         since = self._managements.pop(management, trio.current_time())
+        is_reset = management.function is TaskFunction.LOGICAL_UNIT_RESET
+        if is_reset and management.succeeded and self.on_sense is not None:
+            # The unit reports it to everybody but who has asked for it (SAM-5 section 7.7).
+            self.on_sense(SenseReported(management.lun, _RESET))
         if management.refused_for_now:
             self._managements[management] = since  # the clock repeats it
         elif not management.succeeded:

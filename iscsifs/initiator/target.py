@@ -178,7 +178,7 @@ class Target:
                     self._luns_stale = False
                     await self._rescan()
                 else:
-                    await _for_each(stale, self._refresh)
+                    await _for_each(stale.intersection(self._units.values()), self._refresh)
                 await trio.sleep(PAUSE)
         except IscsifsError as error:
             log.warning("%s; what has changed is not known", error)
@@ -188,6 +188,9 @@ class Target:
     async def _rescan(self) -> None:
         """Take in the units that have come, and leave out those that have gone or were exchanged."""
         luns = dict.fromkeys(await report_luns(self._commands(0)))
+        for lun, unit in self._units.items():
+            if lun not in luns:
+                unit.lose("the target does not report it any more")
         await _for_each([unit for lun, unit in self._units.items() if lun in luns], self._refresh)
         units = {lun: unit for lun, unit in self._units.items() if lun in luns and unit.failure is None}
         units |= await self._look_at(lun for lun in luns if lun not in units)

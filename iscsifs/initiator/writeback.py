@@ -175,7 +175,7 @@ class WriteBuffer:
             if self.resets == resets:
                 self._synchronises_unasked = True
                 return
-        raise DataLostError(f"{self._name}: the target loses its cache over and over")
+        raise self._always_loses_its_cache()
 
     def lost_cache(self) -> None:
         """The target may have lost what it had not synchronised: write it again (SPC, unit attention 29h)."""
@@ -184,6 +184,8 @@ class WriteBuffer:
             self._let_go = None
             reason = "the target may have lost its cache, and more was in it than is kept here"
             self.report(DataLostError(f"{self._name}: {reason}"))
+        for extent in self._extents:
+            extent.stand_in()
         for extent in list(self._written):
             self._change(extent, State.DIRTY)
         self._pump()
@@ -197,7 +199,7 @@ class WriteBuffer:
     def give_up(self, failure: IscsifsError) -> None:
         """Forget everything because of *failure*, but for what is on its way."""
         extents = [*self._ready, *self._blocked, *self._written]
-        if any(extent.acknowledged for extent in extents):
+        if any(extent.acknowledged or extent.covers for extent in extents):
             self.report(failure)
         for extent in extents:
             self._leave(extent)
@@ -417,15 +419,25 @@ class WriteBuffer:
             self._leave(extent)
             extent.blockers.remove(command)
             self._enter(extent)
+        # Was it carried out before the cache was lost, or after that? The answer does not tell.
+        stale = self.volatile and command.resets != self.resets
+        if failure is None and stale and any(extent.repeats == MAX_ROUNDS for extent in command.extents):
+            failure = self._always_loses_its_cache()
+        if failure is None and not stale:
+            newer = []
+        # Otherwise the target may have nothing of what was overwritten in the meantime: it is not lost, since
+        # newer data wait to take its place, and a flush for these; but it is if they fail as well.
+        for extent in newer:
+            extent.stand_in()
         if failure is None:
-            self._arrived(command)
+            self._arrived(command, newer)
         elif isinstance(failure, MediumError) and command.merged:
-            self._separate(command)
+            self._separate(command, newer)
         else:
             self._failed(command, failure, newer)
         self._make_room()
 
-    def _arrived(self, command: Command) -> None:
+    def _arrived(self, command: Command, newer: list[Extent]) -> None:
         again: list[Extent] = []
         for extent in list(command.extents):
             extent.acknowledged = True
@@ -438,18 +450,21 @@ class WriteBuffer:
                 self._leave(extent)
                 index = self._index(extent)
                 self._put(index, index + 1, [])
-            elif command.resets == self.resets or extent.repeats == MAX_ROUNDS:
+            elif command.resets == self.resets:
+                extent.repeats = 0
                 self._change(extent, State.WRITTEN)
             else:
-                # Was it carried out before the cache was lost, or after that? The answer does not tell.
                 extent.repeats += 1
                 self._change(extent, State.DIRTY)
                 again.append(extent)
         for barrier in self._barriers:
-            barrier.replace(command, *again)
+            barrier.replace(command, *again, *newer)
         self._respect_the_bound()
 
-    def _separate(self, command: Command) -> None:
+    def _always_loses_its_cache(self) -> DataLostError:
+        return DataLostError(f"{self._name}: the target loses its cache over and over")
+
+    def _separate(self, command: Command, newer: list[Extent]) -> None:
         """Send what was joined in *command* again one by one: of its blocks some cannot be written."""
         separate: list[Extent] = []
         for extent in list(command.extents):
@@ -467,15 +482,14 @@ class WriteBuffer:
             self._put(index, index + 1, parts)
             separate += parts
         for barrier in self._barriers:
-            barrier.replace(command, *separate)
+            barrier.replace(command, *separate, *newer)
 
     def _failed(self, command: Command, failure: IscsifsError, newer: list[Extent]) -> None:
-        # What was overwritten in the meantime is not lost: newer data wait to take its place, and a flush
-        # for these.
-        if command.acknowledged and command.extents:
+        acknowledged = any(extent.acknowledged for extent in command.extents)
+        if acknowledged:
             self.report(failure)
         for extent in list(command.extents):
-            if extent.covers and not command.acknowledged:  # otherwise that was told just now
+            if extent.covers and not acknowledged:  # otherwise that was told just now
                 self._let_go = self._epoch
             self._leave(extent)
             index = self._index(extent)

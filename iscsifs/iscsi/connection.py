@@ -59,7 +59,7 @@ from iscsifs.iscsi.pdu import (
     TextResponse,
     unpack,
 )
-from iscsifs.iscsi.task import DATA_IN_STATUS, Task, read_sense
+from iscsifs.iscsi.task import CHECK_CONDITION, DATA_IN_STATUS, Task, read_sense
 from iscsifs.iscsi.text import Pair, TextCollector, encode_pairs
 from iscsifs.limits import MAX_ANSWER_LENGTH, MAX_ANSWER_PIECES, MAX_LATE_TAGS, MAX_TASKS, MAX_UNSENT_ANSWERS
 
@@ -96,7 +96,7 @@ class Connection:
         self._queue: deque[Task] = deque()
         self._requests: dict[int, Request] = {}
         self._tasks_on_the_wire = 0
-        self._late_tags: dict[int, None] = {}
+        self._late_tags: dict[int, int] = {}  # of tasks that were aborted, with their LUNs
         self._unsent_answers = 0
         self._unsent_r2ts: list[Task] = []
         self._unsent_texts: list[tuple[TextRequest, bytes]] = []
@@ -401,6 +401,10 @@ class Connection:
         if task is not None:
             task.response_arrived(pdu, data)
             self._end_task(task)
+        elif pdu.status == CHECK_CONDITION:
+            # Nobody waits for the status, but a unit attention is reported once only (SAM-5 section 5.14).
+            lun = self._late_tags[pdu.initiator_task_tag]
+            self._events.append(SenseReported(lun, read_sense(data, "SCSI_RESPONSE")))
 
     def _r2t(self, pdu: R2T) -> None:
         self._numbers.update_window(pdu)
@@ -454,14 +458,15 @@ class Connection:
         if management.succeeded:
             for task in management.tasks:
                 if not task.ended:
-                    self._remember_late(task.initiator_task_tag)
+                    self._remember_late(task)
                     task.fail(management.failure)
                     self._end_task(task)
         self._events.append(management)
 
-    def _remember_late(self, tag: int) -> None:
-        """Keep *tag* out of use: the target may still answer a task that it has aborted (section 4.2.3.3)."""
-        self._late_tags[tag] = None
+    def _remember_late(self, task: Task) -> None:
+        """Keep the tag of *task* out of use: the target may still answer what it has aborted (section
+        4.2.3.3)."""
+        self._late_tags[task.initiator_task_tag] = task.lun
         if len(self._late_tags) > MAX_LATE_TAGS:
             del self._late_tags[next(iter(self._late_tags))]
 

@@ -75,7 +75,7 @@ class CachedUnit:
         """How often two writes of the same bytes were under way at once."""
         self.log: list[tuple[int, bytes] | None] = []
         self.buffer: WriteBuffer
-        self._loss_unreported = False
+        self.loss_unreported = False
 
     async def write(self, start: int, data: memoryview) -> None:
         self.log.append((start, bytes(data)))
@@ -101,12 +101,12 @@ class CachedUnit:
     def lose_cache(self) -> None:
         """Lose what is not on the medium; the next command that is carried out has to report it."""
         self.cache[:] = self.medium
-        self._loss_unreported = True
+        self.loss_unreported = True
 
     def report_loss(self) -> None:
         """Report a loss that was not reported yet."""
-        if self._loss_unreported:
-            self._loss_unreported = False
+        if self.loss_unreported:
+            self.loss_unreported = False
             self.buffer.lost_cache()
 
     def read(self, start: int, end: int) -> bytes:

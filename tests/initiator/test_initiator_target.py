@@ -385,6 +385,22 @@ async def test_units_come_and_go(autojump_clock: MockClock) -> None:
         assert len(w.server.sessions) == 1
 
 
+async def test_a_unit_that_has_gone_gives_what_has_its_number_later_none_of_its_commands(
+    autojump_clock: MockClock,
+) -> None:
+    """Nobody would look at it after a new login, nor hear for it that a cache was lost."""
+    other = disk("S-8")
+    async with world({0: disk("S-0"), 7: disk("S-7")}) as w:
+        old = w.unit(7)
+        w.device.detach(7)
+        await w.unit(0).read(0, 512)
+        await settled()
+        w.device.attach(7, other)
+        with pytest.raises(UnitError, match="does not report it any more"):
+            await old.write(0, b"w" * 512)
+        assert bytes(other.store.read(0, 512)) == bytes(512)
+
+
 async def test_a_unit_that_is_exchanged_is_a_new_one(autojump_clock: MockClock) -> None:
     async with world({0: disk("S-0"), 1: disk("S-1")}) as w:
         old = w.unit(1)

@@ -10,6 +10,7 @@ from peer import Closed, Peer
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import CommandTimeout, DataError, TaskAborted, TransportError
+from iscsifs.iscsi.events import SenseReported
 from iscsifs.iscsi.pdu import (
     FINAL,
     RESERVED_TAG,
@@ -25,6 +26,7 @@ from iscsifs.iscsi.pdu import (
 )
 from iscsifs.limits import LOGOUT_TIMEOUT, MANAGEMENT_TIMEOUT
 from iscsifs.scsi import cdb
+from iscsifs.scsi.sense import Condition, Sense
 
 READ = cdb.read_10(0, 1)
 WRITE = cdb.write_10(0, 1)
@@ -299,6 +301,23 @@ async def test_a_reset_ends_the_tasks_of_its_unit_alone(autojump_clock: MockCloc
         await line.peer.status(commands[0])  # late
         await line.peer.status(commands[2])
         await other.succeeded()
+
+
+async def test_a_reset_that_we_have_asked_for_counts_as_one_that_was_reported(
+    autojump_clock: MockClock,
+) -> None:
+    async with pair(command_timeout=3.0) as line:
+        call = line.call()
+        heard: list[SenseReported] = []
+        line.session.on_sense = heard.append
+        await line.peer.expect(ScsiCommand)
+        await line.peer.managed(await line.peer.expect(TaskManagementRequest), 5)
+        assert heard == []
+        await line.peer.managed(await line.peer.expect(TaskManagementRequest))
+        await call.failed()
+        assert [(event.lun, Sense.parse(event.sense).condition) for event in heard] == [
+            (LUN, Condition.RESET)
+        ]
 
 
 async def test_a_management_function_that_is_rejected_again_and_again_is_given_up(

@@ -197,6 +197,43 @@ async def test_a_flush_waits_for_what_takes_the_place_of_a_failed_write(
     assert unit.medium[:1] == b"b"
 
 
+async def test_a_flush_waits_for_what_takes_the_place_of_a_part_of_a_failed_write(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    """What is joined in it is written again one by one, but for what has been overwritten."""
+    buffer = unit.open(nursery)
+    await write(buffer, 40, b"x")
+    await write(buffer, 0, b"a")
+    await write(buffer, 1, b"b")
+    flush = await begin(nursery, buffer.flush)
+    await write(buffer, 0, b"cd")
+    await answer(unit, 0)
+    await answer(unit, 0, BAD_BLOCK)
+    assert unit.writes[0].data == b"cd"
+    assert not unit.synchronisings
+    await answer_all(unit)
+    assert flush.done
+    assert unit.medium[:2] == b"cd"
+
+
+async def test_a_flush_waits_for_what_takes_the_place_of_data_that_may_have_been_lost(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"a")
+    unit.writes[0].carry_out()
+    unit.lose_cache()
+    unit.report_loss()
+    flush = await begin(nursery, buffer.flush)
+    await write(buffer, 0, b"b")
+    await answer(unit)
+    assert unit.writes[0].data == b"b"
+    assert not unit.synchronisings
+    await answer_all(unit)
+    assert flush.done
+    assert unit.medium[:1] == b"b"
+
+
 async def test_newer_data_are_seen_until_they_are_written(unit: CachedUnit, nursery: trio.Nursery) -> None:
     buffer = unit.open(nursery)
     await write(buffer, 0, b"aaaa")
@@ -356,6 +393,37 @@ async def test_a_unit_that_always_loses_its_cache_is_an_error(
     assert isinstance(flush.failure, DataLostError)
 
 
+async def test_a_write_under_way_whenever_the_cache_is_lost_is_lost_in_the_end(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    """What was carried out before the loss has the same answer: none says that the data are there."""
+    buffer = unit.open(nursery, behind=False)
+    writing = await begin(nursery, buffer.write, 0, b"a")
+    while unit.writes:
+        unit.writes[0].carry_out()
+        unit.lose_cache()
+        unit.report_loss()
+        await answer(unit)
+    assert isinstance(writing.failure, DataLostError)
+    assert len(unit.log) > 1
+
+
+async def test_a_write_repeated_now_and_then_is_not_lost(unit: CachedUnit, nursery: trio.Nursery) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"a")
+    for _ in range(20):
+        unit.writes[0].carry_out()
+        unit.lose_cache()
+        unit.report_loss()
+        await answer_all(unit)
+        unit.lose_cache()
+        unit.report_loss()
+        await wait_all_tasks_blocked()
+    await answer_all(unit)
+    assert buffer.failures == 0
+    assert unit.cache[:1] == b"a"
+
+
 async def test_a_unit_without_a_volatile_cache_has_nothing_to_lose(nursery: trio.Nursery) -> None:
     unit = CachedUnit(64, volatile=False)
     buffer = unit.open(nursery)
@@ -365,6 +433,20 @@ async def test_a_unit_without_a_volatile_cache_has_nothing_to_lose(nursery: trio
     unit.report_loss()
     await wait_all_tasks_blocked()
     assert unit.log == [(0, b"a")]
+
+
+async def test_without_a_volatile_cache_an_answer_is_true_whatever_was_lost(nursery: trio.Nursery) -> None:
+    unit = CachedUnit(64, volatile=False)
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"a")
+    unit.lose_cache()
+    unit.report_loss()
+    flush = await begin(nursery, buffer.flush)
+    await write(buffer, 0, b"b")
+    await answer(unit)
+    assert unit.synchronisings  # b came later
+    await answer_all(unit)
+    assert flush.done
 
 
 # Failures.
@@ -502,6 +584,43 @@ async def test_a_failed_write_takes_the_place_of_data_that_were_to_be_written_ag
     assert buffer.failures == 1
 
 
+async def test_a_failed_write_takes_the_place_of_data_that_were_lost_meanwhile(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery, behind=False)
+    await begin(nursery, buffer.write, 0, b"a")
+    await answer(unit)
+    await begin(nursery, buffer.write, 0, b"b")
+    unit.lose_cache()
+    unit.report_loss()
+    assert buffer.failures == 0  # b is on its way into the place of a
+    await answer(unit, 0, GONE)
+    assert buffer.failures == 1
+
+
+@pytest.mark.parametrize("end", [GONE, None])
+async def test_a_failed_write_takes_the_place_of_data_that_did_not_come_again(
+    unit: CachedUnit, nursery: trio.Nursery, end: IscsifsError | None
+) -> None:
+    """They are written again, and that fails, or the cache is lost again."""
+    buffer = unit.open(nursery, behind=False)
+    await begin(nursery, buffer.write, 0, b"a")
+    await answer(unit)
+    unit.lose_cache()
+    unit.report_loss()
+    await wait_all_tasks_blocked()
+    if end is None:
+        unit.writes[0].carry_out()
+        unit.lose_cache()
+        unit.report_loss()
+    writing = await begin(nursery, buffer.write, 0, b"b")
+    await answer(unit, 0, end)
+    assert buffer.failures == 0
+    await answer(unit, 0, GONE)
+    assert writing.failure is GONE
+    assert buffer.failures == 1
+
+
 # Bounds.
 
 
@@ -620,6 +739,19 @@ async def test_giving_up_fails_who_waits_for_a_write(unit: CachedUnit, nursery: 
     assert writing.failure is failure
     await answer_all(unit)
     assert writing.done
+
+
+async def test_giving_up_what_was_to_take_the_place_of_acknowledged_data_is_a_loss(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    """They are still in the cache of the unit, but not here any more to be written again."""
+    buffer = unit.open(nursery, behind=False, max_commands=1)
+    await begin(nursery, buffer.write, 0, b"a")
+    await answer(unit)
+    await begin(nursery, buffer.write, 20, b"x")
+    await begin(nursery, buffer.write, 0, b"b")
+    buffer.give_up(UnitError("it is another unit"))
+    assert buffer.failures == 1
 
 
 async def test_nobody_waits_for_a_buffer_whose_nursery_was_cancelled(unit: CachedUnit) -> None:

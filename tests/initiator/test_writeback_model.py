@@ -1,10 +1,13 @@
 """The write buffer against a model: any writes, any order of answers, losses of the cache, failures.
 
 Every write has a number, and writes bytes of that value: so a byte tells which write it is from, and a larger
-one is from a newer write.
+one is from a newer write. Where a write has not returned, or has failed, its data may be there or older ones.
+400 runs by default, or ISCSIFS_MODEL_RUNS.
 """
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 
 from hypothesis import settings
@@ -24,7 +27,7 @@ COMMANDS = 3
 UNWRITTEN = 8
 UNSYNCHRONISED = 12
 
-PENDING = -1  # a write that has not returned: either its data or older ones are read
+RUNS = int(os.environ.get("ISCSIFS_MODEL_RUNS", "400"))
 
 
 class WriteBufferMachine(RuleBasedStateMachine):
@@ -33,7 +36,7 @@ class WriteBufferMachine(RuleBasedStateMachine):
         self.loop = Loop()
         self.ranges = Ranges()
         self.number = 0
-        self.newest = [0] * SIZE  # the number of the newest write, or PENDING
+        self.newest = [0] * SIZE  # the number of the newest write that has succeeded
         self.lost = [0] * SIZE  # writes up to this number were reported to be lost, perhaps
         self.accepted: list[set[int]] = [{0} for _ in range(SIZE)]
         self.durable = [0] * SIZE  # the number of the newest write that a flush has made safe
@@ -66,12 +69,9 @@ class WriteBufferMachine(RuleBasedStateMachine):
         try:
             for position in range(start, end):
                 self.accepted[position].add(number)
-            self.newest[start:end] = [PENDING] * (end - start)
-            try:
+            with suppress(IscsifsError):
                 await self.buffer.write(start, bytes([number]) * (end - start))
-            except IscsifsError:
-                self.lost[start:end] = [number] * (end - start)
-            self.newest[start:end] = [number] * (end - start)
+                self.newest[start:end] = [number] * (end - start)
         finally:
             self.ranges.leave(mine)
 
@@ -175,11 +175,10 @@ class WriteBufferMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_newest_data_are_read(self) -> None:
-        if hasattr(self, "unit"):
-            self.report_loss()  # a read would bring the report
+        if hasattr(self, "unit") and not self.unit.loss_unreported:  # a read would bring the report
             for position, byte in enumerate(self.unit.read(0, SIZE)):
                 if self.newest[position] > self.lost[position]:
-                    assert byte == self.newest[position]
+                    assert byte >= self.newest[position]
                 assert byte in self.accepted[position]
 
     @invariant()
@@ -205,9 +204,8 @@ class WriteBufferMachine(RuleBasedStateMachine):
         self.learn_of_failures()
         assert not self.unfinished
         for position, number in enumerate(self.newest):
-            assert number != PENDING
             if number > self.lost[position]:
-                assert self.unit.medium[position] == number
+                assert self.unit.medium[position] >= number
 
 
 def check_books(buffer: WriteBuffer) -> None:
@@ -227,4 +225,4 @@ def check_books(buffer: WriteBuffer) -> None:
 
 
 TestWriteBuffer = WriteBufferMachine.TestCase
-TestWriteBuffer.settings = settings(max_examples=400, stateful_step_count=40)
+TestWriteBuffer.settings = settings(max_examples=RUNS, stateful_step_count=40)

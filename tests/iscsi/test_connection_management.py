@@ -4,6 +4,7 @@ import pytest
 from memory_target import LUN, MemoryTarget, Sent, pattern, plain_task
 
 from iscsifs.errors import TaskAborted, TransportError
+from iscsifs.iscsi.events import SenseReported
 from iscsifs.iscsi.pdu import (
     FINAL,
     RESERVED_TAG,
@@ -109,6 +110,15 @@ def test_what_comes_after_the_answer_to_the_abort_is_thrown_away() -> None:
     task = target.submit(plain_task())  # and the StatSNs have been counted
     target.respond(task)
     assert target.events() == [task]
+
+
+def test_what_a_unit_reports_with_a_late_answer_is_not_thrown_away() -> None:
+    target = MemoryTarget()
+    task = target.submit(Task(LUN, bytes(6)))
+    target.manage(abort(target, task))
+    target.events()
+    target.respond(task, b"\0\x03abc", status=2)
+    assert target.events() == [SenseReported(LUN, b"abc")]
 
 
 def test_late_tags_are_remembered_within_bounds() -> None:

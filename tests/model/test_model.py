@@ -299,6 +299,8 @@ class Initiator(RuleBasedStateMachine):
         with trio.fail_after(LIMIT):
             while self.unfinished or not self.san.is_up:  # noqa: ASYNC110 - the time is virtual
                 await trio.sleep(1)
+            await self.unit.drain()  # what is here would be read without a command, and so without a report
+            await self._read(0, CELLS)
             while self.background_failures():
                 await self._read(0, CELLS)
             await self.unit.drain()
