@@ -15,7 +15,7 @@ from . import relay, servers
 from .jobs import DEPTH_1, DEPTH_32, DIRECT, END, MIB, Job, run
 
 ROUND_TRIP = 0.020  # seconds
-IMAGE_SIZE = 512 * MIB
+IMAGE_SIZE = 1024 * MIB
 NAME = "iqn.2026-01.example:far"
 ROUNDS = 3
 QUIET = 12.0  # seconds after which memory is given back

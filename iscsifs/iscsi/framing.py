@@ -22,6 +22,9 @@ DIGEST_LENGTH: Final = 4
 SCRATCH_LENGTH: Final = 64 * 1024
 """Bytes of the buffer for headers and small data segments."""
 
+FIRST_SCRATCH_LENGTH: Final = 4 * 1024
+"""Bytes of it until for the first time that is too little, so that an idle connection takes little memory."""
+
 _PADDING: Final = tuple(bytes(-n % 4) for n in range(4))
 _LONGEST_PIECE: Final = BHS_LENGTH + 255 * 4 + DIGEST_LENGTH
 
@@ -81,7 +84,7 @@ class Receiver:
         self._header_arrived = header_arrived
         self._pdu_arrived = pdu_arrived
         self._ahs_allowed = ahs_allowed
-        self._scratch = memoryview(bytearray(SCRATCH_LENGTH))
+        self._scratch = memoryview(bytearray(FIRST_SCRATCH_LENGTH))
         self._start = 0  # of what has not been looked at in the scratch buffer
         self._end = 0
         self._pdu: Pdu | None = None  # the PDU whose data segment is on its way
@@ -99,12 +102,18 @@ class Receiver:
         """Return the memory that the next bytes belong into; never empty."""
         if self._pdu is not None and self._filled < len(self._data):
             return self._data[self._filled :]
-        if self._start == self._end:
+        length = len(self._scratch)
+        if length < SCRATCH_LENGTH and self._end == length:
+            left = self._scratch[self._start :]
+            self._scratch = memoryview(bytearray(SCRATCH_LENGTH))
+            self._scratch[: len(left)] = left
+            self._start, self._end = 0, len(left)
+        elif self._start == self._end:
             self._start = self._end = 0
-        elif SCRATCH_LENGTH - self._start < _LONGEST_PIECE:
-            left = self._end - self._start
-            self._scratch[:left] = bytes(self._scratch[self._start : self._end])
-            self._start, self._end = 0, left
+        elif length - self._start < _LONGEST_PIECE:
+            left = self._scratch[self._start : self._end]
+            self._scratch[: len(left)] = bytes(left)
+            self._start, self._end = 0, len(left)
         return self._scratch[self._end :]
 
     def buffer_updated(self, count: int) -> None:

@@ -326,9 +326,12 @@ def test_a_flood_of_repeated_r2ts_takes_no_memory() -> None:
     target.r2t(task, 0, 512)
     repeated = b"".join(target.bytes_of(R2T, **r2t_fields(task, 0, 512, 0)) for _ in range(1000))
     before = sys.getsizeof(target.connection._unsent_r2ts)
-    place = target.connection.get_buffer()  # nothing is taken out meanwhile
-    place[: len(repeated)] = repeated
-    target.connection.buffer_updated(len(repeated))
+    while repeated:  # nothing is taken out meanwhile
+        place = target.connection.get_buffer()
+        count = min(len(place), len(repeated))
+        place[:count] = repeated[:count]
+        target.connection.buffer_updated(count)
+        repeated = repeated[count:]
     assert sys.getsizeof(target.connection._unsent_r2ts) == before
 
 
