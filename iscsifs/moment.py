@@ -39,9 +39,10 @@ class Moment:
         _watched.append(fd)
 
     def close(self) -> None:
-        """Let nobody's wait end because of this descriptor any more."""
+        """Let nobody's wait end because of this descriptor any more; a second time does nothing."""
         if self._fd in _watched:
             _watched.remove(self._fd)
+        self._fd = -1  # the number may be somebody else's soon
 
     def wait(self) -> bool:
         """Return whether the descriptor has become readable, and not something else before it."""

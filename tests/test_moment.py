@@ -77,3 +77,13 @@ def test_what_was_closed_without_a_word_is_in_nobody_s_way(wires: list[Wire]) ->
     assert not wires[0].moment.wait()
     assert wires[0].moment.wait()
     os.close(careless.in_end)
+
+
+def test_a_second_close_is_not_that_of_who_has_the_number_now(wires: list[Wire]) -> None:
+    first = Moment(wires[0].out_end)
+    first.close()
+    second = Moment(wires[1].out_end)
+    second.close()
+    second.close()
+    wires[1].send()
+    assert wires[1].moment.wait()
