@@ -124,8 +124,8 @@ class Link:
         try:
             while self.connection.tasks_on_the_wire == 1 and self.failure is None and self._moment.wait():
                 self._take(on_event)
-        except IscsifsError as error:
-            self.fail(error)
+        except (IscsifsError, MemoryError) as error:
+            self._break(error)
 
     def progress(self) -> tuple[int, int]:
         """Return how many bytes the other end has taken so far, and how many wait for that.
@@ -146,10 +146,12 @@ class Link:
     async def _guarded(self, loop: Callable[..., Awaitable[None]], *args: object) -> None:
         try:
             await loop(*args)
-        except IscsifsError as error:
-            self.fail(error)
-        except MemoryError:
-            self.fail(TransportError("no memory for what comes"))
+        except (IscsifsError, MemoryError) as error:
+            self._break(error)
+
+    def _break(self, error: IscsifsError | MemoryError) -> None:
+        """End the link after *error*: what has come is read in part, and cannot be read again."""
+        self.fail(error if isinstance(error, IscsifsError) else TransportError("no memory for what comes"))
 
     async def _receive_loop(self, on_event: Callable[[Event], None]) -> None:
         reads = 0

@@ -13,6 +13,8 @@ from stepwise import Loop
 from trio.testing import MockClock
 
 from iscsifs.errors import CommandTimeout, DataLostError, MediumError, StatusError, UnitError
+from iscsifs.iscsi.connection import Connection
+from iscsifs.moment import Moment
 from iscsifs.scsi.cdb import OperationCode, parse_write_same
 from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.vpd import Provisioning
@@ -310,3 +312,26 @@ async def test_a_flush_waits_for_a_part_write(connect: Open) -> None:
         await trio.testing.wait_all_tasks_blocked()
         san.trouble.go_on()
     assert san.medium()[10:13] == b"abc"
+
+
+@pytest.mark.parametrize("lingering", [False, True])
+async def test_no_memory_for_what_comes_costs_the_connection_and_no_more(
+    connect: Open,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    lingering: bool,
+) -> None:
+    san = await connect()
+    await san.unit.read(0, BLOCK)
+    moments = iter([lingering])
+    monkeypatch.setattr(Moment, "wait", lambda _: next(moments, False))
+    get_buffer = Connection.get_buffer
+
+    def fail_once(connection: Connection) -> memoryview:
+        monkeypatch.setattr(Connection, "get_buffer", get_buffer)
+        raise MemoryError
+
+    monkeypatch.setattr(Connection, "get_buffer", fail_once)
+    assert await san.unit.read(0, BLOCK) == bytes(BLOCK)
+    assert "no memory for what comes; logging in again" in caplog.text
+    assert list(moments) == []
