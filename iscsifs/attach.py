@@ -214,24 +214,25 @@ async def attach(
 
     Where others got in, a login that was only not finished in time is worth a second try, without company.
     """
-    attached: list[Attached] = []
+    somebody_got_in = False
     second_try = trio.Lock()
 
     async def log_in(wanted: Wanted) -> Attached:
+        nonlocal somebody_got_in
         initiator = initiators[wanted.host.options]
         target = await initiator.login(wanted.name, [address.portal for address in wanted.addresses])
         missing = (wanted.luns or frozenset()).difference(unit.label for unit in target.units)
         if missing:
             luns = ", ".join(sorted(missing))
             raise NoTargetError(f"no logical unit {luns}; leave the number out to have all that there are")
-        attached.append(Attached(wanted, target))
-        return attached[-1]
+        somebody_got_in = True
+        return Attached(wanted, target)
 
     async def patiently(wanted: Wanted) -> Attached:
         try:
             return await log_in(wanted)
         except LoginTimeout:
-            if not attached:
+            if not somebody_got_in:
                 raise
         async with second_try:
             return await log_in(wanted)

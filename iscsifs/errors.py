@@ -31,6 +31,10 @@ import errno
 from typing import Final
 
 _REMEDIES: Final = {
+    errno.ECONNREFUSED: "is a target running there, and is the port right?",
+    errno.EHOSTUNREACH: "is the host up, and is there a route to it?",
+    errno.ENETUNREACH: "is there a route to it?",
+    errno.ETIMEDOUT: "is the host up, and does a firewall drop the packets?",
     errno.EMFILE: "raise the limit with: ulimit -n",
     errno.ENFILE: "raise the limit with: sysctl fs.file-max",
 }
@@ -161,7 +165,7 @@ class UnitError(IscsifsError):
 
 
 def reason(error: OSError) -> str:
-    """Return why the system refused something, with the remedy where it is out of file descriptors."""
+    """Return why the system refused something, with the remedy or what to look at, where there is such."""
     remedy = _REMEDIES.get(error.errno or 0)
     return f"{error.strerror}; {remedy}" if remedy else str(error.strerror)
 

@@ -28,13 +28,6 @@ _DIGESTS: dict[Digests, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "all": (("CRC32C", "None"), ("CRC32C", "None")),
 }
 
-_REMEDIES = {
-    errno.ECONNREFUSED: "is a target running there, and is the port right?",
-    errno.EHOSTUNREACH: "is the host up, and is there a route to it?",
-    errno.ENETUNREACH: "is there a route to it?",
-    errno.ETIMEDOUT: "is the host up, and does a firewall drop the packets?",
-}
-
 
 def offer(options: InitiatorOptions) -> dict[str, Value]:
     """Return the operational keys to offer, with the digests that are wanted where the target has them.
@@ -202,6 +195,4 @@ async def connect(portal: Portal, family: socket.AddressFamily) -> socket.socket
         if not failure:
             return sock
         sock.close()
-    remedy = _REMEDIES.get(failure)
-    said = reason(OSError(failure, os.strerror(failure)))
-    raise TransportError(f"{portal}: {said}" + (f"; {remedy}" if remedy else ""))
+    raise TransportError(f"{portal}: {reason(OSError(failure, os.strerror(failure)))}")
