@@ -149,3 +149,13 @@ def says(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
         ]
 
     return lines
+
+
+@pytest.fixture
+def own_log() -> Iterator[None]:
+    """Give the log back to pytest: what is under test writes it to an output that is gone afterwards."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)

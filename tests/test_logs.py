@@ -1,7 +1,6 @@
 """What becomes of messages on their way to the log."""
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,14 +10,7 @@ from iscsifs.logs import log_to_terminal
 log = logging.getLogger("iscsifs.test")
 
 
-@pytest.fixture(autouse=True)
-def own_log() -> Iterator[None]:
-    """Give the log back to pytest."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
+pytestmark = pytest.mark.usefixtures("own_log")
 
 
 def complain(times: int, now: float = 0.0) -> None:

@@ -38,6 +38,19 @@ async def start(nursery: trio.Nursery, ranges: Ranges, *spans: tuple[int, int]) 
     return writers
 
 
+async def begin_to_drain(nursery: trio.Nursery, ranges: Ranges) -> trio.Event:
+    """Start a drain; the event is set when it has ended."""
+    drained = trio.Event()
+
+    async def drain() -> None:
+        await ranges.drain()
+        drained.set()
+
+    nursery.start_soon(drain)
+    await wait_all_tasks_blocked()
+    return drained
+
+
 async def test_neighbours_do_not_wait_for_each_other(nursery: trio.Nursery) -> None:
     first, second = await start(nursery, Ranges(), (0, 10), (10, 20))
     assert first.inside
@@ -71,14 +84,7 @@ async def test_one_that_gives_up_is_waited_for_no_more(nursery: trio.Nursery) ->
 async def test_a_drain_waits_for_all_that_came_before_it(nursery: trio.Nursery) -> None:
     ranges = Ranges()
     first, second = await start(nursery, ranges, (0, 10), (5, 15))
-    drained = trio.Event()
-
-    async def drain() -> None:
-        await ranges.drain()
-        drained.set()
-
-    nursery.start_soon(drain)
-    await wait_all_tasks_blocked()
+    drained = await begin_to_drain(nursery, ranges)
     (late,) = await start(nursery, ranges, (20, 30))
     await first.leave()
     assert not drained.is_set()
@@ -92,14 +98,7 @@ async def test_a_drain_does_not_wait_for_what_ended_while_it_waited_for_another(
 ) -> None:
     ranges = Ranges()
     first, second = await start(nursery, ranges, (0, 10), (20, 30))
-    drained = trio.Event()
-
-    async def drain() -> None:
-        await ranges.drain()
-        drained.set()
-
-    nursery.start_soon(drain)
-    await wait_all_tasks_blocked()
+    drained = await begin_to_drain(nursery, ranges)
     await second.leave()
     await first.leave()
     assert drained.is_set()

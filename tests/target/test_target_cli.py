@@ -1,6 +1,5 @@
 """The command iscsifs-target: what it serves, what it refuses, and how it ends."""
 
-import logging
 import os
 import signal
 import subprocess
@@ -23,14 +22,7 @@ from iscsifs.target.cli import DEFAULT_NAME, main
 COMMAND = (sys.executable, "-c", "import sys; from iscsifs.target.cli import main; sys.exit(main())")
 
 
-@pytest.fixture(autouse=True)
-def own_log() -> Iterator[None]:
-    """Give the log back to pytest: in this process `main` writes it to an output that is gone afterwards."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
+pytestmark = pytest.mark.usefixtures("own_log")
 
 
 @contextmanager
