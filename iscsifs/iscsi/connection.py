@@ -27,7 +27,7 @@ from iscsifs.iscsi.events import (
     SenseReported,
     Text,
 )
-from iscsifs.iscsi.framing import Buffer, Receiver, frame, pdu_name
+from iscsifs.iscsi.framing import Buffer, Receiver, frame, frame_sequence, pdu_name
 from iscsifs.iscsi.keys import Parameters
 from iscsifs.iscsi.login import InitiatorLogin, Redirect
 from iscsifs.iscsi.numbering import Numbering
@@ -59,7 +59,7 @@ from iscsifs.iscsi.pdu import (
     TextResponse,
     unpack,
 )
-from iscsifs.iscsi.task import CHECK_CONDITION, DATA_IN_STATUS, Task, read_sense
+from iscsifs.iscsi.task import CHECK_CONDITION, DATA_IN_STATUS, Sequence, Task, read_sense
 from iscsifs.iscsi.text import Pair, TextCollector, encode_pairs
 from iscsifs.limits import MAX_ANSWER_LENGTH, MAX_ANSWER_PIECES, MAX_LATE_TAGS, MAX_TASKS, MAX_UNSENT_ANSWERS
 
@@ -271,6 +271,15 @@ class Connection:
             pdu, data, ahs, header_digest=receiver.header_digest, data_digest=receiver.data_digest
         )
 
+    def _send_sequence(self, burst: Sequence) -> None:
+        receiver = self._receiver
+        self._out += frame_sequence(
+            *burst,
+            self.login.parameters.max_send_data_segment_length,
+            header_digest=receiver.header_digest,
+            data_digest=receiver.data_digest,
+        )
+
     def _request(
         self, pdu: NopOut | TaskManagementRequest | TextRequest | LogoutRequest, data: bytes = b""
     ) -> None:
@@ -302,8 +311,8 @@ class Connection:
                 self.login.parameters, self._new_tag(task), numbers.take_cmd_sn(), numbers.exp_stat_sn
             )
             self._send(command, immediate_data, ahs)
-            for pdu, data in burst:
-                self._send(pdu, data)
+            if burst is not None:
+                self._send_sequence(burst)
 
     def _send_texts(self) -> None:
         numbers = self._numbers
@@ -412,8 +421,9 @@ class Connection:
         if task is None:
             return
         all_sent = not task.r2ts_unsent
-        for data_out, data in task.solicited(pdu, self.parameters, self._numbers.exp_stat_sn):
-            self._send(data_out, data)
+        burst = task.solicited(pdu, self.parameters, self._numbers.exp_stat_sn)
+        if burst is not None:
+            self._send_sequence(burst)
         if all_sent and task.r2ts_unsent:
             self._unsent_r2ts.append(task)
 

@@ -3,16 +3,17 @@
 `Receiver` cuts what arrives into PDUs. Small things are received into one scratch buffer, so that one
 system call may bring many PDUs; once the header of a large data segment is known, the rest of the segment
 is received directly where it belongs. `frame` is the other direction: the buffers of one PDU, for
-`sendmsg`.
+`sendmsg`; `frame_sequence` does it for many Data-Outs at once.
 """
 
 from collections.abc import Callable
+from struct import Struct
 from typing import Final
 
 from crc32c import crc32c
 
 from iscsifs.errors import DigestError, ProtocolError
-from iscsifs.iscsi.pdu import BHS_LENGTH, Pdu, opcode_of, pack, unpack
+from iscsifs.iscsi.pdu import BHS_LENGTH, DataOut, Pdu, opcode_of, pack, unpack
 
 Buffer = bytes | bytearray | memoryview
 
@@ -27,6 +28,7 @@ FIRST_SCRATCH_LENGTH: Final = 4 * 1024
 
 _PADDING: Final = tuple(bytes(-n % 4) for n in range(4))
 _LONGEST_PIECE: Final = BHS_LENGTH + 255 * 4 + DIGEST_LENGTH
+_SN_AND_OFFSET: Final = Struct(">II4x")  # the end of a Data-Out's header
 
 
 def digest(*pieces: Buffer) -> bytes:
@@ -51,6 +53,38 @@ def frame(
     if data_digest:
         return [header, data, padding + digest(data, padding)]
     return [header, data, padding] if padding else [header, data]
+
+
+def frame_sequence(
+    last: DataOut, data: memoryview, longest: int, *, header_digest: bool = False, data_digest: bool = False
+) -> list[Buffer]:
+    """Return the buffers that carry *data* in a sequence of Data-Outs, none longer than *longest* bytes
+    (section 11.7).
+
+    *last* is what the last of them says of itself, but with the DataSN and the Buffer Offset of the first.
+    A target that takes 8 KiB at a time has 128 of them for 1 MiB, which differ in these two fields only.
+    """
+    length = longest & ~3  # whole words, where more is to follow (section 11.7.7)
+    count = max(-((longest - len(data)) // length), 0)
+    common = pack(last._replace(flags=0), length)[: -_SN_AND_OFFSET.size]
+    data_sn, offset = last.data_sn, last.buffer_offset
+    buffers: list[Buffer] = []
+    for start in range(0, count * length, length):
+        header = common + _SN_AND_OFFSET.pack(data_sn, offset + start)
+        piece = data[start : start + length]
+        buffers.append(header + digest(header) if header_digest else header)
+        buffers.append(piece)
+        if data_digest:
+            buffers.append(digest(piece))
+        data_sn += 1
+    start = count * length
+    buffers += frame(
+        last._replace(data_sn=data_sn, buffer_offset=offset + start),
+        data[start:],
+        header_digest=header_digest,
+        data_digest=data_digest,
+    )
+    return buffers
 
 
 HeaderArrived = Callable[[Pdu, bytes, int], memoryview | None]

@@ -4,7 +4,6 @@ A task knows the rules for its own Data-In, Data-Out, R2T and status. What it sh
 windows and the tags, belongs to `connection.Connection`.
 """
 
-from collections.abc import Iterator
 from typing import Final
 
 from iscsifs.errors import DataError, IscsifsError, ProtocolError, TaskAborted
@@ -28,6 +27,9 @@ COMMAND_COMPLETED_AT_TARGET = 0x00
 TARGET_FAILURE = 0x01
 
 NOTHING = memoryview(b"")
+
+Sequence = tuple[DataOut, memoryview]
+"""What `framing.frame_sequence` cuts into Data-Outs."""
 
 # As plain numbers, which are faster to work with than members of an enumeration.
 DATA_IN_STATUS: Final = int(DataInFlag.STATUS)
@@ -117,8 +119,8 @@ class Task:
 
     def start(
         self, parameters: Parameters, tag: int, cmd_sn: int, exp_stat_sn: int
-    ) -> tuple[ScsiCommand, bytes, memoryview, list[tuple[DataOut, memoryview]]]:
-        """Return the command, its AHS and immediate data, and the unsolicited Data-Outs behind it (section
+    ) -> tuple[ScsiCommand, bytes, memoryview, Sequence | None]:
+        """Return the command, its AHS and immediate data, and the unsolicited data behind it (section
         4.2.5.2)."""
         self.initiator_task_tag = tag
         self.cmd_sn = cmd_sn
@@ -127,25 +129,27 @@ class Task:
             first_burst = min(parameters.first_burst_length, len(self.data_out))
             immediate = unsolicited = 0
             if parameters.immediate_data:
-                immediate = _whole_words(parameters.max_send_data_segment_length, first_burst)
+                longest = parameters.max_send_data_segment_length
+                # In whole words if more is to follow (section 11.7.7).
+                immediate = first_burst if first_burst <= longest else longest & ~3
             if not parameters.initial_r2t:
                 unsolicited = first_burst - immediate
             if not unsolicited:
                 flags |= FINAL
             self.sent = self.sequence_end = immediate + unsolicited
-            burst = list(self._data_out(parameters, exp_stat_sn, RESERVED_TAG, immediate, unsolicited))
+            burst = (
+                self._sequence(0, RESERVED_TAG, exp_stat_sn, immediate, unsolicited) if unsolicited else None
+            )
             expected, data = len(self.data_out), self.data_out[:immediate]
         else:
             flags = _READ if self.data_in else _NO_DATA
-            expected, data, burst = len(self.data_in), NOTHING, []
+            expected, data, burst = len(self.data_in), NOTHING, None
         cdb = self.cdb
         command = ScsiCommand(flags, self.lun, tag, expected, cmd_sn, exp_stat_sn, cdb[:16])
         return command, _extended_cdb(cdb) if len(cdb) > 16 else b"", data, burst
 
-    def solicited(
-        self, r2t: R2T, parameters: Parameters, exp_stat_sn: int
-    ) -> Iterator[tuple[DataOut, memoryview]]:
-        """Check *r2t* and return the Data-Outs that answer it (section 11.8); none for a repeated one.
+    def solicited(self, r2t: R2T, parameters: Parameters, exp_stat_sn: int) -> Sequence | None:
+        """Check *r2t* and return the data that answer it (section 11.8); None for a repeated one.
 
         Raises ProtocolError before anything is sent for an R2T that breaks a rule.
         """
@@ -156,7 +160,7 @@ class Task:
             raise _broken("R2T", "the command writes no data", "4.2.5.2")
         if r2t.r2t_sn != self.next_r2t_sn:
             if r2t.r2t_sn < self.next_r2t_sn:
-                return iter(())
+                return None
             raise _broken("R2T", f"R2TSN {r2t.r2t_sn} where {self.next_r2t_sn} was due", "11.8.2")
         if r2t.target_transfer_tag == RESERVED_TAG:
             raise _broken("R2T", "its Target Transfer Tag is the reserved one", "11.8.5")
@@ -185,25 +189,14 @@ class Task:
             length = min(length, parameters.max_send_data_segment_length)
         self.sent += length
         self.sequence_end = offset + length
-        return self._data_out(parameters, exp_stat_sn, r2t.target_transfer_tag, offset, length)
+        return self._sequence(self.lun, r2t.target_transfer_tag, exp_stat_sn, offset, length)
 
-    def _data_out(
-        self, parameters: Parameters, exp_stat_sn: int, target_transfer_tag: int, offset: int, length: int
-    ) -> Iterator[tuple[DataOut, memoryview]]:
-        """Cut *length* bytes at *offset* into one sequence of Data-Outs (section 11.7)."""
-        lun = 0 if target_transfer_tag == RESERVED_TAG else self.lun
-        end = offset + length
-        data_sn = 0
-        while offset < end:
-            size = _whole_words(parameters.max_send_data_segment_length, end - offset)
-            flags = FINAL if offset + size == end else 0
-            tag = self.initiator_task_tag
-            yield (
-                DataOut(flags, lun, tag, target_transfer_tag, exp_stat_sn, data_sn, offset),
-                self.data_out[offset : offset + size],
-            )
-            offset += size
-            data_sn += 1
+    def _sequence(
+        self, lun: int, target_transfer_tag: int, exp_stat_sn: int, offset: int, length: int
+    ) -> Sequence:
+        tag = self.initiator_task_tag
+        data = self.data_out[offset : offset + length]
+        return DataOut(FINAL, lun, tag, target_transfer_tag, exp_stat_sn, 0, offset), data
 
     # Receiving: Data-In, then the status in the last of them or in a SCSI Response.
 
@@ -301,11 +294,6 @@ def read_sense(data: memoryview, pdu: str) -> bytes:
         rule = f"SenseLength {length} in a data segment of {len(data)} bytes"
         raise ProtocolError(rule, section="11.4.7", pdu=pdu)
     return bytes(data[2 : 2 + length])
-
-
-def _whole_words(limit: int, length: int) -> int:
-    """Return how much of *length* fits *limit*; in whole words if more is to follow (section 11.7.7)."""
-    return length if length <= limit else limit & ~3
 
 
 def _extended_cdb(cdb: bytes) -> bytes:

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from memory_target import pattern
 
 from iscsifs.errors import DigestError, ProtocolError
 from iscsifs.iscsi import pdu
-from iscsifs.iscsi.framing import SCRATCH_LENGTH, Buffer, Receiver, digest, frame
+from iscsifs.iscsi.framing import SCRATCH_LENGTH, Buffer, Receiver, digest, frame, frame_sequence
 
 Arrived = tuple[pdu.Pdu, bytes, bytes]
 
@@ -79,6 +80,35 @@ def test_garbage_is_pdus_or_a_protocol_error(garbage: bytes, header_digest: bool
     except ProtocolError:
         return
     assert receiver.in_pdu or len(garbage) % 4 == 0
+
+
+@given(
+    size=st.integers(1, 20_000),
+    longest=st.integers(512, 9000),
+    offset=st.integers(0, 1000).map(lambda words: 4 * words),
+    header_digest=st.booleans(),
+    data_digest=st.booleans(),
+)
+def test_a_sequence_of_data_outs(
+    size: int, longest: int, offset: int, header_digest: bool, data_digest: bool
+) -> None:
+    data = pattern(size)
+    last = pdu.DataOut(pdu.FINAL, 1, 2, 3, 4, 0, offset)
+    receiver, arrived = collector(header_digest=header_digest, data_digest=data_digest)
+    buffers = frame_sequence(
+        last, memoryview(data), longest, header_digest=header_digest, data_digest=data_digest
+    )
+    feed(receiver, b"".join(buffers))
+    assert not receiver.in_pdu
+    position = 0
+    for number, (fields, _, piece) in enumerate(arrived):
+        is_last = number == len(arrived) - 1
+        flags = pdu.FINAL if is_last else 0
+        assert fields == last._replace(flags=flags, data_sn=number, buffer_offset=offset + position)
+        assert piece == data[position : position + len(piece)]
+        assert 0 < len(piece) <= longest if is_last else len(piece) == longest // 4 * 4
+        position += len(piece)
+    assert position == size
 
 
 def test_the_digest_of_32_zero_bytes() -> None:
