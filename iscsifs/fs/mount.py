@@ -16,7 +16,7 @@ import trio
 
 from iscsifs.errors import ConfigError, reason
 from iscsifs.fs.operations import Operations
-from iscsifs.fs.process import give_memory_back
+from iscsifs.fs.process import give_memory_back, keep_freed_memory
 from iscsifs.fs.requests import Readiness, take_requests_in_bursts
 from iscsifs.fs.tuning import Limits, tune
 
@@ -76,7 +76,8 @@ def check_mount_point(mount_point: Path) -> None:
 
 
 async def _tidy_up(workers: Readiness | None) -> None:
-    """Give memory back each time that it has become quiet after some work."""
+    """Give memory back each time that it has become quiet after some work, and not before."""
+    keep_freed_memory()
     last = tidied = time.process_time()
     while True:
         await trio.sleep(_LOOK_INTERVAL)

@@ -56,3 +56,20 @@ print(full - before, {size} - before)
     full, left = map(int, outcome(code).split())
     assert full > 60
     assert left < 20
+
+
+def test_freed_memory_is_used_again_without_asking_the_kernel() -> None:
+    code = """
+import resource
+keep_freed_memory()
+faults = []
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    buffers = [bytearray(1 << 20) for _ in range(64)]
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    del buffers
+print(*faults)
+"""
+    first, second = map(int, outcome(code).split())
+    assert first > 64 * 100
+    assert second < 64
