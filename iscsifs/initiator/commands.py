@@ -4,6 +4,7 @@ repeated."""
 import logging
 import math
 import random
+from collections.abc import Callable, Coroutine
 from enum import Enum, auto
 from typing import Final
 
@@ -13,12 +14,14 @@ from iscsifs.errors import (
     BusyError,
     CommandError,
     CommandTimeout,
+    IscsifsError,
     MediumError,
     NoMediumError,
     ReservationError,
     SpaceError,
     StatusError,
     TaskAborted,
+    TransportError,
     WriteProtectedError,
 )
 from iscsifs.initiator.session import Session
@@ -85,9 +88,9 @@ class Commands:
         task = await self.run(cdb, data_in=memoryview(buffer), probe=probe)
         return bytes(buffer[: task.received])
 
-    async def run(
+    def run(
         self, cdb: bytes, *, data_in: memoryview = NOTHING, data_out: Buffer = b"", probe: bool = False
-    ) -> Task:
+    ) -> Coroutine[None, None, Task]:
         """Run *cdb* until it succeeds or is not worth repeating; return the task with its counts.
 
         It ends in bounded time: it is repeated MAX_REPEATS times for unit attentions, MAX_ABORTS times after
@@ -96,13 +99,61 @@ class Commands:
 
         Raises StatusError or one of its children, TaskAborted, DataError or CommandTimeout.
         """
-        task = Task(self.lun, cdb, data_in=data_in, data_out=memoryview(data_out))
+        return self._carry_out(Task(self.lun, cdb, data_in=data_in, data_out=memoryview(data_out)), probe)
+
+    def start(
+        self,
+        cdb: bytes,
+        data_out: memoryview,
+        done: Callable[[IscsifsError | None], None],
+        nursery: trio.Nursery,
+    ) -> None:
+        """Run *cdb* as `run` does, but do not wait: *done* is called with the failure, or with None.
+
+        As long as nothing has to be repeated this takes no task of trio; else there is one in *nursery*.
+        """
+
+        def ended(task: Task) -> None:
+            if task.status == Status.GOOD and task.failure is None:
+                done(None)
+            else:
+                nursery.start_soon(self._go_on, task, done)
+
+        task = Task(self.lun, cdb, data_out=data_out)
+        task.on_end = ended
+        try:
+            self.session.start(task)
+        except IscsifsError as error:
+            done(error)
+        except MemoryError:
+            done(TransportError(f"{self.name}: no memory to send a command"))
+
+    def linger(self) -> None:
+        """Receive an answer that comes within a moment, see `Link.linger`."""
+        self.session.linger()
+
+    async def _go_on(self, task: Task, done: Callable[[IscsifsError | None], None]) -> None:
+        """Do what is to be done about *task*, which did not succeed, and tell *done*."""
+        failure: IscsifsError | None = TransportError(f"{self.name}: the initiator was stopped")
+        try:
+            await self._carry_out(task)
+            failure = None
+        except IscsifsError as error:
+            failure = error
+        finally:
+            done(failure)
+
+    async def _carry_out(self, task: Task, probe: bool = False) -> Task:
+        """Do what `run` does with *task*, which may have been tried already."""
         repeats = aborts = 0
         delay = FIRST_DELAY
         give_up_at = math.inf
         while True:
             try:
-                await self.session.execute(task, probe=probe)
+                if not task.ended:
+                    await self.session.execute(task, probe=probe)
+                elif task.failure is not None:
+                    raise task.failure
             except CommandTimeout:
                 raise
             except CommandError as error:

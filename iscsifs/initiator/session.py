@@ -121,26 +121,48 @@ class Session:
         transferred, CommandTimeout where the session was away for too long, TransportError once it is closed.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
+        self.start(task, probe=probe)
+        self._link.linger()
+        if not task.ended:
+            caller = trio.lowlevel.current_task()
+
+            def wake(_: Task) -> None:
+                trio.lowlevel.reschedule(caller)
+
+            def give_up(_: object) -> trio.lowlevel.Abort:
+                self._abandon(task)
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            task.on_end = wake
+            await trio.lowlevel.wait_task_rescheduled(give_up)
+        if task.failure is not None:
+            raise task.failure
+
+    def start(self, task: Task, *, probe: bool = False) -> None:
+        """Send *task* as `execute` does, but do not wait: its `on_end` is called, unless it is None, with a
+        status or with one of the failures that `execute` raises.
+
+        Raises CommandTimeout or TransportError where it cannot be sent at all, MemoryError where it was sent
+        in part, which is the end of the connection.
+        """
         if self._closing:
             raise self._closed()
         if self._takes(task.lun, probe):
-            self._submit(task)
-            self._link.linger()
+            try:
+                self._submit(task)
+            except MemoryError:
+                task.on_end = None
+                self._link.fail(TransportError("no memory to send a command"))
+                raise
         else:
             self._wanted.set()
             if self.given_up:
                 raise self._away()
             self._kept[task] = None
 
-        def give_up(_: object) -> trio.lowlevel.Abort:
-            self._abandon(task)
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        if not task.ended:
-            task.owner = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(give_up)
-        if task.failure is not None:
-            raise task.failure
+    def linger(self) -> None:
+        """Receive an answer that comes within a moment, see `Link.linger`."""
+        self._link.linger()
 
     def _takes(self, lun: int, probe: bool) -> bool:
         """Whether a command for *lun* can be sent now."""
@@ -153,17 +175,17 @@ class Session:
     def _abandon(self, task: Task) -> None:
         """See to it that a task whose caller has gone does no harm: its buffer is the target's until it
         ends."""
-        task.owner = None
+        task.on_end = None
         if task in self._kept:
             del self._kept[task]
         elif not self._link.connection.withdraw(task) and self._link.failure is None:
             self._abort(task)
 
     def _finish(self, task: Task) -> None:
-        """Wake the caller of a task that has ended."""
-        owner, task.owner = task.owner, None
-        if isinstance(owner, trio.lowlevel.Task):
-            trio.lowlevel.reschedule(owner)
+        """Tell that *task* has ended."""
+        on_end, task.on_end = task.on_end, None
+        if on_end is not None:
+            on_end(task)
 
     def _away(self) -> CommandTimeout:
         seconds = self._options.replacement_timeout
@@ -244,7 +266,7 @@ class Session:
         kept, self._kept = self._kept, {}
         for task in unfinished:
             task.attempts += task.on_the_wire
-            if task.owner is None:
+            if task.on_end is None:
                 continue
             if task.attempts >= MAX_ATTEMPTS:
                 command = describe(task.cdb)

@@ -1,7 +1,7 @@
 """A logical unit as a range of bytes."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -11,7 +11,7 @@ from iscsifs.errors import DataError, DataLostError, IscsifsError, UnitError
 from iscsifs.initiator.commands import Commands, Unsupported
 from iscsifs.initiator.probe import Description, describe
 from iscsifs.initiator.ranges import Ranges
-from iscsifs.initiator.writeback import WriteBuffer
+from iscsifs.initiator.writeback import Done, WriteBuffer
 from iscsifs.limits import MAX_ROUNDS
 from iscsifs.scsi import cdb
 from iscsifs.scsi.capacity import Capacity
@@ -61,13 +61,15 @@ class LogicalUnit:
         self.on_condition: Callable[[Condition], None] = lambda _: None
         """Told what the unit reports: what is known of it may not be true any more."""
         self._commands = commands
+        self._nursery = nursery
         self._ranges = Ranges()
         self._take(description)
         self._writes = WriteBuffer(
             self.name,
-            self._write_blocks,
+            self._start_write,
             self._synchronise,
             nursery,
+            linger=commands.linger,
             longest=self.preferred_size if self.is_block else 0,
             behind=write_behind,
             volatile=description.volatile_cache is not False,
@@ -324,7 +326,7 @@ class LogicalUnit:
     async def _read_blocks(self, offset: int, buffer: memoryview) -> None:
         size = len(buffer)
         if size > self._longest_transfer:
-            await self._in_pieces(offset, buffer, self._read_blocks)
+            await self._read_in_pieces(offset, buffer)
             return
         self._check()
         command = self._read_cdb(offset // self._block_size, size // self._block_size)
@@ -333,30 +335,38 @@ class LogicalUnit:
             reason = f"{task.received} of {size} bytes arrived"
             raise DataError(f"{self.name}: {cdb.describe(command)}: {reason}")
 
-    async def _write_blocks(self, offset: int, data: memoryview) -> None:
-        size = len(data)
-        if size > self._longest_transfer:
-            await self._in_pieces(offset, data, self._write_blocks)
-            return
+    def _start_write(self, offset: int, data: memoryview, done: Done) -> None:
+        """Write whole blocks, in parallel pieces if need be, and tell *done* the first failure, or None."""
         self._check()  # what was accepted before the unit was lost must not go to what has its number now
-        command = self._write_cdb(offset // self._block_size, size // self._block_size)
-        await self._commands.run(command, data_out=data)
+        longest = self._longest_transfer
+        left = -(-len(data) // longest)
+        first: IscsifsError | None = None
 
-    async def _in_pieces(
-        self, offset: int, data: memoryview, transfer: Callable[[int, memoryview], Awaitable[None]]
-    ) -> None:
-        """Let *transfer* do all of *data* in parallel pieces, none of them longer than one command may be."""
+        def piece_done(failure: IscsifsError | None) -> None:
+            nonlocal left, first
+            left -= 1
+            first = first or failure
+            if not left:
+                done(first)
+
+        for start in range(0, len(data), longest):
+            piece = data[start : start + longest]
+            blocks = (offset + start) // self._block_size, len(piece) // self._block_size
+            self._commands.start(self._write_cdb(*blocks), piece, piece_done, self._nursery)
+
+    async def _read_in_pieces(self, offset: int, buffer: memoryview) -> None:
+        """Read in parallel pieces, none of them longer than one command may be."""
         longest = self._longest_transfer
         failures: list[IscsifsError] = []
 
-        async def piece(start: int) -> None:
+        async def read_piece(start: int) -> None:
             try:
-                await transfer(offset + start, data[start : start + longest])
+                await self._read_blocks(offset + start, buffer[start : start + longest])
             except IscsifsError as error:
                 failures.append(error)
 
         async with trio.open_nursery() as nursery:
-            for start in range(0, len(data), longest):
-                nursery.start_soon(piece, start)
+            for start in range(0, len(buffer), longest):
+                nursery.start_soon(read_piece, start)
         if failures:
             raise failures[0]

@@ -22,7 +22,7 @@ from typing import Final
 
 import trio
 
-from iscsifs.errors import DataLostError, IscsifsError, MediumError, TransportError
+from iscsifs.errors import DataLostError, IscsifsError, MediumError
 from iscsifs.initiator.extents import Command, Extent, State, cut
 from iscsifs.limits import MAX_ROUNDS, MAX_UNSYNCHRONISED, MAX_UNWRITTEN
 
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 MAX_COMMANDS: Final = 32
 """WRITEs of one unit on their way at once."""
+
+Done = Callable[[IscsifsError | None], None]
 
 MEMORY_PAUSE: Final = 0.2
 """Seconds before data are joined again for which there was no memory."""
@@ -72,9 +74,11 @@ class Barrier:
 class WriteBuffer:
     """The write buffer of the unit *name*.
 
-    *write(offset, data)* and *synchronise()* do it, in tasks of *nursery*, and raise IscsifsError where they
-    fail. *longest* is the number of bytes up to which neighbours are joined. With *behind* False a write
-    returns when the target has it. *volatile*: what the target has, it may still lose.
+    *write(offset, data, done)* writes and tells *done* what that failed with, or None, at once or later.
+    *synchronise()* raises IscsifsError where it fails; it runs in *nursery* where nobody has asked for it.
+    *linger()* receives an answer that comes within a moment. *longest* is the number of bytes up to which
+    neighbours are joined. With *behind* False a write returns when the target has it. *volatile*: what the
+    target has, it may still lose.
 
     `failures` counts what was lost of writes that had been acknowledged, `failure` is the latest such loss:
     every open file that was there has to report it once.
@@ -83,11 +87,12 @@ class WriteBuffer:
     def __init__(
         self,
         name: str,
-        write: Callable[[int, memoryview], Awaitable[None]],
+        write: Callable[[int, memoryview, Done], None],
         synchronise: Callable[[], Awaitable[None]],
         nursery: trio.Nursery,
         *,
         longest: int,
+        linger: Callable[[], None] = lambda: None,
         behind: bool = True,
         volatile: bool = True,
         max_commands: int = MAX_COMMANDS,
@@ -103,6 +108,7 @@ class WriteBuffer:
         self._write = write
         self._synchronise = synchronise
         self._nursery = nursery
+        self._linger = linger
         self._longest = longest
         self._behind = behind
         self._max_commands = max_commands
@@ -115,6 +121,7 @@ class WriteBuffer:
         self._blocked: dict[Extent, None] = {}  # DIRTY, but older data for the same blocks are on their way
         self._written: OrderedDict[Extent, None] = OrderedDict()  # WRITTEN, by age
         self._commands: set[Command] = set()
+        self._pumping = False
         self._barriers: list[Barrier] = []
         self._newest: Extent | None = None
         self._unwritten = 0
@@ -349,8 +356,14 @@ class WriteBuffer:
 
     def _pump(self) -> None:
         """Start commands as long as there is something to send and some are free."""
-        while len(self._commands) < self._max_commands and (command := self._next_command()):
-            self._nursery.start_soon(self._send, command)
+        if self._pumping:
+            return  # from a command that has ended at once: the loop is still there
+        self._pumping = True
+        try:
+            while len(self._commands) < self._max_commands and (command := self._next_command()):
+                self._send(command)
+        finally:
+            self._pumping = False
 
     def _pump_later(self) -> None:
         """Go on when there may be memory again."""
@@ -385,31 +398,21 @@ class WriteBuffer:
             return command
         return None
 
-    async def _send(self, first: Command) -> None:
-        """Carry out *first*, and then others as long as there are any."""
-        command: Command | None = first
-        while command is not None:
-            try:
-                failure = await self._attempt(self._write(command.start, command.data))
-            except BaseException:
-                failure = TransportError(f"{self._name}: the initiator was stopped")
-                self.give_up(failure)
-                self._finish(command, failure)
-                raise
+    def _send(self, command: Command) -> None:
+        def done(failure: IscsifsError | None) -> None:
             self._finish(command, failure)
-            command = self._next_command()
             self._pump()
 
-    async def _attempt(self, action: Awaitable[None]) -> IscsifsError | None:
-        """Return what *action* failed with."""
         try:
-            await action
-        except IscsifsError as error:
+            self._write(command.start, command.data, done)
+        except Exception as error:
+            done(self._failure_of(error))
+
+    def _failure_of(self, error: Exception) -> IscsifsError:
+        if isinstance(error, IscsifsError):
             return error
-        except Exception:
-            log.exception("%s: a write or a flush failed because of a bug", self._name)
-            return IscsifsError(f"{self._name}: it failed because of a bug; see the log")
-        return None
+        log.error("%s: a write or a flush failed because of a bug", self._name, exc_info=error)
+        return IscsifsError(f"{self._name}: it failed because of a bug; see the log")
 
     def _finish(self, command: Command, failure: IscsifsError | None) -> None:
         """Book the end of *command*."""
@@ -508,6 +511,7 @@ class WriteBuffer:
             self._barriers.append(barrier)
             try:
                 self._pump()  # nothing is held back any more
+                self._linger()
                 await barrier.wait()
             finally:
                 self._barriers.remove(barrier)
@@ -519,7 +523,11 @@ class WriteBuffer:
         """Synchronise the cache, and let go of what was written before; return what that failed with."""
         resets, epoch = self.resets, self._epoch
         self._epoch += 1
-        failure = await self._attempt(self._synchronise())
+        failure: IscsifsError | None = None
+        try:
+            await self._synchronise()
+        except Exception as error:
+            failure = self._failure_of(error)
         if failure is not None:
             # Nobody knows what the target has kept, and a second SYNCHRONIZE CACHE may not tell.
             self.lost_cache()

@@ -4,6 +4,7 @@ A task knows the rules for its own Data-In, Data-Out, R2T and status. What it sh
 windows and the tags, belongs to `connection.Connection`.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from iscsifs.errors import DataError, IscsifsError, ProtocolError, TaskAborted
@@ -64,7 +65,7 @@ class Task:
         "lun",
         "next_data_sn",
         "next_r2t_sn",
-        "owner",
+        "on_end",
         "r2ts_unsent",
         "received",
         "residual",
@@ -82,8 +83,8 @@ class Task:
         self.cdb = cdb
         self.data_in = data_in
         self.data_out = data_out
-        # For the layer above: whom to wake, and how often the task was sent.
-        self.owner: object = None
+        # For the layer above: whom to tell that the task has ended, and how often it was sent.
+        self.on_end: Callable[[Task], None] | None = None
         self.attempts = 0
         self.reset()
 

@@ -2,8 +2,8 @@
 
 import trio
 
-from iscsifs.errors import IscsifsError
-from iscsifs.initiator.writeback import WriteBuffer
+from iscsifs.errors import IscsifsError, TransportError
+from iscsifs.initiator.writeback import Done, WriteBuffer
 
 
 class Call:
@@ -77,9 +77,19 @@ class CachedUnit:
         self.buffer: WriteBuffer
         self.loss_unreported = False
 
-    async def write(self, start: int, data: memoryview) -> None:
+    def write(self, start: int, data: memoryview, done: Done) -> None:
         self.log.append((start, bytes(data)))
-        await Call(self, start, bytes(data)).wait()
+        self._nursery.start_soon(self._write, Call(self, start, bytes(data)), done)
+
+    async def _write(self, call: Call, done: Done) -> None:
+        failure: IscsifsError | None = TransportError("stopped")
+        try:
+            await call.wait()
+            failure = None
+        except IscsifsError as error:
+            failure = error
+        finally:
+            done(failure)
 
     async def synchronise(self) -> None:
         self.log.append(None)
@@ -87,6 +97,7 @@ class CachedUnit:
 
     def open(self, nursery: trio.Nursery, *, longest: int = 8, **options: bool | int) -> WriteBuffer:
         """Return the write buffer of this unit; the *options* are those of the class."""
+        self._nursery = nursery
         self.buffer = WriteBuffer(
             "disk",
             self.write,

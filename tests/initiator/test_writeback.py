@@ -11,7 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from iscsifs.errors import DataLostError, IscsifsError, MediumError, TransportError, UnitError
 from iscsifs.initiator.extents import Command, Extent, cut
-from iscsifs.initiator.writeback import WriteBuffer
+from iscsifs.initiator.writeback import Done, WriteBuffer
 
 BAD_BLOCK = MediumError("a bad block", status=2)
 GONE = TransportError("gone")
@@ -769,7 +769,7 @@ async def test_nobody_waits_for_a_buffer_whose_nursery_was_cancelled(unit: Cache
 
 
 async def test_a_bug_in_a_write_is_a_failure_and_not_the_end(nursery: trio.Nursery) -> None:
-    async def broken(start: int, data: memoryview) -> None:
+    def broken(start: int, data: memoryview, done: Done) -> None:
         raise ZeroDivisionError
 
     async def synchronise() -> None:
