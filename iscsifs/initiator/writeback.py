@@ -120,10 +120,21 @@ class WriteBuffer:
         self._unwritten = 0
         self._unsynchronised = 0
         self._epoch = 0
+        self._touched = self._synchronised = -1  # the epochs of the last write, and of the last cache flush
         self._let_go: int | None = None  # the epoch of the newest data that were let go unsynchronised
         self._synchronises_unasked = True  # not while it does, nor after that has failed
         self._room = trio.lowlevel.ParkingLot()
         self._is_short = False  # of memory, and about to try again
+
+    @property
+    def unwritten(self) -> int:
+        """How many bytes are not known to have reached the target."""
+        return self._unwritten
+
+    @property
+    def needs_flush(self) -> bool:
+        """Whether there was a write, even one that failed, that no SYNCHRONIZE CACHE has made safe."""
+        return self._unwritten > 0 or self._touched > self._synchronised
 
     async def write(self, start: int, data: bytes | memoryview) -> None:
         """Take *data*, at least one block, for offset *start*.
@@ -414,6 +425,7 @@ class WriteBuffer:
     def _finish(self, command: Command, failure: IscsifsError | None) -> None:
         """Book the end of *command*."""
         self._commands.remove(command)
+        self._touched = self._epoch
         newer = list(command.blocked)
         for extent in newer:
             self._leave(extent)
@@ -527,6 +539,7 @@ class WriteBuffer:
             for extent in [extent for extent in self._written if extent.epoch <= epoch]:
                 self._leave(extent)
             self._keep(lambda extent: extent.state is not State.WRITTEN or extent.epoch > epoch)
+            self._synchronised = max(self._synchronised, epoch)
             if self._let_go is not None and self._let_go <= epoch:
                 self._let_go = None
         return failure
