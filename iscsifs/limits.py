@@ -137,8 +137,8 @@ MAX_UNSYNCHRONISED: Final = 64 * 1024 * 1024
 MAX_ROUNDS: Final = 8
 """How often a write, a read or a flush is repeated because the target has lost its cache in the meantime."""
 
-FLUSH_TIMEOUT: Final = 30.0
-"""Seconds at the end for what is not yet written, of all units together."""
+END_TIMEOUT: Final = 30.0
+"""Seconds at the end of a mount for what is not yet on stable storage, and for requests in work."""
 
 # The embedded target, and what an initiator can cost it.
 
