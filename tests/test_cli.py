@@ -9,8 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import pyfuse3
 import pytest
 import trio
 from fake_network import FakeNetwork, FakeTarget, FakeUnit
@@ -542,6 +544,36 @@ def test_data_that_cannot_be_written_in_time_are_told(
     )
     assert lost == "iscsifs: disk LUN 0: data may be lost: 4096 bytes were not written"
     assert network.logouts == 1
+
+
+@pytest.mark.mount
+def test_a_mistake_of_ours_does_not_end_it_before_all_is_written(
+    network: FakeNetwork,
+    mount_point: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unit = FakeUnit()
+    network.offer(HERE, disk("a", units=[unit]))
+    mistake = trio.Event()
+    answer = pyfuse3.main
+
+    async def main(*arguments: int) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(answer, *arguments))
+            await mistake.wait()
+            raise ZeroDivisionError
+
+    def then() -> None:
+        write(mount_point / "127.0.0.1/a/storage")
+        trio.from_thread.run_sync(mistake.set, trio_token=pyfuse3.trio_token)
+        while os.path.ismount(mount_point):
+            time.sleep(0.01)
+
+    monkeypatch.setattr(pyfuse3, "main", main)
+    assert mounted(network, mount_point, HERE, then=then) == ExitStatus.FAILED
+    assert "unexpected error, please report it: ZeroDivisionError()" in capsys.readouterr().err
+    assert unit.flushes == 1
 
 
 @pytest.mark.mount

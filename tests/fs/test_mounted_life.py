@@ -248,6 +248,27 @@ def test_what_was_accepted_is_written_when_the_kernel_s_connection_is_aborted(
     assert mounted.process.communicate()[1] == complaint
 
 
+def test_a_write_in_work_is_carried_out_when_the_kernel_s_connection_is_aborted(
+    serve: Serve, mount_hosts: MountHosts, tmp_path: Path, image: Path, fusectl: Path
+) -> None:
+    tgt, url = serve_disk(serve, tmp_path, image)
+    mounted = mount_hosts("-o", "direct_io", url, foreground=True)
+    connection = fusectl / f"{os.minor(mounted.path.stat().st_dev)}"
+    tgt.freeze()
+    words = ["dd", f"of={mounted.storage()}", "oflag=seek_bytes", "seek=10", "conv=notrunc", "status=none"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as dd:
+        assert dd.stdin is not None
+        dd.stdin.write("part of a block")  # the rest of which has to be read first
+        dd.stdin.close()
+        wait_until(lambda: (connection / "waiting").read_text() != "0\n", "it waits")
+        time.sleep(0.2)  # for the request to be taken
+        (connection / "abort").write_text("1")
+        assert dd.wait(10) == 1
+        tgt.thaw()
+        assert mounted.status() == 0
+    assert image.read_bytes()[:26] == bytes(10) + b"part of a block" + bytes(1)
+
+
 def dies_of_abort(process: subprocess.Popen[str]) -> int:
     """Have *process* killed as by a bug; return how it ended: CLD_KILLED, or CLD_DUMPED with a core."""
     run("prlimit", f"--pid={process.pid}", "--core=unlimited:")
