@@ -76,6 +76,11 @@ def check_mount_point(mount_point: Path) -> None:
         raise ConfigError("fusermount3: not found, only root can mount without it; install the package fuse3")
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Say whether *record*, of pyfuse3, is more than an answer to a request that the kernel has given up."""
+    return "fuse_reply" not in record.msg or record.args != (os.strerror(errno.ENOENT),)
+
+
 async def _tidy_up(workers: Readiness | None) -> None:
     """Give memory back each time that it has become quiet after some work."""
     last = tidied = time.process_time()
@@ -96,6 +101,7 @@ class Mount:
 
     def __init__(self, operations: Operations, mount_point: Path, options: Iterable[str]) -> None:
         """Mount on *mount_point* with FUSE's *options*; raise ConfigError."""
+        logging.getLogger(pyfuse3.__name__).addFilter(_is_news)
         self._operations = operations
         self._mount_point = mount_point
         complaints = _StandardError()

@@ -267,6 +267,9 @@ def test_a_write_in_work_is_carried_out_when_the_kernel_s_connection_is_aborted(
         tgt.thaw()
         assert mounted.status() == 0
     assert image.read_bytes()[:26] == bytes(10) + b"part of a block" + bytes(1)
+    assert mounted.process is not None
+    complaint = f"iscsifs: {mounted.path}: the kernel's connection was aborted; unmounting\n"
+    assert mounted.process.communicate()[1] == complaint
 
 
 def dies_of_abort(process: subprocess.Popen[str]) -> int:
