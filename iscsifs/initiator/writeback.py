@@ -123,6 +123,7 @@ class WriteBuffer:
         self._touched = self._synchronised = -1  # the epochs of the last write, and of the last cache flush
         self._let_go: int | None = None  # the epoch of the newest data that were let go unsynchronised
         self._synchronises_unasked = True  # not while it does, nor after that has failed
+        self._logged = ""  # why something was lost since the last flush
         self._room = trio.lowlevel.ParkingLot()
         self._is_short = False  # of memory, and about to try again
 
@@ -202,8 +203,10 @@ class WriteBuffer:
         self._pump()
 
     def report(self, failure: IscsifsError) -> None:
-        """Count a loss of writes that had been acknowledged."""
-        log.error("acknowledged writes are lost: %s", failure)
+        """Count a loss of writes that had been acknowledged; log why, once for each reason in a row."""
+        if str(failure) != self._logged:
+            self._logged = str(failure)
+            log.error("acknowledged writes are lost: %s", failure)
         self.failures += 1
         self.failure = failure
 
@@ -540,6 +543,7 @@ class WriteBuffer:
                 self._leave(extent)
             self._keep(lambda extent: extent.state is not State.WRITTEN or extent.epoch > epoch)
             self._synchronised = max(self._synchronised, epoch)
+            self._logged = ""
             if self._let_go is not None and self._let_go <= epoch:
                 self._let_go = None
         return failure

@@ -772,6 +772,23 @@ async def test_an_unasked_synchronisation_that_fails_is_not_repeated_for_ever(
 # Giving up.
 
 
+async def test_many_losses_for_one_reason_are_one_line_in_the_log_up_to_the_next_flush(
+    unit: CachedUnit, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    buffer = unit.open(nursery)
+    for lines in 1, 2:
+        for start in 0, 20, 40:
+            await write(buffer, start, b"a")
+        for _ in range(3):
+            await answer(unit, failure=GONE)
+        assert buffer.failures == 3 * lines
+        assert [record.getMessage() for record in caplog.records] == [
+            "acknowledged writes are lost: gone"
+        ] * lines
+        await begin(nursery, buffer.flush)
+        await answer_all(unit)
+
+
 async def test_giving_up_wakes_everybody(unit: CachedUnit, nursery: trio.Nursery) -> None:
     buffer = unit.open(nursery, max_unwritten=3, max_commands=1)
     await write(buffer, 0, b"a")
