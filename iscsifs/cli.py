@@ -30,13 +30,16 @@ from iscsifs.fs.tree import Storage, TargetDirectory, Tree
 from iscsifs.fs.tuning import Limits
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.chap import Credentials
-from iscsifs.limits import FLUSH_TIMEOUT
+from iscsifs.limits import END_TIMEOUT
 from iscsifs.logs import log_to_syslog, log_to_terminal
 from iscsifs.secret import read_secret
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+
+_A_WHILE: Final = 1.0
+"""Seconds after which it is told what the end waits for."""
 
 _NOT_FOUND: Final = (2, 3)  # RFC 7143 section 11.13.5
 
@@ -262,15 +265,29 @@ def _summary(failures: Sequence[Failure], successes: Sequence[object]) -> ExitSt
     return ExitStatus.PARTIAL if successes else status_of(failures[0].error)
 
 
-def _run(job: Callable[[trio.Event], Awaitable[ExitStatus]]) -> ExitStatus:
-    """Run *job* with an event that is set by the first signal; the second one cancels it."""
+class _Signals:
+    """The signals that ask for the end: `first`, and `second`, after which nothing is waited for."""
+
+    def __init__(self) -> None:
+        self.first = trio.Event()
+        self.second = trio.Event()
+
+    async def watch(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        with trio.open_signal_receiver(SIGINT, SIGTERM, SIGHUP) as signals:
+            task_status.started()
+            async for _ in signals:
+                (self.second if self.first.is_set() else self.first).set()
+
+
+def _run(job: Callable[[_Signals], Awaitable[ExitStatus]]) -> ExitStatus:
+    """Run *job*, which ends soon when a signal asks for that."""
 
     async def supervise() -> ExitStatus:
         status = ExitStatus.FAILED
         async with trio.open_nursery() as nursery:
-            stop = trio.Event()
-            await nursery.start(_watch_signals, stop, nursery.cancel_scope)
-            status = await job(stop)
+            signals = _Signals()
+            await nursery.start(signals.watch)
+            status = await job(signals)
             nursery.cancel_scope.cancel()
         return status
 
@@ -281,17 +298,6 @@ def _run(job: Callable[[trio.Event], Awaitable[ExitStatus]]) -> ExitStatus:
     except Exception:
         log.critical("unexpected error, please report it", exc_info=True)
         return ExitStatus.FAILED
-
-
-async def _watch_signals(
-    stop: trio.Event, scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    with trio.open_signal_receiver(SIGINT, SIGTERM, SIGHUP) as signals:
-        task_status.started()
-        async for _ in signals:
-            if stop.is_set():
-                scope.cancel()
-            stop.set()
 
 
 async def _unless(stop: trio.Event, work: Callable[[], Awaitable[_T]]) -> _T | None:
@@ -309,9 +315,9 @@ async def _unless(stop: trio.Event, work: Callable[[], Awaitable[_T]]) -> _T | N
     return result
 
 
-async def _discover(config: Config, network: Network, stop: trio.Event) -> ExitStatus:
+async def _discover(config: Config, network: Network, signals: _Signals) -> ExitStatus:
     """List the targets of all hosts."""
-    found = await _unless(stop, partial(find_targets, config, network))
+    found = await _unless(signals.first, partial(find_targets, config, network))
     if found is None:
         return ExitStatus.FAILED
     targets, failures = found
@@ -324,11 +330,11 @@ async def _discover(config: Config, network: Network, stop: trio.Event) -> ExitS
 
 
 async def _mount(
-    config: Config, mount_point: Path, network: Network, ready: Ready, stop: trio.Event
+    config: Config, mount_point: Path, network: Network, ready: Ready, signals: _Signals
 ) -> ExitStatus:
     """Log in to all targets, serve the file system until its end, write everything back and log out."""
     keep_in_memory()
-    found = await _unless(stop, partial(find_targets, config, network))
+    found = await _unless(signals.first, partial(find_targets, config, network))
     if found is None:
         return ExitStatus.FAILED
     targets, failures = found
@@ -339,7 +345,7 @@ async def _mount(
                 options: await sessions.enter_async_context(network.open_initiator(options))
                 for options in dict.fromkeys(target.host.options for target in targets)
             }
-            result = await _unless(stop, partial(attach, targets, initiators))
+            result = await _unless(signals.first, partial(attach, targets, initiators))
             if result is None:
                 return ExitStatus.FAILED
             attached, refused = result
@@ -357,12 +363,15 @@ async def _mount(
                 return _complain(exc)
             last.callback(mount.close)  # after the logout: who sees it unmounted knows that all is done
             _show(attached, tree, operations)
+            limits = Limits(config.mount_options.max_background, config.mount_options.read_ahead)
+            serve = partial(
+                mount.serve, signals.first, lambda: ready(status), limits, partial(_write_back, operations)
+            )
             try:
-                limits = Limits(config.mount_options.max_background, config.mount_options.read_ahead)
-                await mount.serve(stop, lambda: ready(status), limits)
+                await _unless(signals.second, serve)
             finally:
-                written = config.mount_options.read_only or await _write_back(tree)
-    return status if written else ExitStatus.NOT_WRITTEN
+                safe = _all_is_safe(operations)
+    return status if safe else ExitStatus.NOT_WRITTEN
 
 
 def _operations(tree: Tree, options: MountOptions) -> Operations:
@@ -383,23 +392,45 @@ def _show(attached: Sequence[Attached], tree: Tree, operations: Operations) -> N
         print(target.line(), flush=True)
 
 
-async def _write_back(tree: Tree) -> bool:
-    """Have every unit put on stable storage what it was given; return whether that succeeded."""
-    storages = [file.storage for file in tree.files() if not file.storage.read_only]
-    done = []
+async def _write_back(operations: Operations) -> None:
+    """Have every unit put on stable storage what it was given; one that has done so already is not asked."""
+
+    unsafe = [storage for storage in operations.written if storage.needs_flush]
 
     async def flush(storage: Storage) -> None:
         try:
             await storage.flush()
         except IscsifsError as exc:
             log.error("data may be lost: %s", exc)
-        else:
-            done.append(storage)
 
-    with trio.move_on_after(FLUSH_TIMEOUT) as scope:
+    async def explain() -> None:
+        await trio.sleep(_A_WHILE)
+        for storage in unsafe:
+            if storage.needs_flush:
+                log.warning(
+                    "%s: not all that was written is on stable storage; trying for %g seconds in all",
+                    storage.name,
+                    END_TIMEOUT,
+                )
+
+    async with trio.open_nursery() as outer:
+        outer.start_soon(explain)
         async with trio.open_nursery() as nursery:
-            for storage in storages:
+            for storage in unsafe:
                 nursery.start_soon(flush, storage)
-    if scope.cancelled_caught:
-        log.error("data may be lost: they could not be written within %d s", FLUSH_TIMEOUT)
-    return len(done) == len(storages)
+        outer.cancel_scope.cancel()
+
+
+def _all_is_safe(operations: Operations) -> bool:
+    """Say of which units not all that was written is on stable storage, and return whether there are none.
+
+    So count writes whose loss nobody could be told of; the log has had these.
+    """
+    unsafe = [storage for storage in operations.written if storage.needs_flush]
+    for storage in unsafe:
+        if storage.unwritten:
+            what = f"{storage.unwritten} bytes were not written"
+        else:
+            what = "what was written last may be in the target's cache only"
+        log.error("%s: data may be lost: %s", storage.name, what)
+    return not unsafe and all(operations.was_told(storage) for storage in operations.written)

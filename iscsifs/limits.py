@@ -64,9 +64,6 @@ MAX_ADDRESSES: Final = 32
 ANSWER_TIMEOUT: Final = 30.0
 """Seconds that the whole answer to SendTargets may take."""
 
-DISCOVERY_LOGOUT_TIMEOUT: Final = 2.0
-"""Seconds for the logout behind it; the result is there by then, so nothing is lost without it."""
-
 # A connection in the full feature phase.
 
 MAX_TASKS: Final = 256
@@ -109,7 +106,12 @@ MANAGEMENT_TIMEOUT: Final = 10.0
 """Seconds that a task management function may take before something stronger follows."""
 
 LOGOUT_TIMEOUT: Final = 5.0
-"""Seconds that a logout may take before the connection is closed without it."""
+"""Seconds that a logout may take that the target has asked for, before the connection is closed without
+it."""
+
+LAST_LOGOUT_TIMEOUT: Final = 2.0
+"""Seconds for the logout at the end of a session of any kind: all is done by then, so nothing is lost without
+it."""
 
 # Logical units.
 
@@ -135,8 +137,8 @@ MAX_UNSYNCHRONISED: Final = 64 * 1024 * 1024
 MAX_ROUNDS: Final = 8
 """How often a write, a read or a flush is repeated because the target has lost its cache in the meantime."""
 
-FLUSH_TIMEOUT: Final = 30.0
-"""Seconds at the end for what is not yet written, of all units together."""
+END_TIMEOUT: Final = 30.0
+"""Seconds at the end of a mount for what is not yet on stable storage, and for requests in work."""
 
 # The embedded target, and what an initiator can cost it.
 

@@ -31,6 +31,10 @@ class FakeUnit:
     failures: int = 0
     last_failure: Exception | None = None
     flushes: int = 0
+    name: str = "disk LUN 0"
+    is_away: bool = False
+    unwritten: int = 0
+    needs_flush: bool = False
 
     def __post_init__(self) -> None:
         self.content = bytearray(self.size)
@@ -40,6 +44,7 @@ class FakeUnit:
 
     async def write(self, offset: int, data: bytes) -> None:
         self.content[offset : offset + len(data)] = data
+        self.needs_flush = True
 
     async def drain(self) -> None:
         pass
@@ -48,6 +53,7 @@ class FakeUnit:
         self.flushes += 1
         if self.flush_failure is not None:
             raise self.flush_failure
+        self.needs_flush = False
 
 
 @dataclass(eq=False)

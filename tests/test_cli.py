@@ -9,9 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import pyfuse3
 import pytest
+import trio
 from fake_network import FakeNetwork, FakeTarget, FakeUnit
 
 from iscsifs.cli import ExitStatus, main
@@ -368,7 +371,10 @@ def mounted(network: FakeNetwork, mount_point: Path, *arguments: object, then: C
             then()
         finally:
             # For a moment after the mount the program itself is in there, to raise the kernel's limits.
-            while subprocess.run(["fusermount3", "-u", mount_point], stderr=subprocess.DEVNULL).returncode:
+            while (
+                os.path.ismount(mount_point)
+                and subprocess.run(["fusermount3", "-u", mount_point], stderr=subprocess.DEVNULL).returncode
+            ):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
 
@@ -377,6 +383,26 @@ def mounted(network: FakeNetwork, mount_point: Path, *arguments: object, then: C
         status = run(network, "-f", *arguments, mount_point)
         visiting.result()
     return status
+
+
+def write(storage: Path) -> None:
+    with open(storage, "r+b", buffering=0) as file:
+        file.write(bytes(512))
+
+
+class StuckUnit(FakeUnit):
+    """A unit whose target has fallen silent."""
+
+    reads = 0
+
+    async def read(self, offset: int, size: int) -> bytes:
+        self.reads += 1
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def flush(self) -> None:
+        self.flushes += 1
+        await trio.sleep_forever()
 
 
 def listing(path: Path) -> str:
@@ -483,9 +509,161 @@ def test_data_that_cannot_be_written_at_the_end_are_told(
     bad = FakeUnit("0", flush_failure=DataError("SYNCHRONIZE CACHE failed"))
     good = FakeUnit("1")
     network.offer(HERE, disk("a", units=[bad, good]))
-    assert mounted(network, mount_point, HERE, then=lambda: None) == ExitStatus.NOT_WRITTEN
-    assert "data may be lost: SYNCHRONIZE CACHE failed" in capsys.readouterr().err
+
+    def then() -> None:
+        for lun in 0, 1:
+            write(mount_point / f"127.0.0.1/a/lun{lun}/storage")
+
+    assert mounted(network, mount_point, HERE, then=then) == ExitStatus.NOT_WRITTEN
+    assert capsys.readouterr().err.splitlines() == [
+        "iscsifs: data may be lost: SYNCHRONIZE CACHE failed",
+        "iscsifs: disk LUN 0: data may be lost: what was written last may be in the target's cache only",
+    ]
     assert good.flushes == 1
+
+
+@pytest.mark.mount
+def test_data_that_cannot_be_written_in_time_are_told(
+    network: FakeNetwork,
+    mount_point: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("iscsifs.fs.mount.END_TIMEOUT", 1.5)
+    unit = StuckUnit()
+    network.offer(HERE, disk("a", units=[unit]))
+
+    def then() -> None:
+        write(mount_point / "127.0.0.1/a/storage")
+        unit.unwritten = 4096
+
+    assert mounted(network, mount_point, HERE, then=then) == ExitStatus.NOT_WRITTEN
+    waiting, lost = capsys.readouterr().err.splitlines()
+    assert waiting.startswith(
+        "iscsifs: disk LUN 0: not all that was written is on stable storage; trying for "
+    )
+    assert lost == "iscsifs: disk LUN 0: data may be lost: 4096 bytes were not written"
+    assert network.logouts == 1
+
+
+@pytest.mark.mount
+def test_a_mistake_of_ours_does_not_end_it_before_all_is_written(
+    network: FakeNetwork,
+    mount_point: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unit = FakeUnit()
+    network.offer(HERE, disk("a", units=[unit]))
+    mistake = trio.Event()
+    answer = pyfuse3.main
+
+    async def main(*arguments: int) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(answer, *arguments))
+            await mistake.wait()
+            raise ZeroDivisionError
+
+    def then() -> None:
+        write(mount_point / "127.0.0.1/a/storage")
+        trio.from_thread.run_sync(mistake.set, trio_token=pyfuse3.trio_token)
+        while os.path.ismount(mount_point):
+            time.sleep(0.01)
+
+    monkeypatch.setattr(pyfuse3, "main", main)
+    assert mounted(network, mount_point, HERE, then=then) == ExitStatus.FAILED
+    assert "unexpected error, please report it: ZeroDivisionError()" in capsys.readouterr().err
+    assert unit.flushes == 1
+
+
+@pytest.mark.mount
+def test_a_loss_of_which_nobody_was_told_is_the_status(network: FakeNetwork, mount_point: Path) -> None:
+    unit = FakeUnit()
+    network.offer(HERE, disk("a", units=[unit]))
+
+    def then() -> None:
+        write(mount_point / "127.0.0.1/a/storage")
+        unit.failures += 1
+
+    assert mounted(network, mount_point, HERE, then=then) == ExitStatus.NOT_WRITTEN
+
+
+@pytest.mark.mount
+def test_what_is_on_stable_storage_is_not_flushed_again(network: FakeNetwork, mount_point: Path) -> None:
+    unit, other = StuckUnit("0"), StuckUnit("1")
+    network.offer(HERE, disk("a", units=[unit, other]))
+
+    def then() -> None:
+        write(mount_point / "127.0.0.1/a/storage")
+        unit.needs_flush = False
+
+    assert mounted(network, mount_point, HERE, then=then) == ExitStatus.OK
+    assert unit.flushes == other.flushes == 0
+
+
+@pytest.mark.mount
+def test_a_read_that_nobody_waits_for_any_more_is_given_up(network: FakeNetwork, mount_point: Path) -> None:
+    unit = StuckUnit()
+    network.offer(HERE, disk("a", units=[unit]))
+
+    def then() -> None:
+        with open(mount_point / "127.0.0.1/a/storage", "rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, MIB, os.POSIX_FADV_WILLNEED)  # in the background
+
+    began = time.monotonic()
+    assert mounted(network, mount_point, HERE, then=then) == ExitStatus.OK
+    assert unit.reads > 0
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("is_away", [True, False])
+def test_after_a_signal_a_read_is_waited_for_unless_its_target_is_away(
+    network: FakeNetwork, mount_point: Path, monkeypatch: pytest.MonkeyPatch, is_away: bool
+) -> None:
+    monkeypatch.setattr("iscsifs.fs.mount.END_TIMEOUT", 2.0)
+    unit = StuckUnit(is_away=is_away)
+    network.offer(HERE, disk("a", units=[unit]))
+    began = 0.0
+
+    def then() -> None:
+        nonlocal began
+        # The file cannot be closed properly when its mount has ended.
+        with contextlib.suppress(OSError), open(mount_point / "127.0.0.1/a/storage", "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, MIB, os.POSIX_FADV_WILLNEED)
+            while not unit.reads:
+                time.sleep(0.01)
+            began = time.monotonic()
+            os.kill(os.getpid(), signal.SIGTERM)
+            while os.path.ismount(mount_point):
+                time.sleep(0.01)
+
+    assert mounted(network, mount_point, HERE, then=then) == ExitStatus.OK
+    assert unit.reads > 0
+    assert (time.monotonic() - began < 1.5) == is_away
+
+
+@pytest.mark.mount
+def test_a_second_signal_ends_it_at_once_and_what_was_lost_is_told(
+    network: FakeNetwork, mount_point: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unit = StuckUnit()
+    network.offer(HERE, disk("a", units=[unit]))
+
+    def then() -> None:
+        write(mount_point / "127.0.0.1/a/storage")
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not unit.flushes:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        while os.path.ismount(mount_point):
+            time.sleep(0.01)
+
+    began = time.monotonic()
+    assert mounted(network, mount_point, HERE, then=then) == ExitStatus.NOT_WRITTEN
+    assert time.monotonic() - began < 10
+    assert "disk LUN 0: data may be lost: " in capsys.readouterr().err
+    assert network.logouts == 1
 
 
 @pytest.mark.mount

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "moment": set(),
     "initiator": {"errors", "limits", "moment", "iscsi", "scsi"},
     "target": {"errors", "limits", "iscsi", "scsi", "secret"},
-    "fs": {"errors", "moment"},
+    "fs": {"errors", "limits", "moment"},
 }
 """What the rooms may import of this package; secret is for target.cli only."""
 

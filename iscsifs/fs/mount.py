@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +19,7 @@ from iscsifs.fs.operations import Operations
 from iscsifs.fs.process import give_memory_back, keep_freed_memory
 from iscsifs.fs.requests import Readiness, take_requests_in_bursts
 from iscsifs.fs.tuning import Limits, tune
+from iscsifs.limits import END_TIMEOUT
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +27,8 @@ log = logging.getLogger(__name__)
 # wait for a unit that is away would stop all other units as well, so there is a task for every process.
 _MAX_TASKS: Final = 1 << 16
 
-_GRACE: Final = 30.0
-"""Seconds that requests in work have after the end was asked for."""
+_PATIENCE: Final = 0.5
+"""Seconds between two looks at whether anybody still waits for an answer."""
 
 # Idle tasks that are kept: fewer, and under a queue of 32 requests tasks are made and ended all the time.
 _MIN_TASKS: Final = 32
@@ -75,6 +76,11 @@ def check_mount_point(mount_point: Path) -> None:
         raise ConfigError("fusermount3: not found, only root can mount without it; install the package fuse3")
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Say whether *record*, of pyfuse3, is more than an answer to a request that the kernel has given up."""
+    return "fuse_reply" not in record.msg or record.args != (os.strerror(errno.ENOENT),)
+
+
 async def _tidy_up(workers: Readiness | None) -> None:
     """Give memory back each time that it has become quiet after some work, and not before."""
     keep_freed_memory()
@@ -96,6 +102,8 @@ class Mount:
 
     def __init__(self, operations: Operations, mount_point: Path, options: Iterable[str]) -> None:
         """Mount on *mount_point* with FUSE's *options*; raise ConfigError."""
+        logging.getLogger(pyfuse3.__name__).addFilter(_is_news)
+        self._operations = operations
         self._mount_point = mount_point
         complaints = _StandardError()
         try:
@@ -111,27 +119,67 @@ class Mount:
         except OSError as exc:
             raise ConfigError(f"{mount_point}: cannot mount: {reason(exc)}") from None
 
-    async def serve(self, stop: trio.Event, mounted: Callable[[], None], limits: Limits) -> None:
+    async def serve(
+        self,
+        stop: trio.Event,
+        mounted: Callable[[], None],
+        limits: Limits,
+        write_back: Callable[[], Awaitable[None]],
+    ) -> None:
         """Answer requests until the file system is unmounted from outside, or until *stop*.
 
         *mounted* is called when the first request can be answered. After *stop* what mmap(2) has changed is
-        written back, new requests stay unread, and the ones in work have 30 seconds to finish.
+        written back, and new requests stay unread. In the end *write_back* is called, to put what was written
+        on stable storage, and requests in work are given time: all of this together has END_TIMEOUT seconds.
+        Those that nobody waits for any more, and those that wait for a target that is away, are not waited
+        for, but where *write_back* waits for that target as well.
         """
-        async with trio.open_nursery() as nursery:
+        readiness = take_requests_in_bursts()
+        over, answered = trio.Event(), trio.Event()
+        failure: Exception | None = None
 
-            async def leave() -> None:
-                # In a thread, as it waits for an answer of this file system.
-                await trio.to_thread.run_sync(tune, self._mount_point, limits, abandon_on_cancel=True)
-                mounted()
-                await stop.wait()
-                nursery.cancel_scope.deadline = trio.current_time() + _GRACE
+        async def answer() -> None:
+            nonlocal failure
+            try:
+                await pyfuse3.main(_MIN_TASKS, _MAX_TASKS)
+            except Exception as exc:
+                failure = exc  # raised when what was written is safe
+            answered.set()
+            over.set()
+
+        async def leave() -> None:
+            # In a thread, as it waits for an answer of this file system.
+            await trio.to_thread.run_sync(tune, self._mount_point, limits, abandon_on_cancel=True)
+            mounted()
+            await stop.wait()
+            if not over.is_set():
+                nursery.cancel_scope.deadline = trio.current_time() + END_TIMEOUT
                 await self._write_back()
                 pyfuse3.terminate()
+                over.set()
 
+        async def watch(readiness: Readiness) -> None:
+            await readiness.disconnected()
+            answered.set()
+            over.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
             nursery.start_soon(leave)
-            nursery.start_soon(_tidy_up, take_requests_in_bursts())
-            await pyfuse3.main(_MIN_TASKS, _MAX_TASKS)
+            if readiness is not None:
+                nursery.start_soon(watch, readiness)
+            nursery.start_soon(_tidy_up, readiness)
+            await over.wait()
+            nursery.cancel_scope.deadline = min(
+                nursery.cancel_scope.deadline, trio.current_time() + END_TIMEOUT
+            )
+            await write_back()
+            while self._operations.has_work() and not answered.is_set():
+                with trio.move_on_after(_PATIENCE):
+                    await answered.wait()
             nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     def close(self) -> None:
         """Unmount, even when files are still open; do nothing where that has been done from outside."""

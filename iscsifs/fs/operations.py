@@ -12,7 +12,7 @@ import stat
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, NoReturn, ParamSpec, Self, TypeVar
 
 import pyfuse3
 from pyfuse3 import (
@@ -90,17 +90,21 @@ def _handler(
 
 @dataclass(slots=True)
 class _OpenFile:
-    """A file handle; *failures* are those of *storage* that were there before or that it has been told."""
+    """A file handle; *failures* are those of *storage* that were there before or that it has been told.
+
+    As a context manager it counts the requests in work.
+    """
 
     storage: Storage
     failures: int
+    in_work: int = 0
 
-    def report(self) -> None:
-        """Raise the error of a write that was lost since this handle was told of the last one."""
-        if self.failures != self.storage.failures:
-            self.failures = self.storage.failures
-            if self.storage.last_failure is not None:
-                raise self.storage.last_failure
+    def __enter__(self) -> Self:
+        self.in_work += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.in_work -= 1
 
 
 class Operations(pyfuse3.Operations):
@@ -129,7 +133,22 @@ class Operations(pyfuse3.Operations):
         self._time_ns = time.time_ns()
         self._handle = 0
         self._files: dict[int, _OpenFile] = {}
+        # What was ever opened to be written, and how many of its failures somebody was told of.
+        self._told: dict[Storage, int] = {}
         self._listings: dict[int, list[tuple[bytes, Node]]] = {}
+
+    @property
+    def written(self) -> list[Storage]:
+        """What may have been written, also where it is not in the tree any more."""
+        return list(self._told)
+
+    def was_told(self, storage: Storage) -> bool:
+        """Say whether somebody was told of the latest failure of *storage*, or there was none."""
+        return self._told[storage] == storage.failures
+
+    def has_work(self) -> bool:
+        """Say whether any request is in work that does not wait for a target that is away."""
+        return any(file.in_work and not file.storage.is_away for file in self._files.values())
 
     def changed(self, files: Iterable[File]) -> None:
         """Have the kernel ask again for the size and the mode of *files*, which may be others now."""
@@ -218,8 +237,10 @@ class Operations(pyfuse3.Operations):
         node = self._node(inode)
         if not isinstance(node, File):
             raise FUSEError(errno.EISDIR if isinstance(node, Directory) else errno.ELOOP)
-        if flags & os.O_ACCMODE != os.O_RDONLY and self._is_read_only(node.storage):
-            raise FUSEError(errno.EROFS)
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            if self._is_read_only(node.storage):
+                raise FUSEError(errno.EROFS)
+            self._told.setdefault(node.storage, 0)
         self._handle += 1
         self._files[self._handle] = _OpenFile(node.storage, node.storage.failures)
         return FileInfo(fh=self._handle, direct_io=self._direct_io, keep_cache=False)
@@ -229,46 +250,48 @@ class Operations(pyfuse3.Operations):
         self, fh: int, off: int, size: int
     ) -> bytes | bytearray | memoryview:
         """Read, stopping at the end of the unit."""
-        storage = self._files[fh].storage
-        wanted = min(size, storage.size - off)
-        if wanted <= 0:
-            return b""
-        data = await storage.read(off, wanted)
-        # The kernel takes a short answer for the end of the file, and fills up with zeros.
-        if len(data) < wanted and off + len(data) < storage.size:
-            raise DataError(f"{len(data)} bytes at {off}, where {wanted} were asked for")
-        return data
+        with self._files[fh] as file:
+            storage = file.storage
+            wanted = min(size, storage.size - off)
+            if wanted <= 0:
+                return b""
+            data = await storage.read(off, wanted)
+            # The kernel takes a short answer for the end of the file, and fills up with zeros.
+            if len(data) < wanted and off + len(data) < storage.size:
+                raise DataError(f"{len(data)} bytes at {off}, where {wanted} were asked for")
+            return data
 
     @_handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Write as much as fits in front of the end of the unit."""
-        storage = self._files[fh].storage
-        room = storage.size - off
-        if room <= 0:
-            raise FUSEError(errno.ENOSPC)
-        if len(buf) > room:
-            buf = buf[:room]
-        await storage.write(off, buf)
-        return len(buf)
+        with self._files[fh] as file:
+            storage = file.storage
+            room = storage.size - off
+            if room <= 0:
+                raise FUSEError(errno.ENOSPC)
+            if len(buf) > room:
+                buf = buf[:room]
+            await storage.write(off, buf)
+            return len(buf)
 
     @_handler
     async def flush(self, fh: int) -> None:
         """Have all that was written so far leave this machine, for a close(2), and report what was lost."""
-        file = self._files[fh]
-        await file.storage.drain()
-        file.report()
+        with self._files[fh] as file:
+            await file.storage.drain()
+            self._report(file)
 
     @_handler
     async def fsync(self, fh: int, datasync: bool) -> None:
         """Have all that was written so far put on stable storage, and report what was lost."""
-        file = self._files[fh]
-        if not self._is_read_only(file.storage):
-            try:
-                await file.storage.flush()
-            except IscsifsError:
-                file.failures = file.storage.failures  # this tells of them
-                raise
-            file.report()
+        with self._files[fh] as file:
+            if not self._is_read_only(file.storage):
+                try:
+                    await file.storage.flush()
+                except IscsifsError:
+                    self._tell(file)
+                    raise
+                self._report(file)
 
     @_handler
     async def release(self, fh: int) -> None:
@@ -281,6 +304,17 @@ class Operations(pyfuse3.Operations):
 
     _refused: Any = _refuse  # whatever the arguments
     create = link = mkdir = mknod = rename = rmdir = symlink = unlink = _refused
+
+    def _report(self, file: _OpenFile) -> None:
+        """Raise the error of a write that was lost since *file* was told of the last one."""
+        if file.failures != file.storage.failures:
+            self._tell(file)
+            if file.storage.last_failure is not None:
+                raise file.storage.last_failure
+
+    def _tell(self, file: _OpenFile) -> None:
+        """Note that *file* is told of what was lost up to now."""
+        file.failures = self._told[file.storage] = file.storage.failures
 
     def _node(self, inode: int) -> Node:
         node = self._tree.nodes.get(inode)

@@ -24,6 +24,10 @@ MAX_BURST: Final = 16
 """Workers that are woken together, and requests that one takes in a row without letting others run."""
 
 
+LOOK_INTERVAL: Final = 0.5
+"""Seconds between two looks at whether the kernel is still there."""
+
+
 class _NoLock:
     """Takes the place of the lock under which pyfuse3's workers wait one by one."""
 
@@ -47,6 +51,13 @@ class Readiness:
         self._taken = 0  # since the leader was woken
         self._in_a_row = 0
         self._closed = False
+
+    async def disconnected(self) -> None:
+        """Return when the kernel takes no answers any more: it was unmounted, or the connection aborted."""
+        while True:  # workers that have no answer yet do not notice, and the others must not look each time
+            await trio.sleep(LOOK_INTERVAL)
+            if self._poll is not None and any(event & select.POLLERR for _, event in self._poll.poll(0)):
+                return
 
     async def wait_readable(self, fd: int) -> None:
         """Return when there is a request to read from *fd*, which the caller then does without a pause."""

@@ -40,6 +40,10 @@ class Storage(Protocol):
     """A logical unit as a range of bytes. What it raises is an `iscsifs.errors.IscsifsError`."""
 
     @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
     def size(self) -> int:
         """The capacity in bytes; it may change (`Operations.changed`)."""
 
@@ -62,6 +66,18 @@ class Storage(Protocol):
     @property
     def last_failure(self) -> Exception | None:
         """The latest such loss."""
+
+    @property
+    def is_away(self) -> bool:
+        """Whether nothing is answered at present, because the connection was lost."""
+
+    @property
+    def unwritten(self) -> int:
+        """How many bytes that were accepted are not known to be in the unit."""
+
+    @property
+    def needs_flush(self) -> bool:
+        """Whether anything was written, or is being written, that is not known to be on stable storage."""
 
     async def read(self, offset: int, size: int) -> bytes | bytearray | memoryview:
         """Return *size* bytes from *offset*, fewer only at the end of the unit."""

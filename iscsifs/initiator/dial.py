@@ -175,7 +175,7 @@ async def connect(portal: Portal, family: socket.AddressFamily) -> socket.socket
     for left, (address_family, kind, protocol, _, address) in zip(
         range(len(found), 0, -1), found, strict=True
     ):
-        patience = (trio.current_effective_deadline() - trio.current_time()) / left
+        patience = max(trio.current_effective_deadline() - trio.current_time(), 0) / left
         try:
             sock = socket.socket(address_family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
         except OSError as error:

@@ -9,7 +9,7 @@ from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.discovery import DiscoveredTarget, read_targets
 from iscsifs.iscsi.events import Event, Logout, LogoutRequested, Text
 from iscsifs.iscsi.names import Portal, TargetAddress
-from iscsifs.limits import ANSWER_TIMEOUT, DISCOVERY_LOGOUT_TIMEOUT
+from iscsifs.limits import ANSWER_TIMEOUT, LAST_LOGOUT_TIMEOUT
 
 
 async def discover(
@@ -47,7 +47,7 @@ async def discover(
         failure = link.failure
         link.connection.log_out()
         link.kick()
-        with trio.move_on_after(DISCOVERY_LOGOUT_TIMEOUT):
+        with trio.move_on_after(LAST_LOGOUT_TIMEOUT):
             await logged_out.wait()
         link.close()
     if text.pairs is None:

@@ -34,6 +34,10 @@ class Ranges:
     def __init__(self) -> None:
         self._active: dict[Range, None] = {}
 
+    def __bool__(self) -> bool:
+        """Whether any write is under way."""
+        return bool(self._active)
+
     async def enter(self, start: int, end: int) -> Range:
         """Wait until no earlier write touches bytes *start* to *end*; the caller must `leave` it again."""
         earlier = [other for other in self._active if other.start < end and start < other.end]

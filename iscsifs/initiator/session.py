@@ -30,7 +30,13 @@ from iscsifs.iscsi.events import (
 )
 from iscsifs.iscsi.pdu import LogoutResponseCode, TaskFunction
 from iscsifs.iscsi.task import CHECK_CONDITION, Task
-from iscsifs.limits import LOGOUT_TIMEOUT, MANAGEMENT_TIMEOUT, MAX_ATTEMPTS, NOTES_A_MINUTE
+from iscsifs.limits import (
+    LAST_LOGOUT_TIMEOUT,
+    LOGOUT_TIMEOUT,
+    MANAGEMENT_TIMEOUT,
+    MAX_ATTEMPTS,
+    NOTES_A_MINUTE,
+)
 from iscsifs.scsi.cdb import describe
 from iscsifs.scsi.sense import Sense, SenseKey
 
@@ -113,6 +119,11 @@ class Session:
     def link(self) -> Link:
         """The connection, or the last one that there was."""
         return self._link
+
+    @property
+    def is_away(self) -> bool:
+        """Whether there is no connection to send anything on."""
+        return self.state in (State.DOWN, State.CLOSED)
 
     async def execute(self, task: Task, *, probe: bool = False) -> None:
         """Send *task* and wait until it has ended with a status; a *probe* is also sent while CHECKING.
@@ -215,10 +226,10 @@ class Session:
         """Log out (section 11.14), in bounded time, and end `run`; commands still under way fail."""
         self._closing = True
         if self.state in (State.UP, State.CHECKING):
-            with trio.move_on_after(LOGOUT_TIMEOUT) as scope:
+            with trio.move_on_after(LAST_LOGOUT_TIMEOUT) as scope:
                 await self._log_out()
             if scope.cancelled_caught:
-                log.warning("%s: no answer to the logout in %g seconds", self.name, LOGOUT_TIMEOUT)
+                log.warning("%s: no answer to the logout in %g seconds", self.name, LAST_LOGOUT_TIMEOUT)
         self.state = State.CLOSED
         self._link.close()
         self._dialling.cancel()

@@ -173,6 +173,21 @@ class LogicalUnit:
         """The latest such loss."""
         return self._writes.failure
 
+    @property
+    def is_away(self) -> bool:
+        """Whether there is no session with the target: what is asked for waits for its return."""
+        return self._commands.session.is_away
+
+    @property
+    def unwritten(self) -> int:
+        """How many bytes that were accepted are not known to have reached the target."""
+        return self._writes.unwritten
+
+    @property
+    def needs_flush(self) -> bool:
+        """Whether anything was written, or is being written, that is not known to be on stable storage."""
+        return bool(self._ranges) or self._writes.needs_flush
+
     async def read(self, offset: int, size: int) -> memoryview:
         """Return *size* bytes from *offset*; fewer, or none, at the end of the unit."""
         self._check()

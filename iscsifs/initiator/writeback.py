@@ -127,10 +127,22 @@ class WriteBuffer:
         self._unwritten = 0
         self._unsynchronised = 0
         self._epoch = 0
+        self._touched = self._synchronised = -1  # the epochs of the last write, and of the last cache flush
         self._let_go: int | None = None  # the epoch of the newest data that were let go unsynchronised
         self._synchronises_unasked = True  # not while it does, nor after that has failed
+        self._logged = ""  # why something was lost since the last flush
         self._room = trio.lowlevel.ParkingLot()
         self._is_short = False  # of memory, and about to try again
+
+    @property
+    def unwritten(self) -> int:
+        """How many bytes are not known to have reached the target."""
+        return self._unwritten
+
+    @property
+    def needs_flush(self) -> bool:
+        """Whether there was a write, even one that failed, that no SYNCHRONIZE CACHE has made safe."""
+        return self._unwritten > 0 or self._touched > self._synchronised
 
     async def write(self, start: int, data: bytes | memoryview) -> None:
         """Take *data*, at least one block, for offset *start*.
@@ -198,8 +210,10 @@ class WriteBuffer:
         self._pump()
 
     def report(self, failure: IscsifsError) -> None:
-        """Count a loss of writes that had been acknowledged."""
-        log.error("acknowledged writes are lost: %s", failure)
+        """Count a loss of writes that had been acknowledged; log why, once for each reason in a row."""
+        if str(failure) != self._logged:
+            self._logged = str(failure)
+            log.error("acknowledged writes are lost: %s", failure)
         self.failures += 1
         self.failure = failure
 
@@ -417,6 +431,7 @@ class WriteBuffer:
     def _finish(self, command: Command, failure: IscsifsError | None) -> None:
         """Book the end of *command*."""
         self._commands.remove(command)
+        self._touched = self._epoch
         newer = list(command.blocked)
         for extent in newer:
             self._leave(extent)
@@ -535,6 +550,8 @@ class WriteBuffer:
             for extent in [extent for extent in self._written if extent.epoch <= epoch]:
                 self._leave(extent)
             self._keep(lambda extent: extent.state is not State.WRITTEN or extent.epoch > epoch)
+            self._synchronised = max(self._synchronised, epoch)
+            self._logged = ""
             if self._let_go is not None and self._let_go <= epoch:
                 self._let_go = None
         return failure

@@ -56,7 +56,7 @@ async def serve(tree: Tree, mount_point: Path, uid: int, direct_io: bool, option
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(on_signals)
-            await mount.serve(stop, lambda: print("mounted", flush=True), Limits())
+            await mount.serve(stop, lambda: print("mounted", flush=True), Limits(), trio.lowlevel.checkpoint)
             nursery.cancel_scope.cancel()
     finally:
         mount.close()

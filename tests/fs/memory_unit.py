@@ -15,6 +15,10 @@ class Memory:
     flushes: int = 0
     failures: int = 0
     last_failure: Exception | None = None
+    name: str = "disk"
+    is_away: bool = False
+    unwritten: int = 0
+    needs_flush: bool = False
     content: bytearray = field(init=False, repr=False)
     requests: list[tuple[str, int, int]] = field(default_factory=list, repr=False)
 

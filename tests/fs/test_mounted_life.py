@@ -1,5 +1,5 @@
-"""The life of the process behind a mount: ended under load, killed, cut off from the kernel; what it keeps
-to itself meanwhile."""
+"""The life of the process behind a mount: ended under load, killed, cut off from the kernel, or from its
+target; what it keeps to itself meanwhile."""
 
 import os
 import re
@@ -9,13 +9,15 @@ import subprocess
 import sys
 import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from mounting import MountHosts, iscsifs, run, wait_until
+from mounting import Mounted, MountHosts, iscsifs, run, wait_until
 from targets import Chap, Serve, Target, Tgt, Unit
+
+from iscsifs.limits import LAST_LOGOUT_TIMEOUT
 
 NAME = "iqn.2026-01.example:disk"
 MIB = 1 << 20
@@ -246,6 +248,30 @@ def test_what_was_accepted_is_written_when_the_kernel_s_connection_is_aborted(
     assert mounted.process.communicate()[1] == complaint
 
 
+def test_a_write_in_work_is_carried_out_when_the_kernel_s_connection_is_aborted(
+    serve: Serve, mount_hosts: MountHosts, tmp_path: Path, image: Path, fusectl: Path
+) -> None:
+    tgt, url = serve_disk(serve, tmp_path, image)
+    mounted = mount_hosts("-o", "direct_io", url, foreground=True)
+    connection = fusectl / f"{os.minor(mounted.path.stat().st_dev)}"
+    tgt.freeze()
+    words = ["dd", f"of={mounted.storage()}", "oflag=seek_bytes", "seek=10", "conv=notrunc", "status=none"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as dd:
+        assert dd.stdin is not None
+        dd.stdin.write("part of a block")  # the rest of which has to be read first
+        dd.stdin.close()
+        wait_until(lambda: (connection / "waiting").read_text() != "0\n", "it waits")
+        time.sleep(0.2)  # for the request to be taken
+        (connection / "abort").write_text("1")
+        assert dd.wait(10) == 1
+        tgt.thaw()
+        assert mounted.status() == 0
+    assert image.read_bytes()[:26] == bytes(10) + b"part of a block" + bytes(1)
+    assert mounted.process is not None
+    complaint = f"iscsifs: {mounted.path}: the kernel's connection was aborted; unmounting\n"
+    assert mounted.process.communicate()[1] == complaint
+
+
 def dies_of_abort(process: subprocess.Popen[str]) -> int:
     """Have *process* killed as by a bug; return how it ended: CLD_KILLED, or CLD_DUMPED with a core."""
     run("prlimit", f"--pid={process.pid}", "--core=unlimited:")
@@ -301,3 +327,103 @@ def test_it_stays_in_memory_and_says_what_it_is_not_permitted(
     mounted.unmount()
     may = int(status["CapEff:"][0], 16) >> CAP_SYS_RESOURCE & 1
     assert ("takes CAP_SYS_RESOURCE" in mounted.process.communicate()[1]) == (not may)
+
+
+# The end with a target that is away.
+
+WAITING = f"{NAME} LUN 1: not all that was written is on stable storage; trying for 30 seconds in all"
+
+
+def read_at(path: Path, offset: int) -> subprocess.Popen[str]:
+    """Begin to read past what the kernel has cached."""
+    words = ["dd", f"if={path}", "of=/dev/null", "bs=4k", "count=1", f"skip={offset // PAGE}", "iflag=direct"]
+    return subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+
+
+def seconds_to_the_end(mounted: Mounted, end: Callable[[], object]) -> float:
+    began = time.monotonic()
+    end()
+    mounted.status()
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("end", ["fusermount3", "SIGTERM"])
+@pytest.mark.parametrize("away", ["killed", "silent"])
+def test_where_all_is_on_stable_storage_the_end_does_not_wait_for_the_target(
+    away: str, end: str, serve: Serve, mount_hosts: MountHosts, tmp_path: Path, image: Path
+) -> None:
+    tgt, url = serve_disk(serve, tmp_path, image)
+    mounted = mount_hosts(url, foreground=True)
+    with holding(mounted.storage()) as holder:
+        assert holder.write(fsync=True) == "done"
+        holder.close()
+    (tgt.kill if away == "killed" else tgt.freeze)()
+    if end == "SIGTERM":
+        took = seconds_to_the_end(mounted, lambda: mounted.signal(signal.SIGTERM))
+    else:
+        took = seconds_to_the_end(mounted, lambda: run("fusermount3", "-u", mounted.path))
+    assert took < (1.5 if away == "killed" else LAST_LOGOUT_TIMEOUT + 1.5)
+    assert mounted.status() == 0
+    assert not mounted.is_mounted()
+
+
+@pytest.mark.parametrize("end", ["SIGTERM", "abort"])
+def test_a_read_that_waits_for_a_target_that_is_away_does_not_keep_the_process(
+    end: str, serve: Serve, mount_hosts: MountHosts, tmp_path: Path, image: Path, fusectl: Path
+) -> None:
+    tgt, url = serve_disk(serve, tmp_path, image)
+    mounted = mount_hosts(url, foreground=True)
+    connection = fusectl / f"{os.minor(mounted.path.stat().st_dev)}"
+    tgt.kill()
+    with read_at(mounted.storage(), MIB) as reader:
+        wait_until(lambda: (connection / "waiting").read_text() != "0\n", "it waits")
+        time.sleep(0.2)  # for the request to be taken
+        assert reader.poll() is None
+        if end == "SIGTERM":
+            took = seconds_to_the_end(mounted, lambda: mounted.signal(signal.SIGTERM))
+        else:
+            took = seconds_to_the_end(mounted, lambda: (connection / "abort").write_text("1"))
+        assert "connection abort" in reader.communicate(timeout=10)[1]
+    assert took < 3
+    assert mounted.status() == 0
+    assert not mounted.is_mounted()
+
+
+def test_a_second_signal_gives_up_what_is_not_written_and_tells_it(
+    serve: Serve, mount_hosts: MountHosts, tmp_path: Path, image: Path
+) -> None:
+    tgt, url = serve_disk(serve, tmp_path, image)
+    mounted = mount_hosts(url, foreground=True)
+    assert mounted.process is not None
+    assert mounted.process.stderr is not None
+    with holding(mounted.storage()) as holder:
+        tgt.kill()
+        assert [holder.write() for _ in range(16)] == ["done"] * 16
+        mounted.signal(signal.SIGTERM)
+        assert any(WAITING in line for line in mounted.process.stderr)
+        took = seconds_to_the_end(mounted, lambda: mounted.signal(signal.SIGINT))
+    assert took < 1.5
+    assert mounted.status() == 7
+    assert (
+        f"iscsifs: {NAME} LUN 1: data may be lost: {16 * PAGE} bytes were not written\n"
+        in mounted.process.stderr
+    )
+    assert not mounted.is_mounted()
+
+
+def test_what_is_not_written_is_written_when_the_target_is_back_in_time(
+    serve: Serve, mount_hosts: MountHosts, tmp_path: Path, image: Path
+) -> None:
+    tgt, url = serve_disk(serve, tmp_path, image)
+    mounted = mount_hosts(url, foreground=True)
+    assert mounted.process is not None
+    assert mounted.process.stderr is not None
+    with holding(mounted.storage()) as holder:
+        tgt.kill()
+        assert [holder.write() for _ in range(16)] == ["done"] * 16
+        mounted.signal(signal.SIGTERM)
+        assert any(WAITING in line for line in mounted.process.stderr)
+        tgt.start()
+        assert mounted.status() == 0
+    assert pages(image, 17) == bytes([*range(1, 17), 0])
+    assert nobody_is_logged_in(tgt)

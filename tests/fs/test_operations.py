@@ -276,6 +276,49 @@ async def test_a_flush_that_fails_is_not_reported_twice() -> None:
     await operations.fsync(handle, False)
 
 
+class Slow(Memory):
+    """A unit that reads when it is told to."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.go_on = trio.Event()
+
+    async def read(self, offset: int, size: int) -> memoryview:
+        await self.go_on.wait()
+        return await super().read(offset, size)
+
+
+async def test_a_request_is_in_work_unless_its_target_is_away(nursery: trio.Nursery) -> None:
+    slow = Slow(SIZE)
+    operations = serve(slow)
+    handle = await open_storage(operations)
+    assert not operations.has_work()
+    nursery.start_soon(operations.read, handle, 0, 10)
+    await trio.testing.wait_all_tasks_blocked()
+    assert operations.has_work()
+    slow.is_away = True
+    assert not operations.has_work()
+    slow.is_away = False
+    slow.go_on.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert not operations.has_work()
+
+
+async def test_what_was_opened_to_be_written_is_remembered_and_whether_its_losses_were_told(
+    storage: Memory,
+) -> None:
+    operations = serve(storage)
+    await open_storage(operations, os.O_RDONLY)
+    assert operations.written == []
+    handle = await open_storage(operations, os.O_WRONLY)
+    assert operations.written == [storage]
+    assert operations.was_told(storage)
+    storage.lose(errors.MediumError("a bad block", status=STATUS))
+    assert not operations.was_told(storage)
+    assert await errno_of(operations.flush(handle)) == errno.EIO
+    assert operations.was_told(storage)
+
+
 @pytest.mark.parametrize("of_mount", [True, False])
 async def test_read_only_units_are_not_written_to(of_mount: bool) -> None:
     storage = Memory(SIZE, read_only=not of_mount)

@@ -58,6 +58,17 @@ async def test_all_requests_are_taken(requests: Requests, nursery: trio.Nursery)
     assert requests.ended == 5
 
 
+async def test_the_end_of_the_connection_is_noticed_by_whoever_does_not_read(nursery: trio.Nursery) -> None:
+    peer, fd = os.pipe()
+    readiness = Readiness()
+    nursery.start_soon(readiness.wait_readable, fd)
+    os.close(peer)  # an error on the other end, as that of FUSE when it was unmounted
+    with trio.fail_after(5):
+        await readiness.disconnected()
+    readiness.notify_closing(fd)
+    os.close(fd)
+
+
 async def test_idle_workers_are_dismissed_but_for_one(requests: Requests, nursery: trio.Nursery) -> None:
     for _ in range(5):
         nursery.start_soon(requests.work)

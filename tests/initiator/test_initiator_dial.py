@@ -224,6 +224,19 @@ async def test_silence_at_connect(clock: MockClock) -> None:
         assert trio.current_time() - started == pytest.approx(15.0, abs=0.5)
 
 
+async def test_a_dial_that_is_cancelled_while_a_name_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def getaddrinfo(*_: object) -> list[Any]:
+        scope.cancel()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return [(IPV4, socket.SOCK_STREAM, 6, "", (peer.portal.host, peer.portal.port))]
+
+    async with scripted_peer() as peer:
+        monkeypatch.setattr(trio.socket, "getaddrinfo", getaddrinfo)
+        with trio.CancelScope() as scope:
+            await dialler(peer.portal)()
+        assert scope.cancelled_caught
+
+
 @pytest.mark.conformance("ERR-9")
 async def test_addresses_are_tried_in_their_order(caplog: pytest.LogCaptureFixture) -> None:
     refused = unused_port()

@@ -29,7 +29,7 @@ from iscsifs.iscsi.pdu import (
     TextRequest,
     TextResponse,
 )
-from iscsifs.limits import ANSWER_TIMEOUT, DISCOVERY_LOGOUT_TIMEOUT
+from iscsifs.limits import ANSWER_TIMEOUT, LAST_LOGOUT_TIMEOUT
 
 INITIATOR = "iqn.2001-04.com.example:initiator"
 ISID = bytes.fromhex("800102030405")
@@ -195,7 +195,7 @@ async def test_a_logout_without_an_answer_is_waited_for_in_bounded_time(clock: M
         await peer.expect(LogoutRequest)
         await peer.closed()
     assert outcome.targets == FOUND
-    assert outcome.seconds == pytest.approx(DISCOVERY_LOGOUT_TIMEOUT, abs=0.5)
+    assert outcome.seconds == pytest.approx(LAST_LOGOUT_TIMEOUT, abs=0.5)
 
 
 async def test_silence_instead_of_an_answer(clock: MockClock) -> None:
@@ -204,7 +204,7 @@ async def test_silence_instead_of_an_answer(clock: MockClock) -> None:
         await peer.closed()
     assert isinstance(outcome.failure, TransportError)
     assert "no answer to SendTargets in 30 s" in str(outcome.failure)
-    assert outcome.seconds == pytest.approx(ANSWER_TIMEOUT + DISCOVERY_LOGOUT_TIMEOUT, abs=0.5)
+    assert outcome.seconds == pytest.approx(ANSWER_TIMEOUT + LAST_LOGOUT_TIMEOUT, abs=0.5)
 
 
 async def test_a_portal_that_refuses_discovery() -> None:

@@ -24,7 +24,7 @@ from iscsifs.iscsi.pdu import (
     TaskFunction,
     TaskManagementRequest,
 )
-from iscsifs.limits import LOGOUT_TIMEOUT, MANAGEMENT_TIMEOUT
+from iscsifs.limits import LAST_LOGOUT_TIMEOUT, MANAGEMENT_TIMEOUT
 from iscsifs.scsi import cdb
 from iscsifs.scsi.sense import Condition, Sense
 
@@ -506,7 +506,7 @@ async def test_closing_takes_bounded_time_whatever_the_target_answers(
             await line.peer.logged_out(logout, response, time2wait=60, time2retain=60)
         await line.peer.closed()
         assert isinstance(await unanswered.failed(), TransportError)
-        assert trio.current_time() - started <= (0.1 if response is not None else LOGOUT_TIMEOUT + 0.1)
+        assert trio.current_time() - started <= (0.1 if response is not None else LAST_LOGOUT_TIMEOUT + 0.1)
         assert bool(caplog.records) == (response != 0)
         assert line.line.dialled == []
 

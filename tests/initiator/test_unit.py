@@ -196,6 +196,34 @@ async def test_what_was_given_back_is_not_written_again(connect: Open) -> None:
     assert san.medium()[: 2 * BLOCK] == bytes(BLOCK) + b"a" * BLOCK
 
 
+@pytest.mark.parametrize("data", [b"abc", b"a" * BLOCK])
+async def test_a_flush_is_needed_from_the_beginning_of_a_write(connect: Open, data: bytes) -> None:
+    san = await connect()
+    assert not san.unit.needs_flush
+    san.trouble.stall()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(san.unit.write, 0, data)  # where a part of a block is written, it is read first
+        await trio.testing.wait_all_tasks_blocked()
+        assert san.unit.needs_flush
+        san.trouble.go_on()
+    assert san.unit.needs_flush
+    await san.unit.flush()
+    assert not san.unit.needs_flush
+    assert san.unit.unwritten == 0
+
+
+async def test_a_unit_is_away_as_long_as_its_session_is(connect: Open, autojump_clock: MockClock) -> None:
+    san = await connect()
+    assert not san.unit.is_away
+    san.trouble.refusing = True
+    san.server.drop_connections()
+    await trio.testing.wait_all_tasks_blocked()
+    assert san.unit.is_away
+    san.trouble.refusing = False
+    await san.unit.read(0, BLOCK)
+    assert not san.unit.is_away
+
+
 # Losses.
 
 

@@ -310,6 +310,64 @@ async def test_what_is_written_while_the_cache_is_synchronised_is_kept(
     assert unit.cache[:11] == b"a" + bytes(9) + b"b"
 
 
+@pytest.mark.parametrize("volatile", [True, False])
+async def test_a_flush_is_needed_from_a_write_to_the_flush_that_succeeds(
+    nursery: trio.Nursery, volatile: bool
+) -> None:
+    unit = CachedUnit(64, volatile=volatile)
+    buffer = unit.open(nursery)
+    assert not buffer.needs_flush
+    await write(buffer, 0, b"abcd")
+    assert (buffer.needs_flush, buffer.unwritten) == (True, 4)
+    await answer(unit)
+    assert (buffer.needs_flush, buffer.unwritten) == (True, 0)
+    await begin(nursery, buffer.flush)
+    assert buffer.needs_flush
+    unit.synchronisings[0].answer(GONE)
+    await answer_all(unit)  # what was in a volatile cache is written again
+    assert buffer.needs_flush
+    await begin(nursery, buffer.flush)
+    await answer_all(unit)
+    assert not buffer.needs_flush
+
+
+async def test_a_flush_is_needed_for_what_was_written_during_the_last_one(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"a")
+    await answer(unit)
+    await begin(nursery, buffer.flush)
+    await write(buffer, 0, b"b")
+    await answer(unit)
+    await answer_all(unit)
+    assert buffer.needs_flush
+
+
+async def test_a_flush_is_needed_after_one_during_which_the_cache_was_lost(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"a")
+    await answer(unit)
+    flush = await begin(nursery, buffer.flush)
+    unit.lose_cache()
+    unit.report_loss()
+    unit.synchronisings[0].answer()
+    await wait_all_tasks_blocked()
+    assert buffer.needs_flush
+    await answer_all(unit)
+    assert flush.done
+    assert not buffer.needs_flush
+
+
+async def test_a_flush_is_needed_after_a_write_that_failed(unit: CachedUnit, nursery: trio.Nursery) -> None:
+    buffer = unit.open(nursery, behind=False)
+    await begin(nursery, buffer.write, 0, b"abcd")
+    await answer(unit, failure=GONE)  # some of it may have arrived
+    assert buffer.needs_flush
+
+
 async def test_an_empty_flush_synchronises_all_the_same(unit: CachedUnit, nursery: trio.Nursery) -> None:
     buffer = unit.open(nursery)
     flush = await begin(nursery, buffer.flush)
@@ -712,6 +770,23 @@ async def test_an_unasked_synchronisation_that_fails_is_not_repeated_for_ever(
 
 
 # Giving up.
+
+
+async def test_many_losses_for_one_reason_are_one_line_in_the_log_up_to_the_next_flush(
+    unit: CachedUnit, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    buffer = unit.open(nursery)
+    for lines in 1, 2:
+        for start in 0, 20, 40:
+            await write(buffer, start, b"a")
+        for _ in range(3):
+            await answer(unit, failure=GONE)
+        assert buffer.failures == 3 * lines
+        assert [record.getMessage() for record in caplog.records] == [
+            "acknowledged writes are lost: gone"
+        ] * lines
+        await begin(nursery, buffer.flush)
+        await answer_all(unit)
 
 
 async def test_giving_up_wakes_everybody(unit: CachedUnit, nursery: trio.Nursery) -> None:

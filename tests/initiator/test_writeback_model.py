@@ -182,6 +182,12 @@ class WriteBufferMachine(RuleBasedStateMachine):
                 assert byte in self.accepted[position]
 
     @invariant()
+    def what_needs_no_flush_is_safe(self) -> None:
+        if hasattr(self, "unit") and not self.buffer.needs_flush:
+            for number, lost, kept in zip(self.newest, self.lost, self.unit.medium, strict=True):
+                assert number <= max(lost, kept)
+
+    @invariant()
     def the_books_are_right(self) -> None:
         if hasattr(self, "unit"):
             check_books(self.buffer)
