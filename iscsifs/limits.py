@@ -84,6 +84,10 @@ MAX_LATE_TAGS: Final = 1024
 MAX_READS: Final = 32
 """Reads in a row from a socket that always has more, before other tasks get their turn."""
 
+MAX_STEPS: Final = 512
+"""Headers and data segments looked at in a row, and Data-Outs made, before other tasks get their turn: one
+read may bring 1365 PDUs, and one R2T ask for 2048. Each takes some microseconds, a reported error more."""
+
 NOTES_A_MINUTE: Final = 20
 """Lines in the log for what the target does by itself; the rest is left out."""
 
