@@ -4,8 +4,8 @@ A target may be broken or hostile. Whatever it sends, one session with it keeps 
 
 - 64 KiB of headers, and one data segment of 1 MiB while it arrives;
 - 64 KiB of text in a login;
-- 256 commands on the wire, each with the buffer that its caller brought, and at most 64 KiB of sense data
-  when it has ended;
+- 256 commands on the wire, each with the buffer that its caller brought, and 252 bytes of sense data when it
+  has ended;
 - 64 answers to pings, 48 bytes each, and 1024 tags of aborted commands;
 - what it says of 16,384 logical units, 8 KiB each: 128 MiB;
 - for each of these, 96 MiB that were written by those who use it. They are not copied to be sent, but have
@@ -71,6 +71,10 @@ DISCOVERY_LOGOUT_TIMEOUT: Final = 2.0
 
 MAX_TASKS: Final = 256
 """Commands that may be on the wire of one connection at once, however wide the target's window is."""
+
+MAX_SENSE_LENGTH: Final = 252
+"""Bytes of sense data that are kept: 8 and the 244 that may follow them (SPC-3 section 4.5). What goes beyond
+is cut off, as what it reports stands in front."""
 
 MAX_OUTSTANDING_R2TS: Final = 16
 """R2Ts of one command that may wait for their data: the MaxOutstandingR2T that we offer (section 13.17)."""
