@@ -9,8 +9,9 @@ from typing import Protocol, TypeVar
 import trio
 
 from iscsifs.config import Config, Host
-from iscsifs.errors import IscsifsError, LoginTimeout, TransportError, printable, reason
+from iscsifs.errors import IscsifsError, LoginTimeout, printable
 from iscsifs.fs.tree import Storage, TargetDescription, UnitDescription
+from iscsifs.initiator.lookup import look_up
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.limits import LOGINS_AT_ONCE
@@ -288,14 +289,7 @@ async def _resolve(portal: Portal, family: socket.AddressFamily) -> tuple[str, f
 
     Raises TransportError.
     """
-    try:
-        found = await trio.socket.getaddrinfo(
-            portal.host, portal.port, family, socket.SOCK_STREAM, flags=socket.AI_CANONNAME
-        )
-    except socket.gaierror as exc:
-        raise TransportError(f"the name has no address: {exc.strerror}; check it, and the DNS") from None
-    except OSError as exc:
-        raise TransportError(f"the name cannot be looked up: {reason(exc)}") from None
+    found = await look_up(portal, family, socket.AI_CANONNAME)
     addresses = frozenset(str(entry[4][0]) for entry in found)
     if portal.host in addresses or ":" in portal.host:
         return portal.host, addresses
