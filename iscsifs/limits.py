@@ -47,8 +47,15 @@ MAX_CHALLENGES: Final = 4096
 """CHAP challenges that a process remembers, of its own and again of its peers', 1024 bytes each at most."""
 
 LOGINS_AT_ONCE: Final = 8
-"""Hosts, and then targets, that are talked to in parallel at the start. istgt takes one login after the other
-and a second for each, in no order, so that with more some would not be done within the time-out."""
+"""Hosts, and then targets of each, that are talked to in parallel at the start. istgt takes one login after
+the other and a second for each, in no order, so that with more some would not be done within the time-out."""
+
+MAX_TARGETS: Final = 4096
+"""Targets of one host that are logged in to; a hostile one may tell of thirty times as many."""
+
+ATTACH_TIMEOUT: Final = 300.0
+"""Seconds that all logins at the start may take, and the time of one more; what has not let us in by then,
+and shown its units, is left out. Thousands of targets that answer take less than a minute."""
 
 # Discovery: the answer to SendTargets.
 
