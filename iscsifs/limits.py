@@ -155,8 +155,22 @@ FLUSH_TIMEOUT: Final = 30.0
 
 # The embedded target, and what an initiator can cost it.
 
+MAX_CONNECTIONS: Final = 512
+"""Connections that are served at once, whether logged in or not; half of the files that a process may usually
+have open."""
+
 LOGIN_TIMEOUT: Final = 30.0
 """Seconds that a login may take."""
+
+KEEPALIVE_IDLE: Final = 60
+"""Seconds of silence after which TCP asks whether the initiator is still there, so that one without power
+does not hold its connection for ever."""
+
+KEEPALIVE_INTERVAL: Final = 10
+"""Seconds between two such questions."""
+
+KEEPALIVE_COUNT: Final = 6
+"""How many of them may stay without an answer."""
 
 COMMAND_WINDOW: Final = 128
 """Commands of one session that are taken at once."""
