@@ -84,7 +84,6 @@ class Link:
             early, self._early = self._early, []
             for event in early:
                 on_event(event)
-            self._flush()
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     self._on_event, self._nursery = on_event, nursery
@@ -210,12 +209,12 @@ class Link:
 
     async def _send_loop(self) -> None:
         while True:
+            self._flush()
             if self._unsent:
                 await trio.lowlevel.wait_writable(self._socket)
             else:
                 self._idle_sender = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._abort_wait)
-            self._flush()
 
     def _abort_wait(self, _: object) -> trio.lowlevel.Abort:
         self._idle_sender = None

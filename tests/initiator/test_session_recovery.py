@@ -210,6 +210,22 @@ async def test_commands_are_sent_again_as_new_tasks_in_their_order(autojump_cloc
             assert call.buffer == bytes([lba]) * 512
 
 
+async def test_what_was_kept_is_sent_as_soon_as_the_session_is_back(autojump_clock: MockClock) -> None:
+    async with pair() as line:
+        for _ in range(10):  # as the tasks of a new session begin in any order
+            await line.peer.close()
+            await wait_all_tasks_blocked()
+            calls = [line.call() for _ in range(5)]
+            await back(line)
+            returned = trio.current_time()
+            commands = [await line.peer.expect(ScsiCommand) for _ in calls]
+            assert trio.current_time() == returned
+            for command in commands:
+                await line.peer.status(command)
+            for call in calls:
+                await call.succeeded()
+
+
 @pytest.mark.conformance("ERR-10")
 @pytest.mark.parametrize("seed", range(20))
 async def test_whenever_the_connection_is_cut_each_command_ends_once_and_well(
