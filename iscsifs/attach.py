@@ -1,19 +1,23 @@
 """From hosts to logical units: every host is asked for its targets, and those wanted are logged in to."""
 
+import math
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Protocol, TypeVar
 
 import trio
 
 from iscsifs.config import Config, Host
-from iscsifs.errors import IscsifsError, LoginTimeout, TransportError, printable, reason
+from iscsifs.errors import IscsifsError, LoginTimeout, printable
 from iscsifs.fs.tree import Storage, TargetDescription, UnitDescription
+from iscsifs.initiator.lookup import look_up
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal, TargetAddress
-from iscsifs.limits import LOGINS_AT_ONCE
+from iscsifs.limits import ATTACH_TIMEOUT, LOGINS_AT_ONCE, MAX_TARGETS
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -141,11 +145,10 @@ class Wanted:
     addresses: tuple[TargetAddress, ...]
     luns: frozenset[str] | None = None
 
-    def is_same_as(self, other: "Wanted") -> bool:
-        """Say whether *other* was found in another way, by a host that was given twice for example."""
-        return (self.host_name, self.name) == (other.host_name, other.name) and not {
-            address.portal for address in self.addresses
-        }.isdisjoint(address.portal for address in other.addresses)
+    def shares_portal_with(self, other: "Wanted") -> bool:
+        """Say whether there is a portal at which both can be reached."""
+        portals = {address.portal for address in self.addresses}
+        return not portals.isdisjoint(address.portal for address in other.addresses)
 
     def merged_with(self, other: "Wanted") -> "Wanted":
         """Return this target with the logical units of *other* as well."""
@@ -193,11 +196,15 @@ async def find_targets(config: Config, network: Network) -> tuple[list[Wanted], 
     async def look(host: Host) -> list[Wanted]:
         return await _targets_of(host, config, network)
 
-    found, failures = await _each(config.hosts, lambda host: str(host.spec.portal), look)
+    found, failures, _ = await _each(config.hosts, lambda host: str(host.spec.portal), look, lambda _: None)
     wanted: list[Wanted] = []
+    places: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for target in (target for some in found for target in some):
-        known = next((index for index, other in enumerate(wanted) if other.is_same_as(target)), None)
+        # The same again was found in another way, by a host that was given twice for example.
+        same_name = places[target.host_name, target.name]
+        known = next((place for place in same_name if wanted[place].shares_portal_with(target)), None)
         if known is None:
+            same_name.append(len(wanted))
             wanted.append(target)
         else:
             wanted[known] = wanted[known].merged_with(target)
@@ -213,9 +220,12 @@ async def attach(
     """Log in to *targets*, each by the initiator for the options of its host.
 
     Where others got in, a login that was only not finished in time is worth a second try, without company.
+
+    Whatever a host tells of, this has an end: MAX_TARGETS of each host are tried, LOGINS_AT_ONCE of them at
+    once, for ATTACH_TIMEOUT and one login_timeout. What is left out is one failure for each host.
     """
     somebody_got_in = False
-    second_try = trio.Lock()
+    second_tries: defaultdict[str, trio.Lock] = defaultdict(trio.Lock)
 
     async def log_in(wanted: Wanted) -> Attached:
         nonlocal somebody_got_in
@@ -234,31 +244,62 @@ async def attach(
         except LoginTimeout:
             if not somebody_got_in:
                 raise
-        async with second_try:
+        async with second_tries[wanted.host_name]:
             return await log_in(wanted)
 
-    return await _each(targets, lambda wanted: f"{wanted.host_name}: {printable(wanted.name)}", patiently)
+    seconds = ATTACH_TIMEOUT + max((wanted.host.options.login_timeout for wanted in targets), default=0.0)
+    places: defaultdict[str, Iterator[int]] = defaultdict(count)
+    first = [wanted for wanted in targets if next(places[wanted.host_name]) < MAX_TARGETS]
+    attached, failures, unfinished = await _each(
+        first,
+        lambda wanted: f"{wanted.host_name}: {printable(wanted.name)}",
+        patiently,
+        lambda wanted: wanted.host_name,
+        seconds,
+    )
+    late = Counter(wanted.host_name for wanted in unfinished)
+    for host_name, place in places.items():
+        if left_out := late[host_name] + max(next(place) - MAX_TARGETS, 0):
+            bound = f"after {seconds:g} s" if late[host_name] else f"beyond the first {MAX_TARGETS}"
+            reason = f"targets left out {bound}: {left_out}; choose fewer with -t PATTERN"
+            failures.append(Failure(host_name, IscsifsError(reason)))
+    return attached, failures
 
 
 async def _each(
-    things: Sequence[_T], name: Callable[[_T], str], work: Callable[[_T], Awaitable[_R]]
-) -> tuple[list[_R], list[Failure]]:
-    """Do *work* for all *things*, several at once; return results and failures, both in their order."""
+    things: Sequence[_T],
+    name: Callable[[_T], str],
+    work: Callable[[_T], Awaitable[_R]],
+    group: Callable[[_T], object],
+    seconds: float = math.inf,
+) -> tuple[list[_R], list[Failure], list[_T]]:
+    """Do *work* for all *things* in their order, LOGINS_AT_ONCE of each *group* at once.
+
+    Return results, failures, and what was not done after so many *seconds*, in their order again.
+    """
     results: dict[int, _R] = {}
     failures: dict[int, Failure] = {}
-    limit = trio.CapacityLimiter(LOGINS_AT_ONCE)
+    groups: defaultdict[object, list[int]] = defaultdict(list)
+    for index, thing in enumerate(things):
+        groups[group(thing)].append(index)
 
-    async def one(index: int, thing: _T) -> None:
-        async with limit:
+    async def one_by_one(indices: Iterator[int]) -> None:
+        for index in indices:
             try:
-                results[index] = await work(thing)
+                results[index] = await work(things[index])
             except IscsifsError as exc:
-                failures[index] = Failure(name(thing), exc)
+                failures[index] = Failure(name(things[index]), exc)
 
-    async with trio.open_nursery() as nursery:
-        for index, thing in enumerate(things):
-            nursery.start_soon(one, index, thing)
-    return [results[index] for index in sorted(results)], [failures[index] for index in sorted(failures)]
+    with trio.move_on_after(seconds):
+        async with trio.open_nursery() as nursery:
+            for indices in map(iter, groups.values()):
+                for _ in range(LOGINS_AT_ONCE):
+                    nursery.start_soon(one_by_one, indices)
+    return (
+        [results[index] for index in sorted(results)],
+        [failures[index] for index in sorted(failures)],
+        [thing for index, thing in enumerate(things) if not (index in results or index in failures)],
+    )
 
 
 async def _targets_of(host: Host, config: Config, network: Network) -> list[Wanted]:
@@ -288,14 +329,7 @@ async def _resolve(portal: Portal, family: socket.AddressFamily) -> tuple[str, f
 
     Raises TransportError.
     """
-    try:
-        found = await trio.socket.getaddrinfo(
-            portal.host, portal.port, family, socket.SOCK_STREAM, flags=socket.AI_CANONNAME
-        )
-    except socket.gaierror as exc:
-        raise TransportError(f"the name has no address: {exc.strerror}; check it, and the DNS") from None
-    except OSError as exc:
-        raise TransportError(f"the name cannot be looked up: {reason(exc)}") from None
+    found = await look_up(portal, family, socket.AI_CANONNAME)
     addresses = frozenset(str(entry[4][0]) for entry in found)
     if portal.host in addresses or ":" in portal.host:
         return portal.host, addresses

@@ -4,8 +4,8 @@ A target may be broken or hostile. Whatever it sends, one session with it keeps 
 
 - 64 KiB of headers, and one data segment of 1 MiB while it arrives;
 - 64 KiB of text in a login;
-- 256 commands on the wire, each with the buffer that its caller brought, and at most 64 KiB of sense data
-  when it has ended;
+- 256 commands on the wire, each with the buffer that its caller brought, and 252 bytes of sense data when it
+  has ended;
 - 64 answers to pings, 48 bytes each, and 1024 tags of aborted commands;
 - what it says of 16,384 logical units, 8 KiB each: 128 MiB;
 - for each of these, 96 MiB that were written by those who use it. They are not copied to be sent, but have
@@ -47,8 +47,15 @@ MAX_CHALLENGES: Final = 4096
 """CHAP challenges that a process remembers, of its own and again of its peers', 1024 bytes each at most."""
 
 LOGINS_AT_ONCE: Final = 8
-"""Hosts, and then targets, that are talked to in parallel at the start. istgt takes one login after the other
-and a second for each, in no order, so that with more some would not be done within the time-out."""
+"""Hosts, and then targets of each, that are talked to in parallel at the start. istgt takes one login after
+the other and a second for each, in no order, so that with more some would not be done within the time-out."""
+
+MAX_TARGETS: Final = 4096
+"""Targets of one host that are logged in to; a hostile one may tell of thirty times as many."""
+
+ATTACH_TIMEOUT: Final = 300.0
+"""Seconds that all logins at the start may take, and the time of one more; what has not let us in by then,
+and shown its units, is left out. Thousands of targets that answer take less than a minute."""
 
 # Discovery: the answer to SendTargets.
 
@@ -69,6 +76,10 @@ ANSWER_TIMEOUT: Final = 30.0
 MAX_TASKS: Final = 256
 """Commands that may be on the wire of one connection at once, however wide the target's window is."""
 
+MAX_SENSE_LENGTH: Final = 252
+"""Bytes of sense data that are kept: 8 and the 244 that may follow them (SPC-3 section 4.5). What goes beyond
+is cut off, as what it reports stands in front."""
+
 MAX_OUTSTANDING_R2TS: Final = 16
 """R2Ts of one command that may wait for their data: the MaxOutstandingR2T that we offer (section 13.17)."""
 
@@ -80,6 +91,10 @@ MAX_LATE_TAGS: Final = 1024
 
 MAX_READS: Final = 32
 """Reads in a row from a socket that always has more, before other tasks get their turn."""
+
+MAX_STEPS: Final = 512
+"""Headers and data segments looked at in a row, and Data-Outs made, before other tasks get their turn: one
+read may bring 1365 PDUs, and one R2T ask for 2048. Each takes some microseconds, a reported error more."""
 
 NOTES_A_MINUTE: Final = 20
 """Lines in the log for what the target does by itself; the rest is left out."""
@@ -142,8 +157,22 @@ END_TIMEOUT: Final = 30.0
 
 # The embedded target, and what an initiator can cost it.
 
+MAX_CONNECTIONS: Final = 512
+"""Connections that are served at once, whether logged in or not; half of the files that a process may usually
+have open."""
+
 LOGIN_TIMEOUT: Final = 30.0
 """Seconds that a login may take."""
+
+KEEPALIVE_IDLE: Final = 60
+"""Seconds of silence after which TCP asks whether the initiator is still there, so that one without power
+does not hold its connection for ever."""
+
+KEEPALIVE_INTERVAL: Final = 10
+"""Seconds between two such questions."""
+
+KEEPALIVE_COUNT: Final = 6
+"""How many of them may stay without an answer."""
 
 COMMAND_WINDOW: Final = 128
 """Commands of one session that are taken at once."""

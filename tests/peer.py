@@ -90,6 +90,7 @@ class Peer:
         self.exp_cmd_sn = 0
         self.offered: dict[str, str] = {}  # the keys of the last login
         self._listener = listener
+        self._sending = trio.Lock()
         self._stream: trio.SocketStream | None = None
         self._receiver = Receiver(lambda *_: None, self._arrived)
         self._digests = {"header_digest": False, "data_digest": False}
@@ -121,7 +122,8 @@ class Peer:
     async def send_bytes(self, data: bytes) -> None:
         """Send any bytes."""
         with trio.fail_after(self.timeout):
-            await self.stream.send_all(data)
+            async with self._sending:
+                await self.stream.send_all(data)
 
     async def close(self) -> None:
         """End the connection with FIN."""

@@ -1,19 +1,20 @@
 """Several targets at once, one of which is slower than the others."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
 import trio
-from fake_network import FakeTarget, FakeUnit
+from fake_network import FakeNetwork, FakeTarget, FakeUnit
 from trio.testing import MockClock
 
-from iscsifs.attach import Attached, Failure, Wanted, attach
-from iscsifs.config import Host, HostSpec
+from iscsifs.attach import Attached, Failure, Wanted, attach, find_targets
+from iscsifs.config import Config, Host, HostSpec, MountOptions
 from iscsifs.errors import LoginTimeout
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal, TargetAddress
+from iscsifs.limits import ATTACH_TIMEOUT, MAX_TARGETS
 
 PORTAL = Portal("127.0.0.1")
 LIMIT = 15.0
@@ -21,16 +22,16 @@ LIMIT = 15.0
 
 @dataclass
 class SlowInitiator:
-    """Takes *work* seconds of its only hand for each login; who waits longer than LIMIT has waited in vain.
+    """Takes *work* seconds of one of its *hands* for each login; who waits longer than LIMIT waits in vain.
 
-    The hand goes to whoever came last, which is as unfair as can be. Where the work is infinite there is no
-    answer, and no need of the hand.
+    A free hand goes to whoever came last, which is as unfair as can be. Where the work is infinite there is
+    no answer, and no need of a hand.
     """
 
     work: dict[str, float]
     waiting: list[trio.Event] = field(default_factory=list)
     logins: list[str] = field(default_factory=list)
-    busy: bool = False
+    hands: int = 1
 
     async def login(self, target_name: str, portals: Sequence[Portal]) -> FakeTarget:
         self.logins.append(target_name)
@@ -45,11 +46,11 @@ class SlowInitiator:
                     self._next()
         except trio.TooSlowError:
             raise LoginTimeout("no login within 15 s") from None
-        return FakeTarget(target_name, [FakeUnit()], PORTAL)
+        return FakeTarget(target_name, [FakeUnit(size=512)], PORTAL)
 
     async def _turn(self) -> None:
-        if not self.busy:
-            self.busy = True
+        if self.hands:
+            self.hands -= 1
             return
         turn = trio.Event()
         self.waiting.append(turn)
@@ -63,16 +64,22 @@ class SlowInitiator:
             raise
 
     def _next(self) -> None:
-        self.busy = bool(self.waiting)
-        if self.busy:
+        if self.waiting:
             self.waiting.pop().set()
+        else:
+            self.hands += 1
+
+
+OPTIONS = InitiatorOptions("iqn.2001-04.com.example:host", login_timeout=LIMIT)
+HOST = Host(HostSpec(PORTAL), OPTIONS)
+
+
+def wanted_of(host_name: str, names: Iterable[str]) -> list[Wanted]:
+    return [Wanted(HOST, host_name, name, (TargetAddress(PORTAL),)) for name in names]
 
 
 async def log_in(initiator: SlowInitiator) -> tuple[list[Attached], list[Failure]]:
-    options = InitiatorOptions("iqn.2001-04.com.example:host")
-    host = Host(HostSpec(PORTAL), options)
-    wanted = [Wanted(host, "127.0.0.1", name, (TargetAddress(PORTAL),)) for name in initiator.work]
-    return await attach(wanted, {options: initiator})
+    return await attach(wanted_of("127.0.0.1", initiator.work), {OPTIONS: initiator})
 
 
 async def test_who_had_to_wait_too_long_for_others_gets_in_behind_them(autojump_clock: MockClock) -> None:
@@ -94,3 +101,74 @@ async def test_who_does_not_get_in_at_all_is_told(
     assert [str(failure) for failure in failures] == ["127.0.0.1: hung: no login within 15 s"]
     assert initiator.logins.count("hung") == attempts
     assert trio.current_time() <= attempts * LIMIT + 1
+
+
+# However many targets a host tells of, and whatever becomes of them, the start has an end.
+
+
+async def test_thousands_of_targets_that_answer_are_all_attached(autojump_clock: MockClock) -> None:
+    initiator = SlowInitiator({f"disk{number}": 0.05 for number in range(MAX_TARGETS)}, hands=8)
+    attached, failures = await log_in(initiator)
+    assert [target.target.target_name for target in attached] == list(initiator.work)
+    assert failures == []
+
+
+async def test_of_more_targets_than_are_taken_the_first_are(autojump_clock: MockClock) -> None:
+    initiator = SlowInitiator({f"disk{number}": 0.0 for number in range(MAX_TARGETS + 2)})
+    attached, failures = await log_in(initiator)
+    assert [target.target.target_name for target in attached] == list(initiator.work)[:MAX_TARGETS]
+    assert [str(failure) for failure in failures] == [
+        "127.0.0.1: targets left out beyond the first 4096: 2; choose fewer with -t PATTERN"
+    ]
+
+
+async def test_twenty_thousand_targets_that_are_not_there_take_bounded_time(
+    autojump_clock: MockClock,
+) -> None:
+    """And nobody waits for them who is another host's."""
+    nowhere = {f"nowhere{number}": math.inf for number in range(20_000)}
+    initiator = SlowInitiator({"disk0": 0.1} | nowhere | {f"disk{number}": 0.1 for number in range(1, 300)})
+    seen: dict[str, float] = {}
+    login = initiator.login
+
+    async def timed(target_name: str, portals: Sequence[Portal]) -> FakeTarget:
+        target = await login(target_name, portals)
+        seen[target_name] = trio.current_time() - started
+        return target
+
+    initiator.login = timed  # type: ignore[method-assign]
+    started = trio.current_time()
+    disks = [name for name in initiator.work if name not in nowhere]
+    targets = [*wanted_of("hostile", nowhere), *wanted_of("good", disks)]
+    attached, failures = await attach(targets, {OPTIONS: initiator})
+    assert trio.current_time() - started == ATTACH_TIMEOUT + LIMIT
+    assert [target.target.target_name for target in attached] == disks
+    assert max(seen.values()) == pytest.approx(300 * 0.1, abs=1)
+    *told, last = map(str, failures)
+    left_out = 20_000 - len(told)
+    assert last == f"hostile: targets left out after 315 s: {left_out}; choose fewer with -t PATTERN"
+    # These had their second try, as others got in meanwhile; it is made one by one.
+    assert len(told) == pytest.approx(ATTACH_TIMEOUT / LIMIT, abs=1)
+    assert set(told) <= {f"hostile: {name}: no login within 15 s" for name in nowhere}
+
+
+async def test_a_host_twice_with_many_targets_is_not_compared_pair_by_pair(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = FakeNetwork()
+    other = Portal("127.0.0.1", 3261)
+    for portal in PORTAL, other:
+        network.offer(portal, *(FakeTarget(f"disk{number:04}", [], PORTAL) for number in range(1000)))
+    compared = 0
+    shares_portal_with = Wanted.shares_portal_with
+
+    def count(wanted: Wanted, target: Wanted) -> bool:
+        nonlocal compared
+        compared += 1
+        return shares_portal_with(wanted, target)
+
+    monkeypatch.setattr(Wanted, "shares_portal_with", count)
+    config = Config((HOST, Host(HostSpec(other), OPTIONS)), None, MountOptions(0, 0), (), False)
+    wanted, failures = await find_targets(config, network)
+    assert ([target.name for target in wanted], failures) == ([f"disk{n:04}" for n in range(1000)], [])
+    assert compared == 1000

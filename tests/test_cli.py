@@ -169,7 +169,21 @@ def test_a_name_that_does_not_resolve_is_unreachable(
     network: FakeNetwork, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert discovering(network, "-6", "127.0.0.1") == ExitStatus.UNREACHABLE
-    assert "127.0.0.1:3260: the name has no address" in capsys.readouterr().err
+    assert "iscsifs: 127.0.0.1:3260: the name cannot be looked up: " in capsys.readouterr().err
+
+
+def test_a_name_for_which_there_is_no_thread_is_a_host_that_failed(
+    network: FakeNetwork, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_thread(*_: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", no_thread)
+    assert discovering(network, HERE) == ExitStatus.UNREACHABLE
+    assert capsys.readouterr().err == (
+        "iscsifs: 127.0.0.1:3260: the name cannot be looked up: can't start new thread\n"
+    )
 
 
 # What is asked of the initiator.

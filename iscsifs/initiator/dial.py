@@ -12,6 +12,7 @@ import trio
 
 from iscsifs.errors import IscsifsError, LoginRefused, LoginTimeout, RedirectionError, TransportError, reason
 from iscsifs.initiator.link import Link
+from iscsifs.initiator.lookup import look_up
 from iscsifs.initiator.options import Digests, InitiatorOptions
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.connection import Connection
@@ -163,14 +164,7 @@ async def connect(portal: Portal, family: socket.AddressFamily) -> socket.socket
     Each address of its name gets a fair part of the time that the caller allows. Raises TransportError, which
     names the portal, the reason and what to look at.
     """
-    try:
-        found = await trio.socket.getaddrinfo(portal.host, portal.port, family, socket.SOCK_STREAM)
-    except socket.gaierror as error:
-        raise TransportError(f"{portal.host}: {error.strerror}; check the name of the host") from None
-    except OSError as error:
-        raise TransportError(f"{portal.host}: the name cannot be looked up: {reason(error)}") from None
-    except RuntimeError as error:  # no thread for it
-        raise TransportError(f"{portal.host}: the name cannot be looked up: {error}") from None
+    found = await look_up(portal, family)
     failure = 0
     for left, (address_family, kind, protocol, _, address) in zip(
         range(len(found), 0, -1), found, strict=True

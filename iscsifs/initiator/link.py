@@ -43,6 +43,7 @@ class Link:
         self._unsent: list[Buffer] = []  # taken from the connection, but the socket is full
         self._sent = 0
         self._on_event: Callable[[Event], None] | None = None  # while running
+        self._nursery: trio.Nursery | None = None  # while running
         self._moment = Moment(sock.fileno())
         self._alone = False  # there was only one command under way lately
         self._drained = True  # the last read took all that there was
@@ -83,10 +84,9 @@ class Link:
             early, self._early = self._early, []
             for event in early:
                 on_event(event)
-            self._on_event = on_event
-            self._flush()
             with self._scope:
                 async with trio.open_nursery() as nursery:
+                    self._on_event, self._nursery = on_event, nursery
                     nursery.start_soon(self._guarded, self._send_loop)
                     nursery.start_soon(self._guarded, self._receive_loop, on_event)
         finally:
@@ -117,13 +117,17 @@ class Link:
 
     def linger(self) -> None:
         """Receive what comes within a moment, if one command alone is under way, and so was the last."""
-        on_event, alone = self._on_event, self._alone
-        self._alone = self.connection.tasks_on_the_wire == 1
-        if not alone or on_event is None:
+        connection, on_event, nursery = self.connection, self._on_event, self._nursery
+        alone, self._alone = self._alone, connection.tasks_on_the_wire == 1
+        if not alone or on_event is None or nursery is None or connection.has_rest:
             return
+        connection.begin_turn()
         try:
-            while self.connection.tasks_on_the_wire == 1 and self.failure is None and self._moment.wait():
+            while connection.tasks_on_the_wire == 1 and self.failure is None and self._moment.wait():
                 self._take(on_event)
+                if connection.has_rest:  # of which the socket tells nobody
+                    nursery.start_soon(self._guarded, self._receive_all, on_event)
+                    break
         except (IscsifsError, MemoryError) as error:
             self._break(error)
 
@@ -154,16 +158,22 @@ class Link:
         self.fail(error if isinstance(error, IscsifsError) else TransportError("no memory for what comes"))
 
     async def _receive_loop(self, on_event: Callable[[Event], None]) -> None:
-        reads = 0
-        while True:
-            if self._drained:
-                await self._readable()
-                reads = 0
-            self._take(on_event)
-            reads += 1
-            if reads == MAX_READS:
-                reads = 0
-                await trio.lowlevel.checkpoint()
+        while self.failure is None:
+            await self._readable()
+            await self._receive_all(on_event)
+
+    async def _receive_all(self, on_event: Callable[[Event], None]) -> None:
+        """Receive until there is no more; others have their turn now and then."""
+        connection = self.connection
+        while self.failure is None:
+            connection.begin_turn()
+            for _ in range(MAX_READS):
+                self._take(on_event)
+                if connection.has_rest:
+                    break
+                if self._drained:
+                    return
+            await trio.lowlevel.checkpoint()
 
     async def _readable(self) -> None:
         await trio.lowlevel.wait_readable(self._socket)
@@ -178,8 +188,11 @@ class Link:
         self._flush()
 
     def _receive(self) -> None:
-        """Receive once, what there is; raises TransportError at the stream's end."""
+        """Receive once, what there is, or look at the rest; raises TransportError at the stream's end."""
         connection = self.connection
+        if connection.has_rest:
+            connection.buffer_updated(0)
+            return
         buffer = connection.get_buffer()
         try:
             count = self._socket.recv_into(buffer)
@@ -196,12 +209,12 @@ class Link:
 
     async def _send_loop(self) -> None:
         while True:
+            self._flush()
             if self._unsent:
                 await trio.lowlevel.wait_writable(self._socket)
             else:
                 self._idle_sender = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._abort_wait)
-            self._flush()
 
     def _abort_wait(self, _: object) -> trio.lowlevel.Abort:
         self._idle_sender = None

@@ -61,7 +61,14 @@ from iscsifs.iscsi.pdu import (
 )
 from iscsifs.iscsi.task import CHECK_CONDITION, DATA_IN_STATUS, Sequence, Task, read_sense
 from iscsifs.iscsi.text import Pair, TextCollector, encode_pairs
-from iscsifs.limits import MAX_ANSWER_LENGTH, MAX_ANSWER_PIECES, MAX_LATE_TAGS, MAX_TASKS, MAX_UNSENT_ANSWERS
+from iscsifs.limits import (
+    MAX_ANSWER_LENGTH,
+    MAX_ANSWER_PIECES,
+    MAX_LATE_TAGS,
+    MAX_STEPS,
+    MAX_TASKS,
+    MAX_UNSENT_ANSWERS,
+)
 
 VENDOR_EVENTS: Final = 248
 """The first of the asynchronous events that a vendor may define (section 11.9.1)."""
@@ -115,6 +122,15 @@ class Connection:
     def get_buffer(self) -> memoryview:
         """Return the memory that the next bytes from the target belong into."""
         return self._receiver.get_buffer()
+
+    def begin_turn(self) -> None:
+        """Let `buffer_updated` take MAX_STEPS from now on; without this call there is no end to them."""
+        self._receiver.steps_left = MAX_STEPS
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether they did not suffice: then `buffer_updated(0)` goes on in the next turn."""
+        return self._receiver.has_rest
 
     def buffer_updated(self, count: int) -> None:
         """Take note of *count* bytes received into what `get_buffer` returned.
@@ -273,12 +289,14 @@ class Connection:
 
     def _send_sequence(self, burst: Sequence) -> None:
         receiver = self._receiver
-        self._out += frame_sequence(
+        buffers = frame_sequence(
             *burst,
             self.login.parameters.max_send_data_segment_length,
             header_digest=receiver.header_digest,
             data_digest=receiver.data_digest,
         )
+        receiver.steps_left -= len(buffers) // 2
+        self._out += buffers
 
     def _request(
         self, pdu: NopOut | TaskManagementRequest | TextRequest | LogoutRequest, data: bytes = b""

@@ -6,6 +6,7 @@ is received directly where it belongs. `frame` is the other direction: the buffe
 `sendmsg`; `frame_sequence` does it for many Data-Outs at once.
 """
 
+import sys
 from collections.abc import Callable
 from struct import Struct
 from typing import Final
@@ -102,6 +103,10 @@ class Receiver:
 
     The two digest flags and `max_data_segment_length` (bytes, our own declaration, section 13.12) may be
     changed by *pdu_arrived*; they hold from the next PDU on.
+
+    `steps_left` counts down with every header and every data segment; what was called may take more off for
+    the work that it had. At 0 the receiver stops with `has_rest`; when there are more steps,
+    `buffer_updated(0)` goes on. There is no end to them unless somebody sets one.
     """
 
     def __init__(
@@ -115,6 +120,8 @@ class Receiver:
         self.max_data_segment_length = max_data_segment_length
         self.header_digest = False
         self.data_digest = False
+        self.steps_left = sys.maxsize
+        self.has_rest = False
         self._header_arrived = header_arrived
         self._pdu_arrived = pdu_arrived
         self._ahs_allowed = ahs_allowed
@@ -134,6 +141,7 @@ class Receiver:
 
     def get_buffer(self) -> memoryview:
         """Return the memory that the next bytes belong into; never empty."""
+        assert not self.has_rest, "it has to be looked at before that"
         if self._pdu is not None and self._filled < len(self._data):
             return self._data[self._filled :]
         length = len(self._scratch)
@@ -159,8 +167,9 @@ class Receiver:
             self._filled += count
         else:
             self._end += count
-        while self._header() if self._pdu is None else self._data_segment():
-            pass
+        while self.steps_left > 0 and (self._header() if self._pdu is None else self._data_segment()):
+            self.steps_left -= 1
+        self.has_rest = self.steps_left <= 0
 
     def _header(self) -> bool:
         """Read the next header from the scratch buffer; return False if it is not whole yet."""

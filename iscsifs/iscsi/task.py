@@ -21,6 +21,7 @@ from iscsifs.iscsi.pdu import (
     ScsiCommand,
     ScsiResponse,
 )
+from iscsifs.limits import MAX_SENSE_LENGTH
 
 GOOD = 0x00
 CHECK_CONDITION = 0x02
@@ -284,9 +285,11 @@ def _broken(pdu: str, rule: str, section: str) -> ProtocolError:
 
 
 def read_sense(data: memoryview, pdu: str) -> bytes:
-    """Return the sense data of a data segment (section 11.4.7); empty where there is none.
+    """Return the first MAX_SENSE_LENGTH bytes of the sense data of a data segment (section 11.4.7).
 
-    istgt sends none with some errors. Raises ProtocolError where SenseLength goes beyond the segment.
+    They are empty where there are none: istgt sends none with some errors.
+
+    Raises ProtocolError where SenseLength goes beyond the segment.
     """
     if not data:
         return b""
@@ -294,7 +297,7 @@ def read_sense(data: memoryview, pdu: str) -> bytes:
     if 2 + length > len(data):
         rule = f"SenseLength {length} in a data segment of {len(data)} bytes"
         raise ProtocolError(rule, section="11.4.7", pdu=pdu)
-    return bytes(data[2 : 2 + length])
+    return bytes(data[2 : 2 + min(length, MAX_SENSE_LENGTH)])
 
 
 def _extended_cdb(cdb: bytes) -> bytes:

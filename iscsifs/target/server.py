@@ -6,15 +6,21 @@ import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import Self
+from typing import Final, Self
 
 import trio
 
-from iscsifs.errors import ConfigError, printable
+from iscsifs.errors import ConfigError, printable, reason
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.iscsi.text import Pair
-from iscsifs.limits import LOGIN_TIMEOUT
+from iscsifs.limits import (
+    KEEPALIVE_COUNT,
+    KEEPALIVE_IDLE,
+    KEEPALIVE_INTERVAL,
+    LOGIN_TIMEOUT,
+    MAX_CONNECTIONS,
+)
 from iscsifs.target.device import Device
 from iscsifs.target.login import TargetConfig, TargetLogin
 from iscsifs.target.script import Script
@@ -22,6 +28,17 @@ from iscsifs.target.session import Session
 from iscsifs.target.wire import Wire
 
 log = logging.getLogger(__name__)
+
+_PAUSE: Final = 0.1
+"""Seconds until the next try where nothing can be accepted: most often there are too many open files."""
+
+_SOCKET_OPTIONS: Final = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT),
+)
 
 ANY_PORT = Portal("127.0.0.1", 0)
 """A free port on loopback."""
@@ -37,7 +54,8 @@ class Server:
 
     *config* says who is let in and what is negotiated; its `target_names` are those of the devices, whatever
     it says. Where a port is 0 a free one is taken, and kept. A *script* may be put in and taken away at any
-    time; it holds for the connections that come. `login_timeout` is in seconds.
+    time; it holds for the connections that come. `login_timeout` is in seconds. What connects while there are
+    *max_connections* is closed at once.
 
     Raises ConfigError where a portal cannot be listened at.
     """
@@ -50,16 +68,19 @@ class Server:
         config: TargetConfig | None = None,
         script: Script | None = None,
         login_timeout: float = LOGIN_TIMEOUT,
+        max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         self.devices = {device.name: device for device in devices}
         self.portals = tuple(portals)
         self.config = config or TargetConfig(target_names=frozenset())
         self.script = script
         self.login_timeout = login_timeout
+        self.max_connections = max_connections
         self.sessions: list[Session] = []
         self._memory = ChallengeMemory()
         self._numbers = count()
         self._listeners: list[socket.socket] = []
+        self._accepting = True  # as far as the log knows
         self._serving = trio.CancelScope()
         self._nursery_manager = trio.open_nursery()
         self._nursery: trio.Nursery | None = None
@@ -101,6 +122,9 @@ class Server:
 
     async def serve(self, sock: socket.socket) -> None:
         """Serve one connection, from its login to its end, on a *sock* that is connected already."""
+        await self._serve(self._open(sock))
+
+    def _open(self, sock: socket.socket) -> Session:
         sock.setblocking(False)
         names = frozenset(self.devices)
         number = next(self._numbers)
@@ -112,12 +136,15 @@ class Server:
         )
         session = Session(self, Wire(sock), login, number)
         self.sessions.append(session)
+        return session
+
+    async def _serve(self, session: Session) -> None:
         try:
             await session.run()
         finally:
             if session.failure is not None:
-                name = printable(login.initiator_name) or "before the login"
-                log.warning("connection %d closed (%s): %s", number, name, session.failure)
+                name = printable(session.connection.login.initiator_name) or "before the login"
+                log.warning("connection %d closed (%s): %s", session.number, name, session.failure)
             self.sessions.remove(session)
             session.ended.set()
 
@@ -183,14 +210,26 @@ class Server:
             await trio.lowlevel.wait_readable(listener)
             try:
                 sock, _ = listener.accept()
-            except BlockingIOError:
+            except (BlockingIOError, ConnectionAbortedError):
                 continue
-            except OSError:
-                # The peer has gone again, or there are too many open files: both pass.
-                await trio.sleep(0.1)
+            except OSError as exc:
+                self._refuse(reason(exc))
+                await trio.sleep(_PAUSE)
                 continue
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            nursery.start_soon(self.serve, sock)
+            if len(self.sessions) >= self.max_connections:
+                sock.close()
+                self._refuse(f"{self.max_connections} connections are the most")
+                continue
+            for level, option, value in _SOCKET_OPTIONS:
+                sock.setsockopt(level, option, value)
+            nursery.start_soon(self._serve, self._open(sock))
+            self._accepting = True
+
+    def _refuse(self, why: str) -> None:
+        """Say why connections are refused, once until one is accepted again."""
+        if self._accepting:
+            self._accepting = False
+            log.warning("connections are refused for now: %s", why)
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:

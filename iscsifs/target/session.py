@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from iscsifs.errors import IscsifsError, ProtocolError
+from iscsifs.errors import IscsifsError, ProtocolError, TransportError
 from iscsifs.iscsi.framing import Buffer, Receiver
 from iscsifs.iscsi.pdu import Pdu, TargetPdu, TaskFunction, TaskResponse
 from iscsifs.iscsi.text import Pair
@@ -126,6 +126,7 @@ class Session(Nexus):
     async def _watch_login(self) -> None:
         await trio.sleep(self._server.login_timeout)
         if not self.connection.login.done:
+            self.failure = TransportError(f"no login within {self._server.login_timeout:g} s")
             self.wire.close()
 
     async def _serve(self, nursery: trio.Nursery) -> None:

@@ -145,6 +145,12 @@ class Pair:
         self.peer = peer
         self.line = line
         self.nursery = nursery
+        self.scope = trio.CancelScope()
+        """That of the session alone."""
+
+    async def run(self) -> None:
+        with self.scope:
+            await self.session.run()
 
     def call(self, command: bytes = READY, **options: Any) -> Call:
         """Start a command."""
@@ -180,10 +186,13 @@ async def pair(
         line.dialled.clear()
         await trio.testing.wait_all_tasks_blocked()
         session = Session(TARGET, line.dial, InitiatorOptions(**config), link)
-        nursery.start_soon(session.run)
+        both = Pair(session, peer, line, nursery)
+        nursery.start_soon(both.run)
+        await trio.testing.wait_all_tasks_blocked()
         try:
-            yield Pair(session, peer, line, nursery)
+            yield both
         finally:
+            # Without a checkpoint: a Cancelled would take the place of what a test has failed with.
             nursery.cancel_scope.cancel()
             await line.aclose()
-            await trio.aclose_forcefully(peer.stream)
+            peer.stream.socket.close()

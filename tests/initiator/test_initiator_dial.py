@@ -25,6 +25,7 @@ from iscsifs.errors import (
 )
 from iscsifs.initiator.dial import Dialler, connect
 from iscsifs.initiator.link import Link
+from iscsifs.initiator.lookup import look_up
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.chap import ChallengeMemory, Credentials
 from iscsifs.iscsi.names import Portal, TargetAddress
@@ -133,7 +134,7 @@ async def test_a_refused_port_is_reported_with_what_to_look_at() -> None:
 
 
 async def test_a_host_that_is_not_known() -> None:
-    with pytest.raises(TransportError, match="^no-such-host.invalid: .*check the name of the host"):
+    with pytest.raises(TransportError, match="^no-such-host.invalid:3260: the name cannot be looked up"):
         await dialler(Portal("no-such-host.invalid"))()
 
 
@@ -162,14 +163,29 @@ async def test_no_memory_for_a_login(monkeypatch: pytest.MonkeyPatch) -> None:
             await dialler(peer.portal)()
 
 
-async def test_out_of_file_descriptors_for_the_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def no_file(*_: object) -> list[Any]:
+@pytest.mark.parametrize(
+    ("failure", "why"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "not known"), "not known; check it, and the DNS"),
+        (socket.gaierror(socket.EAI_AGAIN, "for now"), "for now; can a DNS server be reached?"),
+        (socket.gaierror(socket.EAI_NODATA, "no address"), "no address; has it addresses of the kind"),
+        (socket.gaierror(socket.EAI_SERVICE, "no service"), "no service"),
+        # What is no gaierror stands for EAI_SYSTEM, or for a thread that there is not.
+        (OSError(errno.EMFILE, "too many files"), "too many files; raise the limit with: ulimit -n"),
+        (RuntimeError("can't start new thread"), "can't start new thread"),
+    ],
+)
+async def test_why_a_name_cannot_be_looked_up(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception, why: str
+) -> None:
+    async def fail(*_: object) -> list[Any]:
         await trio.lowlevel.checkpoint()
-        raise OSError(errno.EMFILE, "Too many open files")  # and not a gaierror, for EAI_SYSTEM
+        raise failure
 
-    monkeypatch.setattr(trio.socket, "getaddrinfo", no_file)
-    with pytest.raises(TransportError, match="^array.example: .*Too many open files; .*ulimit -n"):
-        await connect(Portal("array.example", 3260), IPV4)
+    monkeypatch.setattr(trio.socket, "getaddrinfo", fail)
+    with pytest.raises(TransportError) as caught:
+        await look_up(Portal("array.example", 3260), IPV4)
+    assert str(caught.value).startswith(f"array.example:3260: the name cannot be looked up: {why}")
 
 
 async def test_a_silent_address_of_a_name_leaves_time_for_the_next(

@@ -6,6 +6,7 @@ import pytest
 from memory_target import LUN, MemoryTarget, pattern, plain_task, read_task
 
 from iscsifs.errors import DataError, TaskAborted
+from iscsifs.iscsi.events import SenseReported
 from iscsifs.iscsi.pdu import (
     FINAL,
     DataIn,
@@ -16,6 +17,7 @@ from iscsifs.iscsi.pdu import (
     ScsiResponse,
 )
 from iscsifs.iscsi.task import Task
+from iscsifs.limits import MAX_SENSE_LENGTH
 
 GOOD, CHECK_CONDITION, BUSY = 0, 2, 8
 STATUS = DataInFlag.FINAL | DataInFlag.STATUS
@@ -304,6 +306,18 @@ def test_sense_data_come_with_the_status(length: int) -> None:
     target.respond(task, length.to_bytes(2, "big") + sense + b"more", status=CHECK_CONDITION)
     assert target.events() == [task]
     assert (task.status, task.sense, task.failure) == (CHECK_CONDITION, sense, None)
+
+
+@pytest.mark.parametrize("length", [253, 0xFFFF])
+def test_sense_data_longer_than_there_can_be_are_cut(length: int) -> None:
+    target = MemoryTarget()
+    task = target.read(512)
+    sense = pattern(length)
+    target.respond(task, length.to_bytes(2, "big") + sense, status=CHECK_CONDITION)
+    assert target.events() == [task]
+    assert (task.status, task.sense, task.failure) == (CHECK_CONDITION, sense[:MAX_SENSE_LENGTH], None)
+    target.report(0, length.to_bytes(2, "big") + sense, lun=LUN)
+    assert target.events() == [SenseReported(LUN, sense[:MAX_SENSE_LENGTH])]
 
 
 def test_a_failed_read_may_have_data_that_were_not_counted() -> None:

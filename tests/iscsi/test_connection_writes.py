@@ -21,6 +21,7 @@ from iscsifs.iscsi.pdu import (
     ScsiResponse,
 )
 from iscsifs.iscsi.task import Task
+from iscsifs.limits import MAX_STEPS
 
 SOLICITED_ONLY: dict[str, Value] = {"InitialR2T": True, "ImmediateData": False}
 
@@ -55,6 +56,39 @@ def solicited(*, max_burst: int = 65536, mrdsl: int = 8192, outstanding: int = 1
         },
         target={"MaxRecvDataSegmentLength": mrdsl},
     )
+
+
+def test_r2ts_are_answered_turn_by_turn() -> None:
+    """One PDU may ask for thousands of Data-Outs: they count as what was looked at does."""
+    target = solicited(max_burst=2 * MAX_STEPS * 512, mrdsl=512)
+    data = memoryview(pattern(2 * MAX_STEPS * 512))
+    tasks = [Task(LUN, bytes(6), data_out=data) for _ in range(3)]
+    for task in tasks:
+        target.connection.submit(task)
+    target.received()
+    asked = b"".join(
+        target.bytes_of(
+            R2T,
+            lun=task.lun,
+            initiator_task_tag=task.initiator_task_tag,
+            target_transfer_tag=1,
+            desired_data_transfer_length=len(data),
+        )
+        for task in tasks
+    )
+    target.connection.begin_turn()
+    target.connection.get_buffer()[: len(asked)] = asked
+    count = len(asked)
+    for _ in tasks:
+        target.connection.begin_turn()
+        target.connection.buffer_updated(count)
+        assert target.connection.has_rest
+        target.received(*[DataOut] * 2 * MAX_STEPS)
+        count = 0
+    target.connection.begin_turn()
+    target.connection.buffer_updated(0)
+    assert not target.connection.has_rest
+    assert target.nothing_received()
 
 
 def check_sequence(

@@ -111,6 +111,35 @@ def test_a_sequence_of_data_outs(
     assert position == size
 
 
+@given(
+    pdus=st.lists(st.tuples(ahs_segments, segments), min_size=1, max_size=6),
+    header_digest=st.booleans(),
+    data_digest=st.booleans(),
+    cuts=st.lists(st.integers(1, 100_000), max_size=40),
+    steps=st.integers(1, 4),
+)
+def test_any_pause_gives_the_same_pdus(
+    pdus: list[tuple[bytes, bytes]], header_digest: bool, data_digest: bool, cuts: list[int], steps: int
+) -> None:
+    """As above, but the receiver takes a few steps at a time, and looks at no more than these allow."""
+    receiver, arrived = collector(ahs=True, header_digest=header_digest, data_digest=data_digest)
+    stream, lengths = stream_of(pdus, header_digest, data_digest), iter(cuts)
+    while stream:
+        place = receiver.get_buffer()
+        count = min(len(place), next(lengths, len(stream)), len(stream))
+        place[:count], stream = stream[:count], stream[count:]
+        receiver.steps_left = steps
+        looked_at = len(arrived)
+        receiver.buffer_updated(count)
+        while receiver.has_rest:
+            assert len(arrived) - looked_at <= steps
+            receiver.steps_left = steps
+            looked_at = len(arrived)
+            receiver.buffer_updated(0)
+    assert arrived == [(text_response(n), ahs, data) for n, (ahs, data) in enumerate(pdus)]
+    assert not receiver.in_pdu
+
+
 def test_the_digest_of_32_zero_bytes() -> None:
     assert digest(bytes(32)) == bytes.fromhex("aa36918a")
 

@@ -1,5 +1,7 @@
 """The target over loopback: logins, sessions, portals, and a script that makes it misbehave."""
 
+import errno
+import math
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -187,10 +189,11 @@ async def test_chap_both_ways(device: Device) -> None:
                     await initiator.login(NAME, credentials=credentials)
 
 
-async def test_who_does_not_log_in_is_sent_away(device: Device) -> None:
+async def test_who_does_not_log_in_is_sent_away(device: Device, caplog: pytest.LogCaptureFixture) -> None:
     async with Server([device], login_timeout=0.05) as server, raw_initiator(server.portals[0]) as initiator:
         with pytest.raises(Closed):
             await initiator.receive()
+    assert said(caplog) == ["connection 0 closed (before the login): no login within 0.05 s"]
 
 
 async def test_logout_ends_the_connection(server: Server) -> None:
@@ -340,6 +343,89 @@ async def test_connections_are_dropped_on_demand(server: Server, reset: bool) ->
             assert await initiator.stream.socket.recv(1) == b""
     async with raw_initiator(server.portals[0]) as initiator:
         await ready(initiator)
+
+
+# What connects costs no more than it may.
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "iscsifs.target.server"]
+
+
+async def test_beyond_so_many_connections_others_are_closed_at_once(
+    device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Server([device], max_connections=2) as server:
+        portal = server.portals[0]
+        async with raw_initiator(portal) as first, raw_initiator(portal):
+            await ready(first)
+            for _ in range(5):
+                async with raw_initiator(portal) as refused:
+                    with pytest.raises(Closed):
+                        await refused.receive()
+            assert len(server.sessions) == 2
+            assert said(caplog) == ["connections are refused for now: 2 connections are the most"]
+            assert (await first.execute(commands.test_unit_ready()))[0] == 0
+            sessions = list(server.sessions)
+        for session in sessions:
+            await session.ended.wait()
+        async with raw_initiator(portal) as initiator:
+            await ready(initiator)
+
+
+async def test_out_of_file_descriptors_the_target_waits_for_better_times(
+    server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+    accept = socket.socket.accept
+
+    def no_file(listener: socket.socket) -> tuple[socket.socket, Any]:
+        nonlocal tries
+        tries += 1
+        if tries <= 2:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(listener)
+
+    monkeypatch.setattr("iscsifs.target.server._PAUSE", 0.01)
+    monkeypatch.setattr(socket.socket, "accept", no_file)
+    async with raw_initiator(server.portals[0]) as initiator:
+        await ready(initiator)
+    assert tries == 3  # and not as often as there was time for
+    assert said(caplog) == [
+        "connections are refused for now: Too many open files; raise the limit with: ulimit -n"
+    ]
+
+
+async def test_who_goes_before_being_accepted_keeps_nobody_waiting(
+    server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept = socket.socket.accept
+    aborted = iter([True] * 100)
+
+    def abort(listener: socket.socket) -> tuple[socket.socket, Any]:
+        if next(aborted, False):
+            raise ConnectionAbortedError(errno.ECONNABORTED, "Software caused connection abort")
+        return accept(listener)
+
+    monkeypatch.setattr("iscsifs.target.server._PAUSE", math.inf)
+    monkeypatch.setattr(socket.socket, "accept", abort)
+    with trio.fail_after(10):
+        async with raw_initiator(server.portals[0]) as initiator:
+            await ready(initiator)
+    assert said(caplog) == []
+
+
+async def test_an_initiator_without_power_is_noticed(server: Server) -> None:
+    async with raw_initiator(server.portals[0]) as initiator:
+        await ready(initiator)
+        (session,) = server.sessions
+        sock = session.wire._sock
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        idle, interval, count = (
+            sock.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+        assert idle + interval * count <= 120
 
 
 async def test_a_port_in_use_is_named(server: Server, device: Device) -> None:

@@ -1,0 +1,149 @@
+"""A target that has much to say lets others have their turn: what is done between two turns of the loop."""
+
+import os
+import socket
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import trio
+from memory_line import Pair, pair
+from peer import Peer
+from trio.testing import MockClock
+
+from iscsifs.iscsi.events import SenseReported
+from iscsifs.iscsi.pdu import (
+    RESERVED_TAG,
+    AsyncEvent,
+    AsyncMessage,
+    DataIn,
+    NopIn,
+    ScsiCommand,
+)
+from iscsifs.iscsi.task import Task
+from iscsifs.limits import MAX_READS, MAX_STEPS
+from iscsifs.scsi import cdb
+
+MESSAGES = 1200
+"""All of them fit one read."""
+
+
+class Turns:
+    """How far a *counter* goes between two turns of another task.
+
+    The tasks of one round of the loop have their turns in any order, so that one may have two in between.
+    """
+
+    def __init__(self, counter: Callable[[], int]) -> None:
+        self._counter = counter
+        self._seen: list[int] = []
+
+    @property
+    def longest(self) -> int:
+        return max(after - before for before, after in pairwise(self._seen))
+
+    async def until(self, count: int) -> None:
+        """Have turns until the counter stands at *count*; nothing else may be needed for that."""
+        for _ in range(1000):
+            self._seen.append(self._counter())
+            if self._seen[-1] == count:
+                return
+            await trio.lowlevel.checkpoint()
+        raise AssertionError(f"{self._seen[-1]} of {count}")
+
+
+def reports(peer: Peer) -> bytes:
+    """As many messages with sense data, which are two steps each."""
+    return b"".join(
+        peer.encode(AsyncMessage(0, RESERVED_TAG, async_event=AsyncEvent.SCSI, **peer.counted()), b"\0\2no")
+        for _ in range(MESSAGES)
+    )
+
+
+def count_reports(line: Pair) -> Turns:
+    heard: list[SenseReported] = []
+    line.session.on_sense = heard.append
+    return Turns(lambda: len(heard))
+
+
+async def test_a_flood_of_small_pdus_is_looked_at_turn_by_turn(autojump_clock: MockClock) -> None:
+    async with pair() as line:
+        turns = count_reports(line)
+        await line.peer.send_bytes(reports(line.peer))
+        await turns.until(MESSAGES)
+    assert MAX_STEPS // 2 <= turns.longest <= MAX_STEPS
+
+
+async def test_so_it_is_by_who_lingers_for_an_answer(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iscsifs.moment._watched", [])  # not what other tests have left
+    async with pair() as line:
+        call = line.call()  # the first that is alone
+        await line.peer.status(await line.peer.expect(ScsiCommand))
+        await call.succeeded()
+        turns = count_reports(line)
+        flood = reports(line.peer)
+
+        async def flood_and_execute() -> None:
+            assert os.write(line.peer.stream.socket.fileno(), flood) == len(flood)
+            await line.session.execute(Task(1, cdb.test_unit_ready()))  # the receive loop had no turn yet
+
+        line.nursery.start_soon(flood_and_execute)
+        await turns.until(MESSAGES)
+    assert MAX_STEPS // 2 <= turns.longest <= MAX_STEPS
+
+
+class Torrent(socket.socket):
+    """A socket that always has more, until *supply* is used up."""
+
+    supply = memoryview(b"")
+    reads = 0
+
+    def recv_into(self, buffer: Any, *rest: Any) -> int:
+        count = min(len(buffer), len(self.supply))
+        if not count:
+            return super().recv_into(buffer, *rest)
+        self.reads += 1
+        buffer[:count] = self.supply[:count]
+        self.supply = self.supply[count:]
+        return count
+
+
+async def test_large_pdus_are_received_many_reads_in_a_row(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are few steps, and others have waited long enough after MAX_READS."""
+    torrents: list[Torrent] = []
+    socketpair = socket.socketpair
+
+    def pair_with_torrent() -> tuple[socket.socket, socket.socket]:
+        ours, theirs = socketpair()
+        torrents.append(Torrent(fileno=ours.detach()))
+        return torrents[-1], theirs
+
+    monkeypatch.setattr(socket, "socketpair", pair_with_torrent)
+    async with pair() as line:
+        torrent, peer = torrents[-1], line.peer
+        size, count = 128 * 1024, 4 * MAX_READS
+        call = line.call(cdb.read_16(0, size * count // 512), read=size * count)
+        command = await peer.expect(ScsiCommand)
+        pieces = [
+            peer.encode(
+                DataIn(
+                    *(0, 0, 0, command.initiator_task_tag, RESERVED_TAG),
+                    **(peer.numbers | {"stat_sn": 0, "data_sn": number, "buffer_offset": number * size}),
+                ),
+                bytes(size),
+            )
+            for number in range(count)
+        ]
+        torrent.supply = memoryview(b"".join(pieces))
+        await peer.send(NopIn(0, RESERVED_TAG, RESERVED_TAG, **peer.numbers))  # something to be woken by
+        turns = Turns(lambda: torrent.reads)
+        await turns.until(2 * count)  # a header with the first data, and then the rest
+        await peer.status(command, exp_data_sn=count)
+        await call.done.wait()
+    assert call.failure is None
+    assert MAX_READS <= turns.longest <= 2 * MAX_READS
