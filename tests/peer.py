@@ -94,6 +94,7 @@ class Peer:
         self._receiver = Receiver(lambda *_: None, self._arrived)
         self._digests = {"header_digest": False, "data_digest": False}
         self._queue: deque[tuple[Pdu, bytes, bytes]] = deque()
+        self._sending = trio.Lock()
 
     # Connections and bytes.
 
@@ -121,7 +122,8 @@ class Peer:
     async def send_bytes(self, data: bytes) -> None:
         """Send any bytes."""
         with trio.fail_after(self.timeout):
-            await self.stream.send_all(data)
+            async with self._sending:
+                await self.stream.send_all(data)
 
     async def close(self) -> None:
         """End the connection with FIN."""

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -145,12 +146,17 @@ class Pair:
         self.peer = peer
         self.line = line
         self.nursery = nursery
+        self._calls: deque[Call] = deque()
 
     def call(self, command: bytes = READY, **options: Any) -> Call:
-        """Start a command."""
+        """Start a command. Commands begin in the order of the calls, though trio starts tasks in any."""
         call = Call(command, **options)
-        self.nursery.start_soon(call.run, self.session)
+        self._calls.append(call)
+        self.nursery.start_soon(self._begin)
         return call
+
+    async def _begin(self) -> None:
+        await self._calls.popleft().run(self.session)
 
     @property
     def logins(self) -> list[LoginRequest]:
@@ -181,9 +187,12 @@ async def pair(
         await trio.testing.wait_all_tasks_blocked()
         session = Session(TARGET, line.dial, InitiatorOptions(**config), link)
         nursery.start_soon(session.run)
+        await trio.testing.wait_all_tasks_blocked()
         try:
             yield Pair(session, peer, line, nursery)
         finally:
             nursery.cancel_scope.cancel()
-            await line.aclose()
-            await trio.aclose_forcefully(peer.stream)
+            # Otherwise Cancelled would take the place of what has gone wrong in the test.
+            with trio.CancelScope(shield=True):
+                await line.aclose()
+                await trio.aclose_forcefully(peer.stream)

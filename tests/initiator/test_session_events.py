@@ -225,6 +225,7 @@ async def test_a_negotiation_that_is_asked_for_gets_a_text_request(autojump_cloc
 async def test_sense_that_comes_by_itself_is_passed_on(autojump_clock: MockClock) -> None:
     async with pair() as line:
         await line.peer.async_message(AsyncEvent.SCSI, b"\0\x12" + CAPACITY_CHANGED, lun=LUN)  # nobody asks
+        await wait_all_tasks_blocked()
         heard: list[SenseReported] = []
         line.session.on_sense = heard.append
         await line.peer.async_message(AsyncEvent.SCSI, b"\0\x12" + CAPACITY_CHANGED, lun=LUN)
