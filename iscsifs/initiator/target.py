@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
 from typing import Final, TypeVar
 
 import trio
@@ -11,7 +10,7 @@ from iscsifs.errors import CommandError, IscsifsError, StatusError, TransportErr
 from iscsifs.initiator.commands import Commands
 from iscsifs.initiator.dial import Dialler
 from iscsifs.initiator.options import InitiatorOptions
-from iscsifs.initiator.probe import describe, report_luns
+from iscsifs.initiator.probe import describe, report_luns, take_reports
 from iscsifs.initiator.session import Session
 from iscsifs.initiator.unit import LogicalUnit
 from iscsifs.iscsi.events import SenseReported
@@ -26,15 +25,12 @@ log = logging.getLogger(__name__)
 PAUSE: Final = 1.0
 """Seconds between two looks at a unit that does not answer, or that keeps changing."""
 
-_STALE: Final = frozenset(
-    {
-        Condition.CAPACITY_CHANGED,
-        Condition.INQUIRY_CHANGED,
-        Condition.MODE_CHANGED,
-        Condition.MEDIUM_CHANGED,
-    }
-)
-"""After these reports of a unit it is asked anew what it is."""
+_SUSPICIOUS: Final = frozenset({Condition.INQUIRY_CHANGED, Condition.MEDIUM_CHANGED, Condition.RESET})
+"""After these reports of a unit it may be another: a disk that is put in the place of one does not know that,
+and reports only that it was powered on. (LUNS_CHANGED is about all units of the target.)"""
+
+_STALE: Final = frozenset({Condition.CAPACITY_CHANGED, Condition.MODE_CHANGED})
+"""After these it is asked anew what it is."""
 
 T = TypeVar("T")
 
@@ -53,10 +49,13 @@ class Target:
         self._dialler = dialler
         self._options = options
         self._nursery = nursery
+        self._suspects: dict[LogicalUnit, int] = {}  # how often each has become one
+        self._grace_until = 0.0
+        self._looks = trio.CapacityLimiter(PROBES_AT_ONCE)
         self._stale: set[LogicalUnit] = set()
         self._luns_stale = False
         self._updating = False
-        session.after_login = self._check_units
+        session.on_login = self._logged_in
         session.on_sense = self._on_sense
 
     @property
@@ -95,14 +94,16 @@ class Target:
             nonlocal left_out
             commands = self._commands(lun)
             try:
-                description = await describe(commands)
+                link = None
+                while link is not self.session.link:  # it may be another unit after a new login
+                    link = self.session.link
+                    description = await describe(commands)
             except (CommandError, UnitError, TransportError) as error:
                 left_out += 1
                 if left_out <= NOTES_A_LIST:
                     log.warning("left out: %s", error)
                 return
             unit = LogicalUnit(commands, description, self._nursery, write_behind=self._options.write_behind)
-            unit.on_condition = partial(self._on_condition, unit)
             found[lun] = unit
 
         await _for_each(luns, look)
@@ -114,50 +115,88 @@ class Target:
         name = f"{self.target_name} LUN {lun_label(lun)}"
         return Commands(self.session, lun, name=name, patience=self._options.command_timeout)
 
-    # After a new login.
+    # Units that may be others now: after a new login, and when they report that something has happened.
 
-    async def _check_units(self) -> None:
-        """See which units are what they were; the commands of each are held back until that is known."""
-        await _for_each(self.units, self._check)
-        self._luns_stale = True  # others may have come while we were away
+    def _logged_in(self) -> None:
+        self._grace_until = trio.current_time() + UNIT_GRACE
+        self._suspect(self.units)
+        self._luns_stale = True
         self._update_soon()
 
-    async def _check(self, unit: LogicalUnit) -> None:
-        give_up_at = trio.current_time() + UNIT_GRACE
-        while True:
-            try:
-                if not await unit.check():
-                    unit.lose("there is another unit under this number now")
-            except TransportError:
-                return  # the session is closed
-            except (CommandError, UnitError) as error:
-                missing = isinstance(error, UnitError) or (
-                    isinstance(error, StatusError) and error.status == Status.CHECK_CONDITION
-                )  # and not only busy, reserved, or without an answer
-                if missing and trio.current_time() >= give_up_at:
-                    unit.lose(f"gone after the new login: {error}")
-                    break
-                await trio.sleep(PAUSE)
-            else:
-                break
+    def _suspect(self, units: Iterable[LogicalUnit]) -> None:
+        """Hold the commands for *units* until it is known whether these are what they were."""
+        units = [unit for unit in units if unit.failure is None]
+        self.session.hold(unit.lun for unit in units)
+        for unit in units:
+            if unit not in self._suspects:
+                self._nursery.start_soon(self._look_into, unit)
+            self._suspects[unit] = self._suspects.get(unit, 0) + 1
+
+    async def _look_into(self, unit: LogicalUnit) -> None:
+        """Check *unit* until the answer is newer than all that has made it a suspect."""
+        before = unit.description
+        seen = answered = 0
+        give_up_at = 0.0
+        try:
+            while answered != self._suspects[unit] and unit.failure is None:
+                if seen != self._suspects[unit]:
+                    give_up_at = trio.current_time() + UNIT_GRACE
+                    seen = self._suspects[unit]
+                try:
+                    async with self._looks:
+                        await take_reports(self._commands(unit.lun))
+                        seen = self._suspects[unit]
+                        same = await unit.check()
+                except (CommandError, UnitError) as error:
+                    missing = isinstance(error, UnitError) or (
+                        isinstance(error, StatusError) and error.status == Status.CHECK_CONDITION
+                    )  # and not only busy, reserved, or without an answer
+                    if missing and trio.current_time() >= give_up_at:
+                        self._lose(unit, f"gone: {error}")
+                else:
+                    if not same:
+                        self._lose(unit, "there is another unit under this number now")
+                    elif unit.failure is None and seen == self._suspects[unit]:
+                        answered = seen
+                        self.session.release(unit.lun)
+                if unit.description != before:
+                    before = unit.description
+                    log.info("%s has changed", unit.name)
+                    self.on_change()
+                if unit.failure is None:
+                    await trio.sleep(PAUSE)
+        except TransportError:
+            return  # the session is closed
+        finally:
+            del self._suspects[unit]
+        self._luns_stale = True  # what is there now in its place, or has come with it?
+        self._update_soon()
+
+    def _lose(self, unit: LogicalUnit, reason: str) -> None:
+        """From now on *unit* is gone, and what has its number is a unit of its own."""
         if unit.failure is None:
-            self.session.release(unit.lun)
-        else:
-            self.session.fail_kept(unit.lun, unit.failure)
+            self.session.hold([unit.lun])  # also what waits for the window
+            self.session.fail_kept(unit.lun, unit.lose(reason))
 
     # What units report while they are in use.
 
     def _on_sense(self, report: SenseReported) -> None:
-        """Take the report of a unit, whoever had sent the command that it came with."""
-        sense = Sense.parse(report.sense)
-        if sense.condition.repeatable:  # others concern one command only
-            unit = self._units.get(report.lun)
-            if unit is not None:
-                unit.notice(sense.condition, sense)
+        """Take the report of a unit, whoever had sent the command that it came with.
 
-    def _on_condition(self, unit: LogicalUnit, condition: Condition) -> None:
+        This comes before that command is repeated, and before anything else is sent.
+        """
+        sense = Sense.parse(report.sense)
+        condition = sense.condition
+        unit = self._units.get(report.lun)
+        if unit is None or unit.failure is not None or not condition.repeatable:
+            return  # what is not repeatable concerns one command only
+        unit.notice(condition, sense)
         if condition is Condition.LUNS_CHANGED:
             self._luns_stale = True
+            self._suspect(self.units)
+        elif condition in _SUSPICIOUS:
+            self._suspect([unit])
+            return
         elif condition in _STALE:
             self._stale.add(unit)
         else:
@@ -177,8 +216,7 @@ class Target:
                 if self._luns_stale:
                     self._luns_stale = False
                     await self._rescan()
-                else:
-                    await _for_each(stale.intersection(self._units.values()), self._refresh)
+                await _for_each(stale.intersection(self._units.values()), self._refresh)
                 await trio.sleep(PAUSE)
         except IscsifsError as error:
             log.warning("%s; what has changed is not known", error)
@@ -189,10 +227,9 @@ class Target:
         """Take in the units that have come, and leave out those that have gone or were exchanged."""
         luns = dict.fromkeys(await report_luns(self._commands(0)))
         for lun, unit in self._units.items():
-            if lun not in luns:
-                unit.lose("the target does not report it any more")
-        await _for_each([unit for lun, unit in self._units.items() if lun in luns], self._refresh)
-        units = {lun: unit for lun, unit in self._units.items() if lun in luns and unit.failure is None}
+            if lun not in luns and trio.current_time() >= self._grace_until:
+                self._lose(unit, "the target does not report it any more")
+        units = {lun: unit for lun, unit in self._units.items() if unit.failure is None}
         units |= await self._look_at(lun for lun in luns if lun not in units)
         if units != self._units:
             self._units = dict(sorted(units.items()))
@@ -203,10 +240,10 @@ class Target:
         before = unit.description
         try:
             if not await unit.check():
-                unit.lose("there is another unit under this number now")
+                self._suspect([unit])
         except (CommandError, UnitError, TransportError) as error:
             log.warning("%s; what has changed about it is not known", error)
-        if unit.failure is not None or unit.description != before:
+        if unit.description != before:
             log.info("%s has changed", unit.name)
             self.on_change()
 

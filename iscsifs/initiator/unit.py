@@ -56,10 +56,6 @@ class LogicalUnit:
     ) -> None:
         self.label = lun_label(commands.lun)
         self.name = commands.name
-        self.failure: IscsifsError | None = None
-        """Why the unit cannot be used any more."""
-        self.on_condition: Callable[[Condition], None] = lambda _: None
-        """Told what the unit reports: what is known of it may not be true any more."""
         self._commands = commands
         self._ranges = Ranges()
         self._take(description)
@@ -72,6 +68,11 @@ class LogicalUnit:
             behind=write_behind,
             volatile=description.volatile_cache is not False,
         )
+
+    @property
+    def failure(self) -> IscsifsError | None:
+        """Why the unit cannot be used any more."""
+        return self._commands.failure
 
     @property
     def lun(self) -> int:
@@ -241,7 +242,6 @@ class LogicalUnit:
                 blocks, command, data = self._unmap(lba, end - lba)
                 await self._writes.drain()
                 self._writes.forget(lba * block_size, (lba + blocks) * block_size)
-                self._check()
                 # tgt does what it is told, and then reports a residual of the whole parameter list.
                 with suppress(DataError):
                     await self._commands.run(command, data_out=data)
@@ -278,7 +278,6 @@ class LogicalUnit:
             await self._writes.flush()
 
     async def _synchronise(self) -> None:
-        self._check()
         command = cdb.synchronize_cache_16() if self._is_large else cdb.synchronize_cache_10()
         try:
             await self._commands.run(command)
@@ -295,7 +294,6 @@ class LogicalUnit:
             if condition is Condition.DEFERRED_ERROR and not self._writes.volatile:
                 # There is no cache, so nothing was kept to be written again.
                 self._writes.report(DataLostError(f"{self.name}: {sense}"))
-        self.on_condition(condition)
 
     async def check(self) -> bool:
         """Return whether this is still the same unit; what changed about it, its size for instance, is taken
@@ -303,19 +301,19 @@ class LogicalUnit:
 
         Raises what `describe` raises.
         """
-        now = await describe(self._commands, probe=True)
+        now = await describe(self._commands)
         if not self.description.is_same_unit(now):
             return False
         self._take(now)
         self._writes.volatile = now.volatile_cache is not False
-        self.failure = None
         return True
 
-    def lose(self, reason: str) -> None:
-        """From now on there is no such unit: everything fails."""
-        self.failure = UnitError(f"{self.name}: {reason}")
-        log.error("%s", self.failure)
-        self._writes.give_up(self.failure)
+    def lose(self, reason: str) -> UnitError:
+        """From now on there is no such unit: everything fails with what is returned."""
+        self._commands.failure = failure = UnitError(f"{self.name}: {reason}")
+        log.error("%s", failure)
+        self._writes.give_up(failure)
+        return failure
 
     def _check(self) -> None:
         if self.failure is not None:
@@ -326,7 +324,6 @@ class LogicalUnit:
         if size > self._longest_transfer:
             await self._in_pieces(offset, buffer, self._read_blocks)
             return
-        self._check()
         command = self._read_cdb(offset // self._block_size, size // self._block_size)
         task = await self._commands.run(command, data_in=buffer)
         if task.received != size:
@@ -338,7 +335,6 @@ class LogicalUnit:
         if size > self._longest_transfer:
             await self._in_pieces(offset, data, self._write_blocks)
             return
-        self._check()  # what was accepted before the unit was lost must not go to what has its number now
         command = self._write_cdb(offset // self._block_size, size // self._block_size)
         await self._commands.run(command, data_out=data)
 

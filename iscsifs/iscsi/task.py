@@ -63,6 +63,7 @@ class Task:
         "next_data_sn",
         "next_r2t_sn",
         "owner",
+        "probe",
         "r2ts_unsent",
         "received",
         "residual",
@@ -74,13 +75,20 @@ class Task:
     )
 
     def __init__(
-        self, lun: int, cdb: bytes, *, data_in: memoryview = NOTHING, data_out: memoryview = NOTHING
+        self,
+        lun: int,
+        cdb: bytes,
+        *,
+        data_in: memoryview = NOTHING,
+        data_out: memoryview = NOTHING,
+        probe: bool = False,
     ) -> None:
         self.lun = lun
         self.cdb = cdb
         self.data_in = data_in
         self.data_out = data_out
-        # For the layer above: whom to wake, and how often the task was sent.
+        # For the layer above: whether it only asks what the unit is, whom to wake, how often it was sent.
+        self.probe = probe
         self.owner: object = None
         self.attempts = 0
         self.reset()

@@ -107,17 +107,16 @@ class Call:
     ) -> None:
         self.buffer = bytearray(read)
         data_in = memoryview(self.buffer) if read else NOTHING
-        self.task = Task(lun, command, data_in=data_in, data_out=memoryview(write))
+        self.task = Task(lun, command, data_in=data_in, data_out=memoryview(write), probe=probe)
         self.failure: IscsifsError | None = None
         self.done = trio.Event()
         self.ended_at = 0.0
         self.scope = trio.CancelScope()
-        self._probe = probe
 
     async def run(self, session: Session) -> None:
         with self.scope:
             try:
-                await session.execute(self.task, probe=self._probe)
+                await session.execute(self.task)
             except IscsifsError as error:
                 self.failure = error
             self.ended_at = trio.current_time()
