@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import trio
@@ -35,6 +36,14 @@ _STALE: Final = frozenset({Condition.CAPACITY_CHANGED, Condition.MODE_CHANGED})
 T = TypeVar("T")
 
 
+@dataclass(eq=False, slots=True)
+class Suspicion:
+    """That a unit may be another now: until when it may be missing, and whether the log has it."""
+
+    give_up_at: float
+    told: bool = False
+
+
 class Target:
     """A session with one target and its logical units."""
 
@@ -49,7 +58,7 @@ class Target:
         self._dialler = dialler
         self._options = options
         self._nursery = nursery
-        self._suspects: dict[LogicalUnit, int] = {}  # how often each has become one
+        self._suspects: dict[LogicalUnit, Suspicion] = {}
         self._grace_until = 0.0
         self._looks = trio.CapacityLimiter(PROBES_AT_ONCE)
         self._stale: set[LogicalUnit] = set()
@@ -130,37 +139,16 @@ class Target:
         for unit in units:
             if unit not in self._suspects:
                 self._nursery.start_soon(self._look_into, unit)
-            self._suspects[unit] = self._suspects.get(unit, 0) + 1
+            self._suspects[unit] = Suspicion(trio.current_time() + UNIT_GRACE)
 
     async def _look_into(self, unit: LogicalUnit) -> None:
         """Check *unit* until the answer is newer than all that has made it a suspect."""
-        before = unit.description
-        seen = answered = 0
-        give_up_at = 0.0
+        answered = None
         try:
-            while answered != self._suspects[unit] and unit.failure is None:
-                if seen != self._suspects[unit]:
-                    give_up_at = trio.current_time() + UNIT_GRACE
-                    seen = self._suspects[unit]
-                try:
-                    async with self._looks:
-                        await take_reports(self._commands(unit.lun))
-                        seen = self._suspects[unit]
-                        same = await unit.check()
-                except (CommandError, UnitError) as error:
-                    missing = isinstance(error, UnitError) or (
-                        isinstance(error, StatusError) and error.status == Status.CHECK_CONDITION
-                    )  # and not only busy, reserved, or without an answer
-                    if missing and trio.current_time() >= give_up_at:
-                        self._lose(unit, f"gone: {error}")
-                else:
-                    if not same:
-                        self._lose(unit, "there is another unit under this number now")
-                    elif unit.failure is None and seen == self._suspects[unit]:
-                        answered = seen
-                        self.session.release(unit.lun)
+            while unit.failure is None and self._suspects[unit] is not answered:
+                before = unit.description
+                answered = await self._ask(unit)
                 if unit.description != before:
-                    before = unit.description
                     log.info("%s has changed", unit.name)
                     self.on_change()
                 if unit.failure is None:
@@ -171,6 +159,32 @@ class Target:
             del self._suspects[unit]
         self._luns_stale = True  # what is there now in its place, or has come with it?
         self._update_soon()
+
+    async def _ask(self, unit: LogicalUnit) -> Suspicion | None:
+        """Check *unit* once, and return the suspicion that this has cleared."""
+        suspicion = self._suspects[unit]
+        try:
+            async with self._looks:
+                await take_reports(self._commands(unit.lun))
+                suspicion = self._suspects[unit]  # what was reported just now is older than the answers
+                same = await unit.check()
+        except (CommandError, UnitError) as error:
+            missing = isinstance(error, UnitError) or (
+                isinstance(error, StatusError) and error.status == Status.CHECK_CONDITION
+            )  # and not only busy, reserved, or without an answer
+            if missing and trio.current_time() >= suspicion.give_up_at:
+                self._lose(unit, f"gone: {error}")
+            elif not suspicion.told:
+                log.warning("%s; its commands wait until it is known what is there", error)
+                suspicion.told = True
+            return None
+        if not same:
+            self._lose(unit, "there is another unit under this number now")
+            return None
+        if suspicion is not self._suspects[unit] or unit.failure is not None:
+            return None
+        self.session.release(unit.lun)
+        return suspicion
 
     def _lose(self, unit: LogicalUnit, reason: str) -> None:
         """From now on *unit* is gone, and what has its number is a unit of its own."""
