@@ -279,7 +279,8 @@ class Session:
 
         What is on the wire already goes on: it cannot be called back.
         """
-        since = trio.current_time() if self.state is State.UP else self._down_since
+        waiting_already = self.state is State.DOWN and not self.given_up
+        since = self._down_since if waiting_already else trio.current_time()
         for lun in luns:
             self._held.setdefault(lun, since)
         withdrawn = self._link.connection.withdraw_if(lambda task: not self._passes(task))
