@@ -140,8 +140,8 @@ MAX_DESIGNATORS: Final = 32
 """Designators of one unit (VPD page 83h) that are kept."""
 
 UNIT_GRACE: Final = 10.0
-"""Seconds after a new login in which a unit may be missing: a target that starts may let us in before it has
-set up its units."""
+"""Seconds after a new login, or after it has reported that it may be another, in which a unit may be missing:
+a target that starts may let us in before it has set up its units."""
 
 MAX_UNWRITTEN: Final = 32 * 1024 * 1024
 """Bytes for one unit that may wait to be written; then writers wait."""

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Iterable
 from typing import cast
 
 import trio
@@ -14,6 +15,7 @@ from iscsifs.initiator.session import Session as InitiatorSession
 from iscsifs.initiator.session import State
 from iscsifs.initiator.target import Target
 from iscsifs.initiator.unit import LogicalUnit
+from iscsifs.iscsi import serial
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.framing import Buffer
@@ -28,16 +30,43 @@ from iscsifs.iscsi.pdu import (
     TargetPdu,
     TaskManagementRequest,
 )
+from iscsifs.scsi.cdb import OperationCode
+from iscsifs.scsi.sense import Sense
 from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
 from iscsifs.target.login import TargetConfig
 from iscsifs.target.script import Script
 from iscsifs.target.server import Server
 from iscsifs.target.session import Session
-from iscsifs.target.unit import COMMANDS_CLEARED
+from iscsifs.target.store import Store
+from iscsifs.target.unit import (
+    COMMANDS_CLEARED,
+    SYNCHRONIZE_CODES,
+    WRITE_CODES,
+    WRITE_SAME_CODES,
+    Identity,
+    Nexus,
+)
 
 TARGET = "iqn.2001-04.com.example:disk"
+CHANGING_CODES = WRITE_CODES | WRITE_SAME_CODES | SYNCHRONIZE_CODES | {OperationCode.UNMAP}
 OPTIONS = InitiatorOptions("iqn.2001-04.com.example:initiator")
+
+
+class Stranger(Disk):
+    """A disk that takes the place of another while the target runs, and reports that as *report*."""
+
+    report: Sense
+    reports = 0
+
+    def report_once_more(self) -> None:
+        """Have one more command answered with the report."""
+        self.reports += 1
+        for attentions in self._attentions.values():
+            attentions.append(self.report)
+
+    def _attentions_of(self, nexus: Nexus) -> list[Sense]:
+        return self._attentions.setdefault(nexus, [self.report] * max(self.reports, 1))
 
 
 class Trouble(Script):
@@ -52,6 +81,12 @@ class Trouble(Script):
         """How many of the next commands get no answer."""
         self.answers_to_lose = 0
         """How many of the next commands are carried out, after which the connection breaks."""
+        self.stranger: Stranger | None = None
+        """The disk that is there now in the place of the one that the initiator knows. Every command that was
+        sent before the initiator had seen its report is answered with the report."""
+        self.came_too_late: list[bytes] = []
+        """The CDBs that would change the stranger, and were sent after that."""
+        self._reported: dict[Session, int | None] = {}  # the sessions from before, with the report's StatSN
         self._going = trio.Event()
         self._going.set()
 
@@ -82,9 +117,27 @@ class Trouble(Script):
             if self.commands_to_ignore:
                 self.commands_to_ignore -= 1
                 return False
+            if self.stranger is not None:
+                self._take_for(self.stranger, session, pdu)
         return not session.wire.closed  # a new session has taken the place of this one
 
+    def exchange(self, stranger: Stranger, sessions: Iterable[Session]) -> None:
+        """Have *stranger* in the place of the disk from now on; the initiator has these *sessions*."""
+        self.stranger = stranger
+        self._reported = dict.fromkeys(sessions)
+
+    def _take_for(self, stranger: Stranger, session: Session, command: ScsiCommand) -> None:
+        stat_sn = self._reported.get(session)
+        if session in self._reported and (stat_sn is None or not serial.lt(stat_sn, command.exp_stat_sn)):
+            stranger.report_once_more()
+        elif command.cdb[0] in CHANGING_CODES:
+            self.came_too_late.append(command.cdb)
+
     async def response(self, session: Session, pdu: TargetPdu, data: Buffer) -> None:
+        if self.stranger is not None and isinstance(pdu, ScsiResponse):
+            is_report = bytes(data[2:]) == self.stranger.report.pack()
+            if is_report and self._reported.get(session, 0) is None:
+                self._reported[session] = pdu.stat_sn
         is_answer = isinstance(pdu, ScsiResponse) or (
             isinstance(pdu, DataIn) and pdu.flags & DataInFlag.STATUS
         )
@@ -113,7 +166,8 @@ class San:
     ) -> None:
         self.disk = disk
         self.trouble = Trouble()
-        self.server = Server([Device(TARGET, {0: disk})], config=config, script=self.trouble)
+        self._device = Device(TARGET, {0: disk})
+        self.server = Server([self._device], config=config, script=self.trouble)
         self._nursery = nursery
         self._memory = ChallengeMemory()
         self._options = InitiatorOptions(OPTIONS.initiator_name, write_behind=write_behind)
@@ -133,7 +187,15 @@ class San:
     @property
     def is_up(self) -> bool:
         """Whether commands are sent as they come."""
-        return self._session.state is State.UP
+        return self._session.state is State.UP and not self._session._held
+
+    def exchange(self, report: Sense) -> None:
+        """Put an empty disk in the place of the one that is there, of which the target tells *report* only."""
+        size, block_size = self.disk.capacity.size, self.disk.block_size
+        stranger = Stranger(Store.memory(size), Identity("stranger"), block_size=block_size)
+        stranger.report = report
+        self._device._put(0, stranger)
+        self.trouble.exchange(stranger, self.server.sessions)
 
     def medium(self) -> bytes:
         """Return what a power failure would leave of the disk."""

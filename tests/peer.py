@@ -95,6 +95,7 @@ class Peer:
         self._receiver = Receiver(lambda *_: None, self._arrived)
         self._digests = {"header_digest": False, "data_digest": False}
         self._queue: deque[tuple[Pdu, bytes, bytes]] = deque()
+        self._sending = trio.Lock()
 
     # Connections and bytes.
 

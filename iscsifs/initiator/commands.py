@@ -69,23 +69,25 @@ _ERRORS: Final[dict[Condition, type[StatusError]]] = {
 class Commands:
     """The commands of one initiator to logical unit *lun* of one target.
 
-    *patience* is how many seconds a unit may be busy.
+    *patience* is how many seconds a unit may be busy. Where there is a `failure`, all but probes fail with
+    it: there is no such unit any more.
     """
 
     def __init__(self, session: Session, lun: int, *, name: str, patience: float) -> None:
         self.session = session
         self.lun = lun
         self.name = name
+        self.failure: IscsifsError | None = None
         self._patience = patience
 
     def at(self, lun: int) -> "Commands":
         """Return the commands to another unit of the same target."""
         return Commands(self.session, lun, name=self.name, patience=self._patience)
 
-    async def read(self, cdb: bytes, length: int, *, probe: bool = False) -> bytes:
-        """Run *cdb*, which returns up to *length* bytes, and return what came. Raises CommandError."""
+    async def ask(self, cdb: bytes, length: int) -> bytes:
+        """Run *cdb*, a probe that returns up to *length* bytes, and return what came. Raises CommandError."""
         buffer = bytearray(length)
-        task = await self.run(cdb, data_in=memoryview(buffer), probe=probe)
+        task = await self.run(cdb, data_in=memoryview(buffer), probe=True)
         return bytes(buffer[: task.received])
 
     def run(
@@ -95,11 +97,14 @@ class Commands:
 
         It ends in bounded time: it is repeated MAX_REPEATS times for unit attentions, MAX_ABORTS times after
         it was aborted, and for as long as *patience* while the unit is busy; see `Session` for how long each
-        attempt may take.
+        attempt may take. A *probe* only asks what the unit is, and is sent also while that is not known.
 
-        Raises StatusError or one of its children, TaskAborted, DataError or CommandTimeout.
+        Raises StatusError or one of its children, TaskAborted, DataError or CommandTimeout; UnitError where
+        there is another unit under the LUN now.
         """
-        return self._carry_out(Task(self.lun, cdb, data_in=data_in, data_out=memoryview(data_out)), probe)
+        return self._carry_out(
+            Task(self.lun, cdb, data_in=data_in, data_out=memoryview(data_out), probe=probe)
+        )
 
     def start(
         self,
@@ -122,6 +127,8 @@ class Commands:
         task = Task(self.lun, cdb, data_out=data_out)
         task.on_end = ended
         try:
+            if self.failure is not None:
+                raise self.failure
             self.session.start(task)
         except IscsifsError as error:
             done(error)
@@ -143,15 +150,17 @@ class Commands:
         finally:
             done(failure)
 
-    async def _carry_out(self, task: Task, probe: bool = False) -> Task:
+    async def _carry_out(self, task: Task) -> Task:
         """Do what `run` does with *task*, which may have been tried already."""
         repeats = aborts = 0
         delay = FIRST_DELAY
         give_up_at = math.inf
         while True:
+            if self.failure is not None and not task.probe:
+                raise self.failure
             try:
                 if not task.ended:
-                    await self.session.execute(task, probe=probe)
+                    await self.session.execute(task)
                 elif task.failure is not None:
                     raise task.failure
             except CommandTimeout:

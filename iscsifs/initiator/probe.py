@@ -1,4 +1,7 @@
-"""What a target has and what a logical unit is: REPORT LUNS, INQUIRY, VPD pages, capacity, mode pages."""
+"""What a target has and what a logical unit is: REPORT LUNS, INQUIRY, VPD pages, capacity, mode pages.
+
+All commands here are probes: they are also sent to a unit that may be another now.
+"""
 
 import logging
 from dataclasses import dataclass
@@ -80,7 +83,7 @@ class Description:
         return identity(self) == identity(other) and len(block_sizes) < 2
 
 
-async def report_luns(commands: Commands, *, probe: bool = False) -> list[int]:
+async def report_luns(commands: Commands) -> list[int]:
     """Return the LUNs of a target, by *commands* to its LUN 0 (SPC-3 section 6.21).
 
     Where REPORT LUNS is unknown, the first few LUNs are asked for INQUIRY data one by one. Raises
@@ -88,15 +91,15 @@ async def report_luns(commands: Commands, *, probe: bool = False) -> list[int]:
     """
     length = FIRST_LUNS_LENGTH
     try:
-        answer = parse_luns(await commands.read(cdb.report_luns(length), length, probe=probe))
+        answer = parse_luns(await commands.ask(cdb.report_luns(length), length))
         if answer.cut and answer.allocation_length > length:
             length = answer.allocation_length
-            answer = parse_luns(await commands.read(cdb.report_luns(length), length, probe=probe))
+            answer = parse_luns(await commands.ask(cdb.report_luns(length), length))
     except _NO_ANSWER:
         raise
     except CommandError as error:
         log.info("%s; asking unit by unit", error)
-        return await _sequential_luns(commands, probe)
+        return await _sequential_luns(commands)
     if answer.reported > len(answer.luns):
         log.warning(
             "%s: %d of the %d logical units are used", commands.name, len(answer.luns), answer.reported
@@ -104,11 +107,11 @@ async def report_luns(commands: Commands, *, probe: bool = False) -> list[int]:
     return [lun for lun in answer.luns if not is_well_known(lun)]
 
 
-async def _sequential_luns(commands: Commands, probe: bool) -> list[int]:
+async def _sequential_luns(commands: Commands) -> list[int]:
     luns = []
     for lun in map(lun_from_number, range(SEQUENTIAL_LUNS)):
         try:
-            data = await commands.at(lun).read(cdb.inquiry(INQUIRY_LENGTH), INQUIRY_LENGTH, probe=probe)
+            data = await commands.at(lun).ask(cdb.inquiry(INQUIRY_LENGTH), INQUIRY_LENGTH)
             if InquiryData.parse(data).connected:
                 luns.append(lun)
         except (CommandTimeout, TransportError):
@@ -120,19 +123,33 @@ async def _sequential_luns(commands: Commands, probe: bool) -> list[int]:
     return luns
 
 
-async def describe(commands: Commands, *, probe: bool = False) -> Description:
+async def take_reports(commands: Commands) -> None:
+    """Have a logical unit report what has happened to it (unit attentions, SAM-5 section 5.14): what it is
+    asked for then is as it is since.
+
+    Raises CommandError where it does not answer; that it has nothing good to say is no error.
+    """
+    try:
+        await commands.run(cdb.test_unit_ready(), probe=True)
+    except _NO_ANSWER:
+        raise
+    except CommandError as error:
+        log.info("%s", error)
+
+
+async def describe(commands: Commands) -> Description:
     """Ask a logical unit what it is.
 
     Raises CommandError where it does not answer, UnitError where the LUN has no device.
     """
-    inquiry = InquiryData.parse(await commands.read(cdb.inquiry(INQUIRY_LENGTH), INQUIRY_LENGTH, probe=probe))
+    inquiry = InquiryData.parse(await commands.ask(cdb.inquiry(INQUIRY_LENGTH), INQUIRY_LENGTH))
     if not inquiry.connected:
         raise UnitError(f"{commands.name}: there is no device")
 
     async def optional(command: bytes, length: int) -> bytes:
         """Return the data of a command that not every unit knows; nothing if it does not."""
         try:
-            return await commands.read(command, length, probe=probe)
+            return await commands.ask(command, length)
         except _NO_ANSWER:
             raise
         except CommandError:
@@ -154,7 +171,7 @@ async def describe(commands: Commands, *, probe: bool = False) -> Description:
     limits, provisioning, modes = BlockLimits(), Provisioning(), mode.ModeData()
     if inquiry.device_type.addressed_by_block:
         try:
-            capacity = await _capacity(commands, inquiry, probe)
+            capacity = await _capacity(commands, inquiry)
         except (NoMediumError, UnitError) as error:
             no_storage = str(error)
             log.warning("%s: no storage: %s", commands.name, error)
@@ -177,17 +194,17 @@ async def describe(commands: Commands, *, probe: bool = False) -> Description:
     )
 
 
-async def _capacity(commands: Commands, inquiry: InquiryData, probe: bool) -> Capacity:
+async def _capacity(commands: Commands, inquiry: InquiryData) -> Capacity:
     """Wait until the unit is ready and return its capacity; raises UnitError for one that cannot be used."""
-    await commands.run(cdb.test_unit_ready(), probe=probe)
+    await commands.run(cdb.test_unit_ready(), probe=True)
     if inquiry.device_type == DeviceType.DISK:
         try:
-            return Capacity.parse_16(await commands.read(cdb.read_capacity_16(), 32, probe=probe))
+            return Capacity.parse_16(await commands.ask(cdb.read_capacity_16(), 32))
         except (NoMediumError, *_NO_ANSWER):
             raise
         except CommandError as error:
             log.info("%s; asking for the short form", error)
-    capacity = Capacity.parse_10(await commands.read(cdb.read_capacity_10(), 8, probe=probe))
+    capacity = Capacity.parse_10(await commands.ask(cdb.read_capacity_10(), 8))
     if capacity is None:
-        capacity = Capacity.parse_16(await commands.read(cdb.read_capacity_16(), 32, probe=probe))
+        capacity = Capacity.parse_16(await commands.ask(cdb.read_capacity_16(), 32))
     return capacity

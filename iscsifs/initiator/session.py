@@ -2,9 +2,11 @@
 7.1.4.4).
 
 A session has one connection at a time. When that is lost, the session logs in again with the same ISID,
-which makes the target forget the old one (section 6.3.5), lets its owner check that the units are still the
-same, and sends what was not answered again. Callers notice only that it takes longer, until the replacement
-time-out is over.
+which makes the target forget the old one (section 6.3.5), and sends what was not answered again. Callers
+notice only that it takes longer, until the replacement time-out is over.
+
+Who owns the session may have it `hold` the commands for units that may be others now, after a new login or
+because of what they report, until they were looked at. Probes, by which that is done, are never held.
 """
 
 import logging
@@ -12,6 +14,7 @@ import math
 import random
 from collections.abc import Awaitable, Callable, Iterable
 from enum import Enum, auto
+from functools import partial
 from typing import Final
 
 import trio
@@ -38,6 +41,7 @@ from iscsifs.limits import (
     NOTES_A_MINUTE,
 )
 from iscsifs.scsi.cdb import describe
+from iscsifs.scsi.luns import lun_label
 from iscsifs.scsi.sense import Sense, SenseKey
 
 log = logging.getLogger(__name__)
@@ -59,9 +63,7 @@ class State(Enum):
     """What a session can do with a command."""
 
     UP = auto()
-    """Send it."""
-    CHECKING = auto()
-    """Keep it, until its unit was looked at after a new login."""
+    """Send it, unless its unit is held."""
     DOWN = auto()
     """Keep it, until there is a connection again."""
     CLOSED = auto()
@@ -78,7 +80,7 @@ class Session:
     MANAGEMENT_TIMEOUT its unit is reset, and after as long again the connection is given up. What a lost
     connection leaves unanswered is sent again in the next one, MAX_ATTEMPTS times at most. While there is
     none, commands wait up to the replacement time-out, counted from the loss; then all fail, new ones at
-    once, until a later attempt to log in has succeeded.
+    once, until a later attempt to log in has succeeded. Those for a unit that is held wait as long.
     """
 
     def __init__(
@@ -88,9 +90,8 @@ class Session:
         self.state = State.UP
         self.given_up = False
         """Whether the session has been away for longer than the replacement time-out."""
-        self.after_login: Callable[[], Awaitable[None]] | None = None
-        """Called after each new login, before the kept commands are sent: are the units still what they
-        were? It may `release` or `fail_kept` the commands of each unit as soon as it knows."""
+        self.on_login: Callable[[], None] | None = None
+        """Called after each new login, before anything is sent: `hold` here what may have changed."""
         self.on_sense: Callable[[SenseReported], None] | None = None
         """Called for what units report, by themselves or with the status of a command, as soon as it arrives:
         before any command that is answered later counts as done."""
@@ -98,7 +99,7 @@ class Session:
         self._options = options
         self._link = link
         self._kept: dict[Task, None] = {}
-        self._released: set[int] = set()  # the LUNs whose commands are sent while CHECKING
+        self._held: dict[int, float] = {}  # since when, by LUN
         self._managements: dict[Management, float] = {}
         self._down_since = 0.0
         self._time2wait: float | None = None  # None: what the login agreed on
@@ -125,14 +126,15 @@ class Session:
         """Whether there is no connection to send anything on."""
         return self.state in (State.DOWN, State.CLOSED)
 
-    async def execute(self, task: Task, *, probe: bool = False) -> None:
-        """Send *task* and wait until it has ended with a status; a *probe* is also sent while CHECKING.
+    async def execute(self, task: Task) -> None:
+        """Send *task* and wait until it has ended with a status.
 
         Raises TaskAborted where it was not carried out to its end, DataError where not all data were
-        transferred, CommandTimeout where the session was away for too long, TransportError once it is closed.
+        transferred, CommandTimeout where the session was away or the unit held for too long, UnitError where
+        there is another unit now, TransportError once the session is closed.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        self.start(task, probe=probe)
+        self.start(task)
         self._link.linger()
         if not task.ended:
             caller = trio.lowlevel.current_task()
@@ -149,7 +151,7 @@ class Session:
         if task.failure is not None:
             raise task.failure
 
-    def start(self, task: Task, *, probe: bool = False) -> None:
+    def start(self, task: Task) -> None:
         """Send *task* as `execute` does, but do not wait: its `on_end` is called, unless it is None, with a
         status or with one of the failures that `execute` raises.
 
@@ -158,15 +160,18 @@ class Session:
         """
         if self._closing:
             raise self._closed()
-        if self._takes(task.lun, probe):
+        if self.state is State.UP and self._passes(task):
             try:
                 self._submit(task)
             except MemoryError:
                 task.on_end = None
                 self._link.fail(TransportError("no memory to send a command"))
                 raise
+        elif self.state is State.UP:
+            self._kept[task] = None
         else:
-            self._wanted.set()
+            if not task.probe:
+                self._wanted.set()
             if self.given_up:
                 raise self._away()
             self._kept[task] = None
@@ -175,9 +180,8 @@ class Session:
         """Receive an answer that comes within a moment, see `Link.linger`."""
         self._link.linger()
 
-    def _takes(self, lun: int, probe: bool) -> bool:
-        """Whether a command for *lun* can be sent now."""
-        return self.state is State.UP or (self.state is State.CHECKING and (probe or lun in self._released))
+    def _passes(self, task: Task) -> bool:
+        return task.lun not in self._held or task.probe
 
     def _submit(self, task: Task) -> None:
         self._link.connection.submit(task)
@@ -202,6 +206,11 @@ class Session:
         seconds = self._options.replacement_timeout
         return CommandTimeout(f"{self.name}: the target has been away for more than {seconds:g} seconds")
 
+    def _unknown(self, lun: int) -> CommandTimeout:
+        seconds = self._options.replacement_timeout
+        unit = f"{self.name} LUN {lun_label(lun)}"
+        return CommandTimeout(f"{unit}: it is not known for {seconds:g} seconds whether it is still the same")
+
     def _closed(self) -> TransportError:
         return TransportError(f"{self.name}: the session is closed")
 
@@ -225,7 +234,7 @@ class Session:
     async def close(self) -> None:
         """Log out (section 11.14), in bounded time, and end `run`; commands still under way fail."""
         self._closing = True
-        if self.state in (State.UP, State.CHECKING):
+        if self.state is State.UP:
             with trio.move_on_after(LAST_LOGOUT_TIMEOUT) as scope:
                 await self._log_out()
             if scope.cancelled_caught:
@@ -248,12 +257,10 @@ class Session:
         self._stuck_ticks = 0
         self._leaving_since = None
         self._logged_out = trio.Event()
+        if self.state is State.DOWN:
+            self._resume()
         try:
-            async with trio.open_nursery() as nursery:
-                if self.state is State.CHECKING:
-                    nursery.start_soon(self._resume)
-                await link.run(self._on_event)
-                nursery.cancel_scope.cancel()
+            await link.run(self._on_event)
         finally:
             self._logged_out.set()  # the end of the connection answers a logout as well
             self._go_down()
@@ -273,7 +280,6 @@ class Session:
         """Keep what a connection left *unfinished* for the next, in front of what has waited for that
         anyway."""
         self._managements.clear()
-        self._released.clear()
         kept, self._kept = self._kept, {}
         for task in unfinished:
             task.attempts += task.on_the_wire
@@ -290,36 +296,50 @@ class Session:
                 self._kept[task] = None
         self._kept.update(kept)
 
-    async def _resume(self) -> None:
-        """After a new login: let the owner look at the units, then send what was kept, in its order."""
-        if self.after_login is not None:
-            await self.after_login()
-        if self._leaving_since is not None or self._closing:
-            return
-        kept, self._kept = self._kept, {}
+    def _resume(self) -> None:
+        """After a new login: send what was kept, in its order, but for what is held."""
+        if self.on_login is not None:
+            self.on_login()
         self.state = State.UP
         self.given_up = False
         log.info("%s: back after %.1f s", self.name, trio.current_time() - self._down_since)
-        for task in kept:
-            self._submit(task)
+        self._send_kept(filter(self._passes, self._kept))
+
+    # Units that may be others now.
+
+    def hold(self, luns: Iterable[int]) -> None:
+        """From now on keep the commands for *luns*, but for probes, and those that wait for the window.
+
+        What is on the wire already goes on: it cannot be called back.
+        """
+        waiting_already = self.state is State.DOWN and not self.given_up
+        since = self._down_since if waiting_already else trio.current_time()
+        for lun in luns:
+            self._held.setdefault(lun, since)
+        withdrawn = self._link.connection.withdraw_if(lambda task: not self._passes(task))
+        self._kept |= dict.fromkeys(withdrawn)
 
     def release(self, lun: int) -> None:
-        """Send what was kept for *lun*, and what comes: its unit is what it was, whatever others are."""
-        if self.state is State.CHECKING:
-            self._released.add(lun)
-            for task in self._kept_for(lun):
-                del self._kept[task]
-                self._submit(task)
+        """Send what was kept for *lun*, and what comes: its unit is what it was."""
+        self._held.pop(lun, None)
+        if self.state is State.UP:
+            self._send_kept(self._kept_for(lun))
 
     def fail_kept(self, lun: int, failure: IscsifsError) -> None:
-        """Fail the commands for *lun* that wait for a session: there is no such unit any more."""
+        """Fail what was kept for *lun*: there is another unit now, or none. What comes is for that one."""
+        self._held.pop(lun, None)
         self._fail_kept(self._kept_for(lun), lambda: UnitError(str(failure)))
 
     def _kept_for(self, lun: int) -> list[Task]:
-        return [task for task in self._kept if task.lun == lun]
+        return [task for task in self._kept if task.lun == lun and not task.probe]
+
+    def _send_kept(self, tasks: Iterable[Task]) -> None:
+        for task in list(tasks):
+            del self._kept[task]
+            self._submit(task)
 
     def _fail_kept(self, tasks: Iterable[Task], failure: Callable[[], IscsifsError]) -> None:
-        """Fail *tasks*, which wait for a session, each with an exception of its own."""
+        """Fail *tasks*, which are kept, each with an exception of its own."""
         for task in list(tasks):
             del self._kept[task]
             task.fail(failure())
@@ -352,7 +372,6 @@ class Session:
                     link.close()
                 else:
                     self._link = link
-                    self.state = State.CHECKING
                 return
 
     def _login_failed(self, error: IscsifsError) -> None:
@@ -374,17 +393,20 @@ class Session:
             if self._leaving_since is not None:
                 if now - self._leaving_since >= LOGOUT_TIMEOUT:
                     self._link.fail(TransportError(f"no answer to the logout in {LOGOUT_TIMEOUT:g} s"))
-            elif self.state in (State.UP, State.CHECKING) and self._link.failure is None:
+            elif self.state is State.UP and self._link.failure is None:
                 self._watch_silence(now)
                 self._watch_commands()
                 self._watch_managements(now)
                 self._link.kick()
-            away = now - self._down_since
-            if self.state in (State.CHECKING, State.DOWN) and away >= self._options.replacement_timeout:
+            patience = self._options.replacement_timeout
+            if self.state is State.DOWN and now - self._down_since >= patience:
                 if not self.given_up:
                     log.error("%s; still trying", self._away())
                     self.given_up = True
                 self._fail_kept(self._kept, self._away)
+            for task in [task for task in self._kept if not self._passes(task)]:
+                if now - self._held[task.lun] >= patience:
+                    self._fail_kept([task], partial(self._unknown, task.lun))
 
     def _watch_silence(self, now: float) -> None:
         """Ping a silent target, and give up one that stays silent; any byte counts as a sign of life.

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import trio
@@ -11,7 +11,7 @@ from iscsifs.errors import CommandError, IscsifsError, StatusError, TransportErr
 from iscsifs.initiator.commands import Commands
 from iscsifs.initiator.dial import Dialler
 from iscsifs.initiator.options import InitiatorOptions
-from iscsifs.initiator.probe import describe, report_luns
+from iscsifs.initiator.probe import describe, report_luns, take_reports
 from iscsifs.initiator.session import Session
 from iscsifs.initiator.unit import LogicalUnit
 from iscsifs.iscsi.events import SenseReported
@@ -26,17 +26,22 @@ log = logging.getLogger(__name__)
 PAUSE: Final = 1.0
 """Seconds between two looks at a unit that does not answer, or that keeps changing."""
 
-_STALE: Final = frozenset(
-    {
-        Condition.CAPACITY_CHANGED,
-        Condition.INQUIRY_CHANGED,
-        Condition.MODE_CHANGED,
-        Condition.MEDIUM_CHANGED,
-    }
-)
-"""After these reports of a unit it is asked anew what it is."""
+_SUSPICIOUS: Final = frozenset({Condition.INQUIRY_CHANGED, Condition.MEDIUM_CHANGED, Condition.RESET})
+"""After these reports of a unit it may be another: a disk that is put in the place of one does not know that,
+and reports only that it was powered on. (LUNS_CHANGED is about all units of the target.)"""
+
+_STALE: Final = frozenset({Condition.CAPACITY_CHANGED, Condition.MODE_CHANGED})
+"""After these it is asked anew what it is."""
 
 T = TypeVar("T")
+
+
+@dataclass(eq=False, slots=True)
+class Suspicion:
+    """That a unit may be another now: until when it may be missing, and whether the log has it."""
+
+    give_up_at: float
+    told: bool = False
 
 
 class Target:
@@ -53,10 +58,13 @@ class Target:
         self._dialler = dialler
         self._options = options
         self._nursery = nursery
+        self._suspects: dict[LogicalUnit, Suspicion] = {}
+        self._grace_until = 0.0
+        self._looks = trio.CapacityLimiter(PROBES_AT_ONCE)
         self._stale: set[LogicalUnit] = set()
         self._luns_stale = False
         self._updating = False
-        session.after_login = self._check_units
+        session.on_login = self._logged_in
         session.on_sense = self._on_sense
 
     @property
@@ -95,14 +103,16 @@ class Target:
             nonlocal left_out
             commands = self._commands(lun)
             try:
-                description = await describe(commands)
+                link = None
+                while link is not self.session.link:  # it may be another unit after a new login
+                    link = self.session.link
+                    description = await describe(commands)
             except (CommandError, UnitError, TransportError) as error:
                 left_out += 1
                 if left_out <= NOTES_A_LIST:
                     log.warning("left out: %s", error)
                 return
             unit = LogicalUnit(commands, description, self._nursery, write_behind=self._options.write_behind)
-            unit.on_condition = partial(self._on_condition, unit)
             found[lun] = unit
 
         await _for_each(luns, look)
@@ -114,50 +124,93 @@ class Target:
         name = f"{self.target_name} LUN {lun_label(lun)}"
         return Commands(self.session, lun, name=name, patience=self._options.command_timeout)
 
-    # After a new login.
+    # Units that may be others now: after a new login, and when they report that something has happened.
 
-    async def _check_units(self) -> None:
-        """See which units are what they were; the commands of each are held back until that is known."""
-        await _for_each(self.units, self._check)
-        self._luns_stale = True  # others may have come while we were away
+    def _logged_in(self) -> None:
+        self._grace_until = trio.current_time() + UNIT_GRACE
+        self._suspect(self.units)
+        self._luns_stale = True
         self._update_soon()
 
-    async def _check(self, unit: LogicalUnit) -> None:
-        give_up_at = trio.current_time() + UNIT_GRACE
-        while True:
-            try:
-                if not await unit.check():
-                    unit.lose("there is another unit under this number now")
-            except TransportError:
-                return  # the session is closed
-            except (CommandError, UnitError) as error:
-                missing = isinstance(error, UnitError) or (
-                    isinstance(error, StatusError) and error.status == Status.CHECK_CONDITION
-                )  # and not only busy, reserved, or without an answer
-                if missing and trio.current_time() >= give_up_at:
-                    unit.lose(f"gone after the new login: {error}")
-                    break
-                await trio.sleep(PAUSE)
-            else:
-                break
+    def _suspect(self, units: Iterable[LogicalUnit]) -> None:
+        """Hold the commands for *units* until it is known whether these are what they were."""
+        units = [unit for unit in units if unit.failure is None]
+        self.session.hold(unit.lun for unit in units)
+        for unit in units:
+            if unit not in self._suspects:
+                self._nursery.start_soon(self._look_into, unit)
+            self._suspects[unit] = Suspicion(trio.current_time() + UNIT_GRACE)
+
+    async def _look_into(self, unit: LogicalUnit) -> None:
+        """Check *unit* until the answer is newer than all that has made it a suspect."""
+        answered = None
+        try:
+            while unit.failure is None and self._suspects[unit] is not answered:
+                before = unit.description
+                answered = await self._ask(unit)
+                if unit.description != before:
+                    log.info("%s has changed", unit.name)
+                    self.on_change()
+                if unit.failure is None:
+                    await trio.sleep(PAUSE)
+        except TransportError:
+            return  # the session is closed
+        finally:
+            del self._suspects[unit]
+        self._luns_stale = True  # what is there now in its place, or has come with it?
+        self._update_soon()
+
+    async def _ask(self, unit: LogicalUnit) -> Suspicion | None:
+        """Check *unit* once, and return the suspicion that this has cleared."""
+        suspicion = self._suspects[unit]
+        try:
+            async with self._looks:
+                await take_reports(self._commands(unit.lun))
+                suspicion = self._suspects[unit]  # what was reported just now is older than the answers
+                same = await unit.check()
+        except (CommandError, UnitError) as error:
+            missing = isinstance(error, UnitError) or (
+                isinstance(error, StatusError) and error.status == Status.CHECK_CONDITION
+            )  # and not only busy, reserved, or without an answer
+            if missing and trio.current_time() >= suspicion.give_up_at:
+                self._lose(unit, f"gone: {error}")
+            elif not suspicion.told:
+                log.warning("%s; its commands wait until it is known what is there", error)
+                suspicion.told = True
+            return None
+        if not same:
+            self._lose(unit, "there is another unit under this number now")
+            return None
+        if suspicion is not self._suspects[unit] or unit.failure is not None:
+            return None
+        self.session.release(unit.lun)
+        return suspicion
+
+    def _lose(self, unit: LogicalUnit, reason: str) -> None:
+        """From now on *unit* is gone, and what has its number is a unit of its own."""
         if unit.failure is None:
-            self.session.release(unit.lun)
-        else:
-            self.session.fail_kept(unit.lun, unit.failure)
+            self.session.hold([unit.lun])  # also what waits for the window
+            self.session.fail_kept(unit.lun, unit.lose(reason))
 
     # What units report while they are in use.
 
     def _on_sense(self, report: SenseReported) -> None:
-        """Take the report of a unit, whoever had sent the command that it came with."""
-        sense = Sense.parse(report.sense)
-        if sense.condition.repeatable:  # others concern one command only
-            unit = self._units.get(report.lun)
-            if unit is not None:
-                unit.notice(sense.condition, sense)
+        """Take the report of a unit, whoever had sent the command that it came with.
 
-    def _on_condition(self, unit: LogicalUnit, condition: Condition) -> None:
+        This comes before that command is repeated, and before anything else is sent.
+        """
+        sense = Sense.parse(report.sense)
+        condition = sense.condition
+        unit = self._units.get(report.lun)
+        if unit is None or unit.failure is not None or not condition.repeatable:
+            return  # what is not repeatable concerns one command only
+        unit.notice(condition, sense)
         if condition is Condition.LUNS_CHANGED:
             self._luns_stale = True
+            self._suspect(self.units)
+        elif condition in _SUSPICIOUS:
+            self._suspect([unit])
+            return
         elif condition in _STALE:
             self._stale.add(unit)
         else:
@@ -177,8 +230,7 @@ class Target:
                 if self._luns_stale:
                     self._luns_stale = False
                     await self._rescan()
-                else:
-                    await _for_each(stale.intersection(self._units.values()), self._refresh)
+                await _for_each(stale.intersection(self._units.values()), self._refresh)
                 await trio.sleep(PAUSE)
         except IscsifsError as error:
             log.warning("%s; what has changed is not known", error)
@@ -189,10 +241,9 @@ class Target:
         """Take in the units that have come, and leave out those that have gone or were exchanged."""
         luns = dict.fromkeys(await report_luns(self._commands(0)))
         for lun, unit in self._units.items():
-            if lun not in luns:
-                unit.lose("the target does not report it any more")
-        await _for_each([unit for lun, unit in self._units.items() if lun in luns], self._refresh)
-        units = {lun: unit for lun, unit in self._units.items() if lun in luns and unit.failure is None}
+            if lun not in luns and trio.current_time() >= self._grace_until:
+                self._lose(unit, "the target does not report it any more")
+        units = {lun: unit for lun, unit in self._units.items() if unit.failure is None}
         units |= await self._look_at(lun for lun in luns if lun not in units)
         if units != self._units:
             self._units = dict(sorted(units.items()))
@@ -203,10 +254,10 @@ class Target:
         before = unit.description
         try:
             if not await unit.check():
-                unit.lose("there is another unit under this number now")
+                self._suspect([unit])
         except (CommandError, UnitError, TransportError) as error:
             log.warning("%s; what has changed about it is not known", error)
-        if unit.failure is not None or unit.description != before:
+        if unit.description != before:
             log.info("%s has changed", unit.name)
             self.on_change()
 

@@ -1,7 +1,6 @@
 """A logical unit as a range of bytes."""
 
 import logging
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -56,10 +55,6 @@ class LogicalUnit:
     ) -> None:
         self.label = lun_label(commands.lun)
         self.name = commands.name
-        self.failure: IscsifsError | None = None
-        """Why the unit cannot be used any more."""
-        self.on_condition: Callable[[Condition], None] = lambda _: None
-        """Told what the unit reports: what is known of it may not be true any more."""
         self._commands = commands
         self._nursery = nursery
         self._ranges = Ranges()
@@ -74,6 +69,11 @@ class LogicalUnit:
             behind=write_behind,
             volatile=description.volatile_cache is not False,
         )
+
+    @property
+    def failure(self) -> IscsifsError | None:
+        """Why the unit cannot be used any more."""
+        return self._commands.failure
 
     @property
     def lun(self) -> int:
@@ -258,7 +258,6 @@ class LogicalUnit:
                 blocks, command, data = self._unmap(lba, end - lba)
                 await self._writes.drain()
                 self._writes.forget(lba * block_size, (lba + blocks) * block_size)
-                self._check()
                 # tgt does what it is told, and then reports a residual of the whole parameter list.
                 with suppress(DataError):
                     await self._commands.run(command, data_out=data)
@@ -295,7 +294,6 @@ class LogicalUnit:
             await self._writes.flush()
 
     async def _synchronise(self) -> None:
-        self._check()
         command = cdb.synchronize_cache_16() if self._is_large else cdb.synchronize_cache_10()
         try:
             await self._commands.run(command)
@@ -312,7 +310,6 @@ class LogicalUnit:
             if condition is Condition.DEFERRED_ERROR and not self._writes.volatile:
                 # There is no cache, so nothing was kept to be written again.
                 self._writes.report(DataLostError(f"{self.name}: {sense}"))
-        self.on_condition(condition)
 
     async def check(self) -> bool:
         """Return whether this is still the same unit; what changed about it, its size for instance, is taken
@@ -320,19 +317,19 @@ class LogicalUnit:
 
         Raises what `describe` raises.
         """
-        now = await describe(self._commands, probe=True)
+        now = await describe(self._commands)
         if not self.description.is_same_unit(now):
             return False
         self._take(now)
         self._writes.volatile = now.volatile_cache is not False
-        self.failure = None
         return True
 
-    def lose(self, reason: str) -> None:
-        """From now on there is no such unit: everything fails."""
-        self.failure = UnitError(f"{self.name}: {reason}")
-        log.error("%s", self.failure)
-        self._writes.give_up(self.failure)
+    def lose(self, reason: str) -> UnitError:
+        """From now on there is no such unit: everything fails with what is returned."""
+        self._commands.failure = failure = UnitError(f"{self.name}: {reason}")
+        log.error("%s", failure)
+        self._writes.give_up(failure)
+        return failure
 
     def _check(self) -> None:
         if self.failure is not None:
@@ -343,7 +340,6 @@ class LogicalUnit:
         if size > self._longest_transfer:
             await self._read_in_pieces(offset, buffer)
             return
-        self._check()
         command = self._read_cdb(offset // self._block_size, size // self._block_size)
         task = await self._commands.run(command, data_in=buffer)
         if task.received != size:
@@ -352,7 +348,6 @@ class LogicalUnit:
 
     def _start_write(self, offset: int, data: memoryview, done: Done) -> None:
         """Write whole blocks, in parallel pieces if need be, and tell *done* the first failure, or None."""
-        self._check()  # what was accepted before the unit was lost must not go to what has its number now
         longest = self._longest_transfer
         left = -(-len(data) // longest)
         first: IscsifsError | None = None

@@ -9,7 +9,7 @@ be sent again in a new session.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from iscsifs.errors import CommandError, IscsifsError, ProtocolError, TaskAborted, TransportError
@@ -158,7 +158,13 @@ class Connection:
         return events
 
     def data_to_send(self) -> list[Buffer]:
-        """Return the buffers to be sent next, in order; they must not be changed until that is done."""
+        """Return the buffers to be sent next, in order; they must not be changed until that is done.
+
+        Commands that wait for the window are taken up only here: until then they can be withdrawn because of
+        what the target has told in the answer that opened it.
+        """
+        if self._queue or self._unsent_texts:
+            self._fill_window()
         out, self._out = self._out, []
         self._unsent_answers = 0
         for task in self._unsent_r2ts:
@@ -190,6 +196,13 @@ class Connection:
         except ValueError:
             return False
         return True
+
+    def withdraw_if(self, condition: Callable[[Task], bool]) -> list[Task]:
+        """Drop the unsent tasks for which *condition* is true, and return them in their order."""
+        withdrawn = [task for task in self._queue if condition(task)]
+        if withdrawn:
+            self._queue = deque(task for task in self._queue if not condition(task))
+        return withdrawn
 
     def take_unfinished(self) -> list[Task]:
         """Return all tasks without a status, in the order of `tasks`; the connection forgets them."""
@@ -373,8 +386,6 @@ class Connection:
                 self._logout_response(pdu)
             case _:
                 raise ProtocolError("not from a target in this phase", section="7.13", pdu=pdu_name(pdu))
-        if self._queue or self._unsent_texts:
-            self._fill_window()
 
     def _log_in(self, pdu: Pdu, data: memoryview) -> None:
         login = self.login

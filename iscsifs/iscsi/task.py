@@ -67,6 +67,7 @@ class Task:
         "next_data_sn",
         "next_r2t_sn",
         "on_end",
+        "probe",
         "r2ts_unsent",
         "received",
         "residual",
@@ -78,13 +79,21 @@ class Task:
     )
 
     def __init__(
-        self, lun: int, cdb: bytes, *, data_in: memoryview = NOTHING, data_out: memoryview = NOTHING
+        self,
+        lun: int,
+        cdb: bytes,
+        *,
+        data_in: memoryview = NOTHING,
+        data_out: memoryview = NOTHING,
+        probe: bool = False,
     ) -> None:
         self.lun = lun
         self.cdb = cdb
         self.data_in = data_in
         self.data_out = data_out
-        # For the layer above: whom to tell that the task has ended, and how often it was sent.
+        # For the layer above: whether it only asks what the unit is, whom to tell that it has ended, and how
+        # often it was sent.
+        self.probe = probe
         self.on_end: Callable[[Task], None] | None = None
         self.attempts = 0
         self.reset()

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -106,17 +107,16 @@ class Call:
     ) -> None:
         self.buffer = bytearray(read)
         data_in = memoryview(self.buffer) if read else NOTHING
-        self.task = Task(lun, command, data_in=data_in, data_out=memoryview(write))
+        self.task = Task(lun, command, data_in=data_in, data_out=memoryview(write), probe=probe)
         self.failure: IscsifsError | None = None
         self.done = trio.Event()
         self.ended_at = 0.0
         self.scope = trio.CancelScope()
-        self._probe = probe
 
     async def run(self, session: Session) -> None:
         with self.scope:
             try:
-                await session.execute(self.task, probe=self._probe)
+                await session.execute(self.task)
             except IscsifsError as error:
                 self.failure = error
             self.ended_at = trio.current_time()
@@ -147,16 +147,21 @@ class Pair:
         self.nursery = nursery
         self.scope = trio.CancelScope()
         """That of the session alone."""
+        self._calls: deque[Call] = deque()
 
     async def run(self) -> None:
         with self.scope:
             await self.session.run()
 
     def call(self, command: bytes = READY, **options: Any) -> Call:
-        """Start a command."""
+        """Start a command. Commands begin in the order of the calls, though trio starts tasks in any."""
         call = Call(command, **options)
-        self.nursery.start_soon(call.run, self.session)
+        self._calls.append(call)
+        self.nursery.start_soon(self._begin)
         return call
+
+    async def _begin(self) -> None:
+        await self._calls.popleft().run(self.session)
 
     @property
     def logins(self) -> list[LoginRequest]:

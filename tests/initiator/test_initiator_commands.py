@@ -39,7 +39,7 @@ class FakeSession:
         self.answer = answer
         self.times: list[float] = []
 
-    async def execute(self, task: Task, *, probe: bool = False) -> None:
+    async def execute(self, task: Task) -> None:
         await trio.lowlevel.checkpoint()
         answer = self.answer(len(self.times))
         self.times.append(trio.current_time())
@@ -101,10 +101,10 @@ async def test_the_time_without_an_answer_is_not_counted_as_busy(autojump_clock:
     """The unit is busy for two moments, with an attempt in between that is aborted after a long time."""
 
     class Silent(FakeSession):
-        async def execute(self, task: Task, *, probe: bool = False) -> None:
+        async def execute(self, task: Task) -> None:
             if len(self.times) == 1:
                 await trio.sleep(PATIENCE + 1)
-            await super().execute(task, probe=probe)
+            await super().execute(task)
 
     answers: list[Answer] = [Status.BUSY, TaskAborted("no answer"), Status.BUSY, Status.GOOD]
     session = Silent(lambda n: answers[n])
@@ -149,7 +149,7 @@ async def test_a_command_with_a_unit_attention_is_repeated(
     sense = Sense(SenseKey.UNIT_ATTENTION, asc, ascq)
     assert sense.condition is condition
     commands, session = unit(lambda n: sense if n == 0 else 0)
-    assert len(await commands.read(READ, 512)) == 512
+    assert len(await commands.ask(READ, 512)) == 512
     assert len(session.times) == 2
     assert session.times[0] == session.times[1]
 
@@ -256,9 +256,9 @@ async def test_what_no_repetition_helps_is_raised_at_once(
 
 async def test_a_read_of_fewer_bytes_than_the_buffer_gives_those(autojump_clock: MockClock) -> None:
     class Short(FakeSession):
-        async def execute(self, task: Task, *, probe: bool = False) -> None:
-            await super().execute(task, probe=probe)
+        async def execute(self, task: Task) -> None:
+            await super().execute(task)
             task.received = 100
 
     commands = Commands(Short(lambda _: 0), 0, name="disk LUN 0", patience=1.0)  # type: ignore[arg-type]
-    assert await commands.read(cdb.inquiry(255), 255) == bytes(100)
+    assert await commands.ask(cdb.inquiry(255), 255) == bytes(100)

@@ -52,7 +52,7 @@ class FakeSession:
         self.answer = answer
         self.asked: list[tuple[int, bytes]] = []
 
-    async def execute(self, task: Task, *, probe: bool = False) -> None:
+    async def execute(self, task: Task) -> None:
         await trio.lowlevel.checkpoint()
         self.asked.append((task.lun, task.cdb))
         if task.data_in and task.cdb[0] != OperationCode.READ_CAPACITY_10:

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -35,6 +35,7 @@ from iscsifs.target.disk import Disk
 from iscsifs.target.script import Script
 from iscsifs.target.server import Server
 from iscsifs.target.session import Session as TargetSession
+from iscsifs.target.store import Store
 
 INITIATOR = "iqn.2001-04.com.example:initiator"
 TARGET = "iqn.2001-04.com.example:target"
@@ -43,15 +44,20 @@ HARDWARE_ERROR = Sense(SenseKey.HARDWARE_ERROR, 0x44, 0x00)
 
 
 class Counter(Script):
-    """A target that behaves, and counts commands by their operation codes."""
+    """A target that behaves, and takes note of the operation codes of all commands.
+
+    `on_command` is called with each before it is carried out; where it is false the command gets no answer.
+    """
 
     def __init__(self) -> None:
-        self.counts: dict[int, int] = {}
+        self.codes: list[int] = []
+        self.on_command: Callable[[int], bool] = lambda _: True
 
     async def request(self, session: TargetSession, pdu: Pdu, data: memoryview) -> bool:
-        if isinstance(pdu, ScsiCommand):
-            self.counts[pdu.cdb[0]] = self.counts.get(pdu.cdb[0], 0) + 1
-        return True
+        if not isinstance(pdu, ScsiCommand):
+            return True
+        self.codes.append(pdu.cdb[0])
+        return self.on_command(pdu.cdb[0])
 
     async def response(self, session: TargetSession, pdu: TargetPdu, data: Buffer) -> None:
         await session.wire.send(pdu, data)
@@ -275,7 +281,7 @@ async def test_a_unit_that_stays_away_is_given_up(autojump_clock: MockClock) -> 
         w.cut()
         w.device.detach(1)
         started = trio.current_time()
-        with pytest.raises(UnitError, match="LUN 1: gone after the new login"):
+        with pytest.raises(UnitError, match="LUN 1: gone: "):
             await gone.read(0, 512)
         assert UNIT_GRACE <= trio.current_time() - started <= UNIT_GRACE + 3.0
         await trio.sleep(5.0)
@@ -434,7 +440,7 @@ async def test_a_flood_of_reports_is_looked_into_now_and_then(
 ) -> None:
     async with world({0: disk()}) as w:
         (session,) = w.server.sessions
-        before = w.script.counts[OperationCode.SERVICE_ACTION_IN_16]
+        before = w.script.codes.count(OperationCode.SERVICE_ACTION_IN_16)
         started = trio.current_time()
         data = len(sense.pack()).to_bytes(2, "big") + sense.pack()
         for _ in range(1000):
@@ -442,7 +448,7 @@ async def test_a_flood_of_reports_is_looked_into_now_and_then(
             await session.flush()
             await trio.sleep(0.01)
         seconds = trio.current_time() - started
-        looks = w.script.counts[OperationCode.SERVICE_ACTION_IN_16] - before
+        looks = w.script.codes.count(OperationCode.SERVICE_ACTION_IN_16) - before
         assert 1 <= looks <= seconds / PAUSE + 2
         assert w.changes == 0
 
@@ -463,9 +469,286 @@ async def test_a_change_that_cannot_be_looked_into_is_logged(
     changing = disk()
     async with world({0: changing}) as w:
         changing.faults.append(scsi.Fault(HARDWARE_ERROR, codes=frozenset({OperationCode.INQUIRY})))
-        changing.establish_attention(scsi.INQUIRY_CHANGED)
+        changing.establish_attention(scsi.CAPACITY_CHANGED)
         await w.unit(0).read(0, 512)
         await settled()
         assert any("is not known" in record.message for record in caplog.records)
         assert w.unit(0).failure is None
         assert w.changes == 0
+
+
+async def test_what_has_changed_about_a_unit_that_has_gone_is_not_asked_for(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The unit reports a change and goes before there is time to look into it."""
+    first = disk("S-0")
+    async with world({0: first, 1: disk("S-1")}) as w:
+        going = w.unit(1)
+        first.establish_attention(scsi.MODE_CHANGED)
+        await w.unit(0).read(0, 512)
+        await wait_all_tasks_blocked()  # this is looked into; what comes now waits for PAUSE to be over
+        w.device.units[1].establish_attention(scsi.MODE_CHANGED)
+        await going.read(0, 512)
+        w.device.detach(1)
+        await w.unit(0).read(0, 512)
+        await settled()
+        assert w.labels == ["0"]
+        assert not [record for record in caplog.records if "is not known" in record.message]
+
+
+# Units that report, while the session lives, that they may be others.
+
+
+REPORTS = [scsi.INQUIRY_CHANGED, scsi.MEDIUM_CHANGED, scsi.POWER_ON]
+WRITE = OperationCode.WRITE_10
+
+
+def exchange(old: Disk, report: Sense, serial: str = "S-other") -> Store:
+    """Put another disk in the place of *old*, of which the target tells nothing but *report*; return what it
+    holds."""
+    old.identity = scsi.Identity(serial)
+    old.store = Store.memory(old.store.size)
+    old.establish_attention(report)
+    return old.store
+
+
+def is_untouched(store: Store) -> bool:
+    return store.read(0, store.size) == bytes(store.size)
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=str)
+async def test_a_write_that_is_answered_with_the_report_is_not_repeated_on_another_unit(
+    autojump_clock: MockClock, report: Sense
+) -> None:
+    exchanged = disk("S-1")
+    async with world({0: disk("S-0"), 1: exchanged}) as w:
+        old = w.unit(1)
+        other = exchange(exchanged, report)
+        with pytest.raises(UnitError, match="LUN 1: there is another unit"):
+            await old.write(0, b"w" * 512)
+        assert is_untouched(other)
+        await settled()
+        assert [unit.serial for unit in w.target.units] == ["S-0", "S-other"]
+        with trio.fail_after(1.0):
+            await w.unit(1).write(0, b"n" * 512)
+        assert other.read(0, 512) == b"n" * 512
+        assert len(w.server.sessions) == 1
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=str)
+async def test_a_write_that_is_answered_with_the_report_is_repeated_when_the_unit_is_known(
+    autojump_clock: MockClock, report: Sense
+) -> None:
+    same = disk("S-0")
+    async with world({0: same}) as w:
+        unit = w.unit(0)
+        same.establish_attention(report)
+        w.script.codes.clear()
+        with trio.fail_after(1.0):
+            await unit.write(0, b"w" * 512)
+        assert same.store.read(0, 512) == b"w" * 512
+        first, *later = w.script.codes
+        assert first == WRITE
+        assert OperationCode.MODE_SENSE_6 in later[: later.index(WRITE)]  # with which the check ends
+        await settled()
+        assert w.target.units == [unit]
+        assert w.changes == 0
+
+
+async def test_what_was_accepted_does_not_reach_another_unit_and_the_loss_is_reported(
+    autojump_clock: MockClock,
+) -> None:
+    exchanged = disk("S-0", size=1 << 20)
+    async with world({0: exchanged}, write_behind=True) as w:
+        old = w.unit(0)
+        other = exchange(exchanged, scsi.INQUIRY_CHANGED)
+        exchanged.faults.append(scsi.Fault(scsi.INQUIRY_CHANGED, codes=frozenset({WRITE}), times=31))
+        for number in range(0, 256, 2):  # more than may be under way at once
+            await old.write(number * 4096, b"w" * 4096)
+        with pytest.raises(UnitError, match="another unit"):
+            await old.flush()
+        assert old.failures
+        assert is_untouched(other)
+
+
+async def test_what_a_lost_cache_held_is_not_written_again_to_another_unit(autojump_clock: MockClock) -> None:
+    """A disk that takes the place of one reports, as after any power failure, that it was powered on."""
+    exchanged = disk("S-0")
+    async with world({0: exchanged}, write_behind=True) as w:
+        old = w.unit(0)
+        await old.write(0, b"w" * 512)
+        await old.drain()  # on the old disk, perhaps in its cache only
+        other = exchange(exchanged, scsi.POWER_ON)
+        with pytest.raises(UnitError, match="another unit"):
+            await old.read(512, 512)
+        await settled()
+        assert is_untouched(other)
+        assert old.failures == 1
+
+
+async def test_a_flush_waits_until_the_unit_is_known(autojump_clock: MockClock) -> None:
+    same = disk("S-0")
+    async with world({0: same}, write_behind=True) as w:
+        unit = w.unit(0)
+        same.faults.append(scsi.Fault(status=Status.BUSY, codes=frozenset({OperationCode.TEST_UNIT_READY})))
+        same.establish_attention(scsi.INQUIRY_CHANGED)
+        await unit.write(0, b"w" * 512)
+        with trio.move_on_after(10.0) as too_early:
+            await unit.flush()
+        assert too_early.cancelled_caught
+        same.faults.clear()
+        await unit.flush()
+        assert same.store.read(0, 512) == b"w" * 512
+        assert not unit.failures
+
+
+async def test_a_unit_that_is_exchanged_in_the_check_is_checked_again(autojump_clock: MockClock) -> None:
+    checked = disk("S-0")
+    async with world({0: checked}) as w:
+        old = w.unit(0)
+        others: list[Store] = []
+
+        def on_command(code: int) -> bool:
+            if code == OperationCode.SERVICE_ACTION_IN_16 and not others:  # it has said who it is by now
+                others.append(exchange(checked, scsi.INQUIRY_CHANGED))
+            return True
+
+        w.script.on_command = on_command
+        checked.establish_attention(scsi.INQUIRY_CHANGED)
+        with pytest.raises(UnitError, match="another unit"):
+            await old.write(0, b"w" * 512)
+        assert is_untouched(others[0])
+
+
+@pytest.mark.parametrize("exchanged", [False, True])
+async def test_a_connection_that_is_lost_in_the_check_is_no_answer(
+    autojump_clock: MockClock, exchanged: bool
+) -> None:
+    """The unit has said what it is, and the connection is lost, and with it the rest of the answers."""
+    checked = disk("S-0")
+    async with world({0: checked}) as w, trio.open_nursery() as nursery:
+        unit = w.unit(0)
+        failures = []
+
+        async def write() -> None:
+            try:
+                await unit.write(0, b"w" * 512)
+            except UnitError as error:
+                failures.append(error)
+
+        w.script.on_command = lambda code: code != OperationCode.SERVICE_ACTION_IN_16
+        checked.establish_attention(scsi.INQUIRY_CHANGED)
+        nursery.start_soon(write)
+        await wait_all_tasks_blocked()
+        assert w.script.codes[-1] == OperationCode.SERVICE_ACTION_IN_16
+        store = exchange(checked, scsi.INQUIRY_CHANGED) if exchanged else checked.store
+        w.script.on_command = lambda _: True
+        w.cut()
+        await trio.sleep(10.0)
+        assert bool(failures) == exchanged
+        assert store.read(0, 512) == (bytes(512) if exchanged else b"w" * 512)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5, 50.0])
+async def test_closing_while_a_unit_is_held(autojump_clock: MockClock, seconds: float) -> None:
+    slow = disk("S-0")
+    async with world({0: slow}) as w, trio.open_nursery() as nursery:
+        unit = w.unit(0)
+        slow.faults.append(scsi.Fault(status=Status.BUSY, codes=frozenset({OperationCode.TEST_UNIT_READY})))
+        slow.establish_attention(scsi.INQUIRY_CHANGED)
+
+        async def write() -> None:
+            with pytest.raises(TransportError, match="closed"):
+                await unit.write(0, b"w" * 512)
+
+        nursery.start_soon(write)
+        await trio.sleep(seconds)
+        await w.target.session.close()
+        with trio.fail_after(1.0):
+            await wait_all_tasks_blocked()
+        assert is_untouched(slow.store)
+
+
+async def test_a_unit_that_is_only_busy_when_it_is_asked_ends_as_after_a_new_login(
+    autojump_clock: MockClock,
+) -> None:
+    """Neighbours are served, and commands fail by the replacement time-out; when it answers, it goes on."""
+    slow = disk("S-1")
+    options = {"replacement_timeout": 60.0, "command_timeout": 10.0}
+    async with world({0: disk("S-0"), 1: slow}, **options) as w:
+        unit, neighbour = w.unit(1), w.unit(0)
+        slow.faults.append(scsi.Fault(status=Status.BUSY))
+        slow.establish_attention(scsi.INQUIRY_CHANGED)
+        started = trio.current_time()
+        async with trio.open_nursery() as nursery:
+
+            async def write() -> None:
+                with pytest.raises(CommandTimeout, match="LUN 1: it is not known for 60 seconds"):
+                    await unit.write(0, b"w" * 512)
+
+            nursery.start_soon(write)
+            await wait_all_tasks_blocked()
+            with trio.fail_after(0.1):
+                await neighbour.write(0, b"w" * 512)
+        assert trio.current_time() - started == pytest.approx(60.0, abs=2.0)
+        slow.faults.clear()
+        await trio.sleep(20.0)
+        await unit.write(0, b"n" * 512)
+        assert slow.store.read(0, 512) == b"n" * 512
+        assert len(w.server.sessions) == 1
+
+
+async def test_a_unit_that_cannot_say_what_it_is_is_given_up(autojump_clock: MockClock) -> None:
+    broken = disk("S-1")
+    async with world({0: disk("S-0"), 1: broken}) as w:
+        unit = w.unit(1)
+        broken.faults.append(scsi.Fault(HARDWARE_ERROR, codes=frozenset({OperationCode.INQUIRY})))
+        broken.establish_attention(scsi.INQUIRY_CHANGED)
+        started = trio.current_time()
+        with pytest.raises(UnitError, match="LUN 1: gone: .*44/00"):
+            await unit.write(0, b"w" * 512)
+        assert UNIT_GRACE <= trio.current_time() - started <= UNIT_GRACE + 3.0
+        assert is_untouched(broken.store)
+
+
+async def test_where_the_luns_have_changed_every_unit_may_be_another(autojump_clock: MockClock) -> None:
+    """The one unit tells of it; two others have changed places."""
+    disks = {number: disk(f"S-{number}") for number in range(4)}
+    async with world(dict(disks)) as w:
+        first, second, third, stays = (w.unit(number) for number in range(4))
+        disks[1].identity, disks[2].identity = disks[2].identity, disks[1].identity
+        disks[0].establish_attention(scsi.LUNS_CHANGED)
+        await first.read(0, 512)
+        async with trio.open_nursery() as nursery:
+
+            async def write(unit: LogicalUnit) -> None:
+                with pytest.raises(UnitError, match="another unit"):
+                    await unit.write(0, b"w" * 512)
+
+            nursery.start_soon(write, second)
+            nursery.start_soon(write, third)
+            nursery.start_soon(stays.write, 0, b"w" * 512)
+        assert is_untouched(disks[1].store)
+        assert is_untouched(disks[2].store)
+        assert disks[3].store.read(0, 512) == b"w" * 512
+
+
+async def test_a_busy_command_is_not_repeated_on_another_unit(autojump_clock: MockClock) -> None:
+    """It waits for its next attempt while another command hears what has happened."""
+    exchanged = disk("S-0")
+    async with world({0: exchanged}) as w, trio.open_nursery() as nursery:
+        old = w.unit(0)
+        exchanged.faults.append(scsi.Fault(status=Status.BUSY, codes=frozenset({WRITE}), times=3))
+
+        async def write() -> None:
+            with pytest.raises(UnitError, match="another unit"):
+                await old.write(0, b"w" * 512)
+
+        nursery.start_soon(write)
+        await wait_all_tasks_blocked()
+        other = exchange(exchanged, scsi.INQUIRY_CHANGED)
+        exchanged.faults.clear()
+        with pytest.raises(UnitError, match="another unit"):
+            await old.read(4096, 512)
+        await settled()
+        assert is_untouched(other)

@@ -109,11 +109,10 @@ async def test_time2wait_of_a_logout_counts_where_it_failed(
         assert line.line.dialled == [pytest.approx(asked + earliest, abs=0.1)]
 
 
-async def test_a_logout_is_asked_for_while_the_units_are_checked(autojump_clock: MockClock) -> None:
-    """The check is over in the same moment, but no command may follow the logout."""
+async def test_a_logout_is_asked_for_while_the_units_are_held(autojump_clock: MockClock) -> None:
+    """They are released in the same moment, but no command may follow the logout."""
     async with pair() as line:
-        checked = trio.Event()
-        line.session.after_login = checked.wait
+        line.session.on_login = lambda: line.session.hold([LUN])
         call = line.call()
         await line.peer.expect(ScsiCommand)
         await line.peer.close()
@@ -121,11 +120,14 @@ async def test_a_logout_is_asked_for_while_the_units_are_checked(autojump_clock:
         await wait_all_tasks_blocked()
         await line.peer.async_message(AsyncEvent.LOGOUT_REQUESTED, parameter3=5)
         logout = await line.peer.expect(LogoutRequest)
-        checked.set()
+        line.session.release(LUN)
         await line.peer.nothing(1.0)
         assert line.session.state is State.DOWN
         await line.peer.logged_out(logout)
         await line.peer.login()
+        await wait_all_tasks_blocked()
+        await line.peer.nothing(1.0)  # a new session, so it is held again
+        line.session.release(LUN)
         await line.peer.status(await line.peer.expect(ScsiCommand))
         await call.succeeded()
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import trio
 import trio.lowlevel
-from memory_line import ISID, LUN, OTHER_LUN, READY, Pair, pair
+from memory_line import ISID, LUN, OTHER_LUN, Pair, pair
 from peer import Closed
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -23,12 +23,13 @@ from iscsifs.iscsi.pdu import (
     ScsiCommand,
     TaskManagementRequest,
 )
-from iscsifs.iscsi.task import Task
 from iscsifs.limits import MAX_ATTEMPTS
 from iscsifs.scsi import cdb
+from iscsifs.scsi.sense import Sense, SenseKey
 
 READ = cdb.read_10(0, 2)
 WRITE = cdb.write_10(0, 2)
+INQUIRY_CHANGED = Sense(SenseKey.UNIT_ATTENTION, 0x3F, 0x03)
 AWAY = TransportError("192.0.2.1:3260: Connection refused")
 
 
@@ -265,6 +266,7 @@ async def test_whenever_the_connection_is_cut_each_command_ends_once_and_well(
                             await line.peer.close()
                             raise Closed
                         await line.peer.data_in(command, data)
+                        cuts = 0
                 except Closed:
                     await line.peer.login()
 
@@ -480,12 +482,8 @@ async def test_the_replacement_time_out_runs_while_the_target_keeps_us_waiting(
     autojump_clock: MockClock, where: str
 ) -> None:
     async with pair(replacement_timeout=30.0) as line:
-
-        async def check() -> None:
-            if where == "check":
-                await trio.sleep(1000.0)
-
-        line.session.after_login = check
+        if where == "check":
+            holds(line)
         call = line.call()
         await line.peer.expect(ScsiCommand)
         lost = trio.current_time()
@@ -503,7 +501,7 @@ async def test_sessions_that_are_lost_in_the_check_do_not_extend_the_replacement
     autojump_clock: MockClock,
 ) -> None:
     async with pair(replacement_timeout=30.0) as line:
-        line.session.after_login = trio.sleep_forever
+        holds(line)
         call = line.call()
         await line.peer.expect(ScsiCommand)
         lost = trio.current_time()
@@ -519,7 +517,12 @@ async def test_sessions_that_are_lost_in_the_check_do_not_extend_the_replacement
         assert 30.0 <= call.ended_at - lost <= 31.5
 
 
-# The check of the units after a new login.
+# Units that are held until they were looked at, after a new login and whenever they may be others.
+
+
+def holds(line: Pair) -> None:
+    """Have the commands of both units held after each new login."""
+    line.session.on_login = lambda: line.session.hold([LUN, OTHER_LUN])
 
 
 async def lose(line: Pair) -> None:
@@ -530,26 +533,24 @@ async def lose(line: Pair) -> None:
 
 async def test_kept_commands_wait_for_the_check_and_probes_do_not(autojump_clock: MockClock) -> None:
     async with pair() as line:
-        checked = trio.Event()
-        line.session.after_login = checked.wait
+        holds(line)
         call = line.call()
         await line.peer.expect(ScsiCommand)
         await lose(line)
-        assert line.session.state is State.CHECKING
         probe = line.call(cdb.inquiry(96), read=96, probe=True)
         command = await line.peer.expect(ScsiCommand)
         assert command.cdb[0] == 0x12
         await line.peer.data_in(command, bytes(96))
         await probe.succeeded()
         await line.peer.nothing(2.0)
-        checked.set()
+        line.session.release(LUN)
         await line.peer.status(await line.peer.expect(ScsiCommand))
         await call.succeeded()
 
 
 async def test_a_unit_that_passed_the_check_does_not_wait_for_others(autojump_clock: MockClock) -> None:
     async with pair() as line:
-        line.session.after_login = trio.sleep_forever
+        holds(line)
         waiting, released = line.call(), line.call(lun=OTHER_LUN)
         for _ in range(2):
             await line.peer.expect(ScsiCommand)
@@ -574,7 +575,7 @@ async def test_a_released_unit_works_where_the_check_of_another_takes_too_long(
     autojump_clock: MockClock,
 ) -> None:
     async with pair(replacement_timeout=10.0) as line:
-        line.session.after_login = trio.sleep_forever
+        holds(line)
         await lose(line)
         line.session.release(OTHER_LUN)
         await trio.sleep(20.0)
@@ -586,7 +587,7 @@ async def test_a_released_unit_works_where_the_check_of_another_takes_too_long(
 
 async def test_commands_to_a_unit_that_is_another_now_fail(autojump_clock: MockClock) -> None:
     async with pair() as line:
-        line.session.after_login = trio.sleep_forever
+        holds(line)
         calls = [line.call() for _ in range(2)]
         other = line.call(lun=OTHER_LUN)
         for _ in range(3):
@@ -598,25 +599,66 @@ async def test_commands_to_a_unit_that_is_another_now_fail(autojump_clock: MockC
         assert not other.done.is_set()
 
 
-async def test_a_connection_that_is_lost_in_the_check_ends_it(autojump_clock: MockClock) -> None:
+async def test_a_probe_goes_on_in_the_next_session_and_a_unit_stays_held(autojump_clock: MockClock) -> None:
     async with pair() as line:
-        checks = []
-
-        async def check() -> None:
-            checks.append(trio.current_time())
-            if len(checks) == 1:
-                await line.session.execute(Task(LUN, READY), probe=True)
-
-        line.session.after_login = check
+        holds(line)
         call = line.call()
         await line.peer.expect(ScsiCommand)
         await lose(line)
+        probe = line.call(cdb.inquiry(96), read=96, probe=True)
         await line.peer.expect(ScsiCommand)
-        await line.peer.close()
-        await back(line)
-        assert len(checks) == 2
-        await line.peer.status(await line.peer.expect(ScsiCommand))  # nobody waits for the probe any more
+        await lose(line)
+        command = await line.peer.expect(ScsiCommand)
+        assert command.cdb[0] == 0x12
+        await line.peer.data_in(command, bytes(96))
+        await probe.succeeded()
+        await line.peer.nothing(2.0)
+        line.session.release(LUN)
+        await line.peer.status(await line.peer.expect(ScsiCommand))
         await call.succeeded()
+
+
+async def test_what_waits_for_the_window_is_held_before_the_report_opens_it(
+    autojump_clock: MockClock,
+) -> None:
+    """The answer with the report is also what lets the next command go."""
+    async with pair(window=1) as line:
+        line.session.on_sense = lambda report: line.session.hold([report.lun])
+        reported = line.call()
+        await wait_all_tasks_blocked()
+        waiting = line.call()
+        await wait_all_tasks_blocked()
+        probe = line.call(cdb.inquiry(96), read=96, probe=True)
+        other = line.call(lun=OTHER_LUN)
+        await wait_all_tasks_blocked()
+        await line.peer.status(await line.peer.expect(ScsiCommand), 2, INQUIRY_CHANGED)
+        await reported.done.wait()
+        for _ in range(2):
+            command = await line.peer.expect(ScsiCommand)
+            if command.lun == LUN:
+                assert command.cdb[0] == 0x12
+                await line.peer.data_in(command, bytes(96))
+            else:
+                await line.peer.status(command)
+        await probe.succeeded()
+        await other.succeeded()
+        await line.peer.nothing(5.0)
+        line.session.release(LUN)
+        await line.peer.status(await line.peer.expect(ScsiCommand))
+        await waiting.succeeded()
+
+
+async def test_a_caller_that_gives_up_while_its_unit_is_held_leaves_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    async with pair() as line:
+        line.session.hold([LUN])
+        call = line.call()
+        await wait_all_tasks_blocked()
+        call.scope.cancel()
+        await wait_all_tasks_blocked()
+        line.session.release(LUN)
+        await line.peer.nothing(5.0)
 
 
 # Closing, in every state.
@@ -666,7 +708,7 @@ async def test_closing_in_the_moment_in_which_a_login_has_succeeded(autojump_clo
 
 async def test_closing_while_the_units_are_checked(autojump_clock: MockClock) -> None:
     async with pair() as line:
-        line.session.after_login = trio.sleep_forever
+        holds(line)
         call = line.call()
         await line.peer.expect(ScsiCommand)
         await lose(line)

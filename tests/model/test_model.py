@@ -1,9 +1,10 @@
 """The whole initiator, from `LogicalUnit` to the bytes on a socket, against a target and a model.
 
-A state machine writes, reads and flushes, several at once and also parts of blocks, while connections break,
-the target stalls, loses its cache, is busy, fails. Whatever happens: a read gives nothing older than the last
-write that was acknowledged before, what a flush was done for stays, an exception to this is reported first,
-and everything ends. 200 runs of 50 steps by default; 20,000 by
+A state machine writes, reads and flushes, several at once and also parts of blocks, while connections
+break, the target stalls, loses its cache, is busy, fails, says that its disk may be another one, and
+exchanges it for another one. Whatever happens: a read gives nothing older than the last write that was
+acknowledged before, what a flush was done for stays, an exception to this is reported first, another
+disk never gets a byte, and everything ends. 200 runs of 50 steps by default; 20,000 by
 
     ISCSIFS_MODEL_RUNS=20000 pytest tests/model
 
@@ -14,6 +15,7 @@ and what is known of it is which of them are possible.
 import os
 from bisect import bisect_left, insort
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import trio
 from hypothesis import HealthCheck, settings
@@ -22,12 +24,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from memory_san import San
 from stepwise import Loop
 
-from iscsifs.errors import CommandTimeout, IscsifsError, MediumError, TaskAborted
+from iscsifs.errors import CommandTimeout, IscsifsError, MediumError, TaskAborted, UnitError
 from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.status import Status
 from iscsifs.target.disk import Disk
 from iscsifs.target.login import TARGET_OFFER, TargetConfig
 from iscsifs.target.unit import (
+    INQUIRY_CHANGED,
+    LUNS_CHANGED,
+    MEDIUM_CHANGED,
     POWER_ON,
     READ_CODES,
     READ_ERROR,
@@ -58,6 +63,8 @@ SMALL_BURSTS = {
 DIGESTS = {**TARGET_OFFER, "HeaderDigest": ("CRC32C",), "DataDigest": ("CRC32C",)}
 
 WRITE_FAILED_LATER = Sense(SenseKey.MEDIUM_ERROR, 0x0C, deferred=True)
+
+REPORTS = [INQUIRY_CHANGED, MEDIUM_CHANGED, POWER_ON]
 
 starts = st.integers(0, CELLS - 1)
 lengths = st.one_of(st.integers(1, 12), st.sampled_from([4, 8, 16, 32]))
@@ -94,8 +101,17 @@ class Initiator(RuleBasedStateMachine):
         write_cache=st.booleans(),
         offer=st.sampled_from([TARGET_OFFER, SMALL_BURSTS, DIGESTS]),
         window=st.sampled_from([128, 2]),
+        exchanged_at_last=st.booleans(),
     )
-    def open(self, write_behind: bool, write_cache: bool, offer: dict[str, object], window: int) -> None:
+    def open(
+        self,
+        write_behind: bool,
+        write_cache: bool,
+        offer: dict[str, object],
+        window: int,
+        exchanged_at_last: bool,
+    ) -> None:
+        self.exchanged_at_last = exchanged_at_last
         disk = Disk.in_memory(CELLS * CELL, block_size=BLOCK, write_cache=write_cache, droppable=True)
         config = TargetConfig(target_names=frozenset(), offer=offer, command_window=window)  # type: ignore[arg-type]
         self.san = San(self.loop.nursery, disk, config, write_behind=write_behind)
@@ -226,9 +242,16 @@ class Initiator(RuleBasedStateMachine):
     def lose_cache(self) -> None:
         self.san.disk.drop_cache()
 
-    @rule()
-    def report_power_on(self) -> None:
-        self.san.disk.establish_attention(POWER_ON)
+    @rule(report=st.sampled_from([*REPORTS, LUNS_CHANGED]))
+    def report(self, report: Sense) -> None:
+        """The disk says that it may be another, but is not."""
+        self.san.disk.establish_attention(report)
+
+    @precondition(lambda self: self.san.trouble.stranger is None)
+    @rule(report=st.sampled_from(REPORTS))
+    def exchange(self, report: Sense) -> None:
+        self.possible |= {UnitError}
+        self.san.exchange(report)
 
     @precondition(lambda self: len(self.background_failures()) < 2)
     @rule()
@@ -281,8 +304,13 @@ class Initiator(RuleBasedStateMachine):
 
     @precondition(lambda self: hasattr(self, "unit"))
     @invariant()
-    def it_is_the_same_unit(self) -> None:
-        assert self.unit.failure is None
+    def another_unit_is_noticed_and_gets_nothing(self) -> None:
+        stranger = self.san.trouble.stranger
+        if stranger is None:
+            assert self.unit.failure is None
+        else:
+            assert self.san.trouble.came_too_late == []
+            assert stranger.store.read(0, CELLS * CELL) == bytes(CELLS * CELL)
         self.learn_of_failures()
 
     def teardown(self) -> None:
@@ -299,6 +327,9 @@ class Initiator(RuleBasedStateMachine):
         with trio.fail_after(LIMIT):
             while self.unfinished or not self.san.is_up:  # noqa: ASYNC110 - the time is virtual
                 await trio.sleep(1)
+            if self.san.trouble.stranger is not None:
+                await self.finish_without_the_disk()
+                return
             await self.unit.drain()  # what is here would be read without a command, and so without a report
             await self._read(0, CELLS)
             while self.background_failures():
@@ -312,7 +343,24 @@ class Initiator(RuleBasedStateMachine):
         for cell in self.cells:
             assert cell.succeeded[-1] <= max(cell.safe, cell.lost)
         with trio.fail_after(LIMIT):
-            await self.san.log_out()
+            if self.exchanged_at_last:
+                self.exchange(INQUIRY_CHANGED)
+                for start in range(0, CELLS, 3):
+                    self.write(start, 2)
+                await self.finish_without_the_disk()
+            else:
+                await self.san.log_out()
+
+    async def finish_without_the_disk(self) -> None:
+        """It is exchanged: it has all that was acknowledged, or the loss of that was reported."""
+        with suppress(UnitError):
+            await self.unit.flush()
+        while self.unfinished:  # noqa: ASYNC110 - the time is virtual
+            await trio.sleep(1)
+        assert self.unit.failure is not None
+        self.another_unit_is_noticed_and_gets_nothing()
+        self.compare(self.san.medium(), [cell.oldest for cell in self.cells])
+        await self.san.log_out()
 
 
 TestInitiator = Initiator.TestCase
