@@ -29,7 +29,7 @@ class Wire:
 
 @pytest.fixture
 def wires(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Wire]]:
-    monkeypatch.setattr("iscsifs.moment._watched", [])  # not what other tests have left
+    monkeypatch.setattr("iscsifs.moment._watched", {})  # not what other tests have left
     wires = [Wire(), Wire()]
     yield wires
     for wire in wires:
@@ -46,6 +46,38 @@ def test_what_others_wait_for_ends_the_moment(wires: list[Wire]) -> None:
     assert not wires[0].moment.wait()
     wires[0].send()
     assert wires[0].moment.wait()  # that was no wait in vain
+
+
+def test_who_can_be_served_in_the_meantime_is(wires: list[Wire]) -> None:
+    served = []
+
+    def serve() -> None:
+        wires[1].receive()
+        served.append(1)
+        if len(served) == 3:
+            wires[0].send()
+
+    wires[1].moment.serve = serve
+    for _ in range(3):
+        wires[1].send()
+    assert wires[0].moment.wait()
+    assert len(served) == 3
+
+
+def test_serving_others_has_an_end(wires: list[Wire]) -> None:
+    served = []
+    wires[1].moment.serve = lambda: served.append(1)
+    wires[1].send()
+    assert not wires[0].moment.wait()
+    assert len(served) == IN_A_ROW
+
+
+def test_who_is_closed_is_served_no_more(wires: list[Wire]) -> None:
+    wires[1].moment.serve = lambda: pytest.fail("served")
+    wires[1].send()
+    wires[1].moment.close()
+    wires[0].send()
+    assert wires[0].moment.wait()
 
 
 def test_after_a_wait_in_vain_nobody_waits_for_some_time(wires: list[Wire]) -> None:
@@ -80,10 +112,8 @@ def test_what_was_closed_without_a_word_is_in_nobody_s_way(wires: list[Wire]) ->
 
 
 def test_a_second_close_is_not_that_of_who_has_the_number_now(wires: list[Wire]) -> None:
-    first = Moment(wires[0].out_end)
-    first.close()
+    wires[1].moment.close()
     second = Moment(wires[1].out_end)
-    second.close()
-    second.close()
+    wires[1].moment.close()
     wires[1].send()
-    assert wires[1].moment.wait()
+    assert second.wait()

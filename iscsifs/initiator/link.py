@@ -10,6 +10,7 @@ import socket
 import struct
 import termios
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import trio
@@ -42,8 +43,6 @@ class Link:
         self._early: list[Event] = []  # what came right behind the last login response
         self._unsent: list[Buffer] = []  # taken from the connection, but the socket is full
         self._sent = 0
-        self._on_event: Callable[[Event], None] | None = None  # while running
-        self._nursery: trio.Nursery | None = None  # while running
         self._moment = Moment(sock.fileno())
         self._alone = False  # there was only one command under way lately
         self._drained = True  # the last read took all that there was
@@ -86,7 +85,7 @@ class Link:
                 on_event(event)
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    self._on_event, self._nursery = on_event, nursery
+                    self._moment.serve = partial(self._serve, on_event, nursery)
                     nursery.start_soon(self._guarded, self._send_loop)
                     nursery.start_soon(self._guarded, self._receive_loop, on_event)
         finally:
@@ -96,12 +95,12 @@ class Link:
         """End the link because of *failure*; the first one counts."""
         if self.failure is None:
             self.failure = failure
+        self._moment.close()
         self._scope.cancel()
 
     def close(self) -> None:
         """Close the socket and end `run`."""
         self.fail(TransportError("the connection was closed"))
-        self._moment.close()
         self._socket.close()
 
     def kick(self) -> None:
@@ -117,19 +116,24 @@ class Link:
 
     def linger(self) -> None:
         """Receive what comes within a moment, if one command alone is under way, and so was the last."""
-        connection, on_event, nursery = self.connection, self._on_event, self._nursery
+        connection = self.connection
         alone, self._alone = self._alone, connection.tasks_on_the_wire == 1
-        if not alone or on_event is None or nursery is None or connection.has_rest:
+        if alone and not connection.has_rest:
+            connection.begin_turn()
+            moment = self._moment
+            while connection.tasks_on_the_wire == 1 and moment.serve is not None and moment.wait():
+                moment.serve()
+
+    def _serve(self, on_event: Callable[[Event], None], nursery: trio.Nursery) -> None:
+        """Receive once, outside of the receive loop."""
+        if self.connection.has_rest:
             return
-        connection.begin_turn()
         try:
-            while connection.tasks_on_the_wire == 1 and self.failure is None and self._moment.wait():
-                self._take(on_event)
-                if connection.has_rest:  # of which the socket tells nobody
-                    nursery.start_soon(self._guarded, self._receive_all, on_event)
-                    break
+            self._take(on_event)
         except (IscsifsError, MemoryError) as error:
             self._break(error)
+        if self.connection.has_rest:  # of which the socket tells nobody
+            nursery.start_soon(self._guarded, self._receive_all, on_event)
 
     def progress(self) -> tuple[int, int]:
         """Return how many bytes the other end has taken so far, and how many wait for that.

@@ -160,7 +160,7 @@ class Session:
         """
         if self._closing:
             raise self._closed()
-        if self.state is State.UP and self._passes(task):
+        if self.state is State.UP and (task.lun not in self._held or task.probe):
             try:
                 self._submit(task)
             except MemoryError:

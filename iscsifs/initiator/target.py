@@ -204,18 +204,16 @@ class Target:
         unit = self._units.get(report.lun)
         if unit is None or unit.failure is not None or not condition.repeatable:
             return  # what is not repeatable concerns one command only
-        unit.notice(condition, sense)
         if condition is Condition.LUNS_CHANGED:
             self._luns_stale = True
             self._suspect(self.units)
         elif condition in _SUSPICIOUS:
             self._suspect([unit])
-            return
         elif condition in _STALE:
             self._stale.add(unit)
-        else:
-            return
-        self._update_soon()
+        unit.notice(condition, sense)  # after that: it may write again at once what may be lost
+        if self._luns_stale or self._stale:
+            self._update_soon()
 
     def _update_soon(self) -> None:
         """See to it that what is stale is looked at, in one task however many reports there are."""

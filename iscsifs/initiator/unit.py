@@ -191,7 +191,7 @@ class LogicalUnit:
     async def read(self, offset: int, size: int) -> memoryview:
         """Return *size* bytes from *offset*; fewer, or none, at the end of the unit."""
         self._check()
-        size = min(size, self.size - offset)
+        size = min(size, (self._size or self.size) - offset)
         if size <= 0:
             return memoryview(b"")
         block_size = self._block_size
@@ -332,8 +332,9 @@ class LogicalUnit:
         return failure
 
     def _check(self) -> None:
-        if self.failure is not None:
-            raise self.failure
+        failure = self._commands.failure
+        if failure is not None:
+            raise failure
 
     async def _read_blocks(self, offset: int, buffer: memoryview) -> None:
         size = len(buffer)

@@ -266,7 +266,6 @@ async def test_whenever_the_connection_is_cut_each_command_ends_once_and_well(
                             await line.peer.close()
                             raise Closed
                         await line.peer.data_in(command, data)
-                        cuts = 0
                 except Closed:
                     await line.peer.login()
 
