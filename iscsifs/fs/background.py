@@ -24,15 +24,20 @@ def run_in_background(serve: Callable[[Ready], int]) -> int:
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        _serve(serve, writer, null)
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, handlers)  # until it is known what to do with them
+    try:
+        child = os.fork()
+        if child == 0:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            os.close(reader)
+            _serve(serve, writer, null)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child has it as well, and tells its end
+        signal.signal(signal.SIGTERM, lambda signum, frame: os.kill(child, signum))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     os.close(writer)
     os.close(null)
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child has it as well, and tells its end
-    signal.signal(signal.SIGTERM, lambda signum, frame: os.kill(child, signum))
     try:
         with open(reader, "rb") as pipe:
             status = pipe.read(1)

@@ -395,7 +395,19 @@ def test_the_foreground_tells_that_the_background_was_killed() -> None:
     assert run_in_background(serve) == 128 + signal.SIGKILL
 
 
-def test_a_signal_to_the_foreground_reaches_the_background() -> None:
+@pytest.mark.parametrize("delay", [0.0, 0.2])
+def test_a_signal_to_the_foreground_reaches_the_background(
+    monkeypatch: pytest.MonkeyPatch, delay: float
+) -> None:
+    fork = os.fork
+
+    def slow_fork() -> int:
+        if child := fork():
+            time.sleep(delay)  # the signal comes before we return
+        return child
+
+    monkeypatch.setattr(os, "fork", slow_fork)
+
     def serve(ready: Ready) -> int:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(9))
         os.kill(os.getppid(), signal.SIGTERM)
