@@ -1,12 +1,10 @@
 """From hosts to logical units: every host is asked for its targets, and those wanted are logged in to."""
 
-import math
 import socket
-from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from itertools import count
 from typing import Protocol, TypeVar
 
 import trio
@@ -19,7 +17,6 @@ from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.limits import ATTACH_TIMEOUT, LOGINS_AT_ONCE, MAX_TARGETS
 
-_T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
@@ -192,14 +189,22 @@ def line(host_name: str, address: TargetAddress, target_name: str) -> str:
 
 async def find_targets(config: Config, network: Network) -> tuple[list[Wanted], list[Failure]]:
     """Return the targets that *config* wants, in the order of its hosts, and the hosts that failed."""
+    outcomes: dict[int, list[Wanted] | IscsifsError] = {}
 
-    async def look(host: Host) -> list[Wanted]:
-        return await _targets_of(host, config, network)
+    async def look(index: int) -> list[Wanted]:
+        return await _targets_of(config.hosts[index], config, network)
 
-    found, failures, _ = await _each(config.hosts, lambda host: str(host.spec.portal), look, lambda _: None)
+    await _each(range(len(config.hosts)), look, outcomes, LOGINS_AT_ONCE)
+    found: list[Wanted] = []
+    failures: list[Failure] = []
+    for host, (_, outcome) in zip(config.hosts, sorted(outcomes.items()), strict=True):
+        if isinstance(outcome, IscsifsError):
+            failures.append(Failure(str(host.spec.portal), outcome))
+        else:
+            found += outcome
     wanted: list[Wanted] = []
     places: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
-    for target in (target for some in found for target in some):
+    for target in found:
         # The same again was found in another way, by a host that was given twice for example.
         same_name = places[target.host_name, target.name]
         known = next((place for place in same_name if wanted[place].shares_portal_with(target)), None)
@@ -219,87 +224,75 @@ async def attach(
 ) -> tuple[list[Attached], list[Failure]]:
     """Log in to *targets*, each by the initiator for the options of its host.
 
-    Where others got in, a login that was only not finished in time is worth a second try, without company.
+    Where somebody got in, a login that was only not finished in time is worth a second try, behind the others
+    of its host and without company.
 
     Whatever a host tells of, this has an end: MAX_TARGETS of each host are tried, LOGINS_AT_ONCE of them at
     once, for ATTACH_TIMEOUT and one login_timeout. What is left out is one failure for each host.
     """
-    somebody_got_in = False
-    second_tries: defaultdict[str, trio.Lock] = defaultdict(trio.Lock)
+    outcomes: dict[int, Attached | IscsifsError] = {}
+    of_host: defaultdict[str, list[int]] = defaultdict(list)
+    for index, wanted in enumerate(targets):
+        of_host[wanted.host_name].append(index)
 
-    async def log_in(wanted: Wanted) -> Attached:
-        nonlocal somebody_got_in
+    async def log_in(index: int) -> Attached:
+        wanted = targets[index]
         initiator = initiators[wanted.host.options]
         target = await initiator.login(wanted.name, [address.portal for address in wanted.addresses])
         missing = (wanted.luns or frozenset()).difference(unit.label for unit in target.units)
         if missing:
             luns = ", ".join(sorted(missing))
             raise NoTargetError(f"no logical unit {luns}; leave the number out to have all that there are")
-        somebody_got_in = True
         return Attached(wanted, target)
 
-    async def patiently(wanted: Wanted) -> Attached:
-        try:
-            return await log_in(wanted)
-        except LoginTimeout:
-            if not somebody_got_in:
-                raise
-        async with second_tries[wanted.host_name]:
-            return await log_in(wanted)
+    async def log_in_all(indices: list[int]) -> None:
+        await _each(indices, log_in, outcomes, LOGINS_AT_ONCE)
+        if any(isinstance(outcome, Attached) for outcome in outcomes.values()):
+            late = [index for index in indices if isinstance(outcomes[index], LoginTimeout)]
+            await _each(late, log_in, outcomes, 1)
 
     seconds = ATTACH_TIMEOUT + max((wanted.host.options.login_timeout for wanted in targets), default=0.0)
-    places: defaultdict[str, Iterator[int]] = defaultdict(count)
-    first = [wanted for wanted in targets if next(places[wanted.host_name]) < MAX_TARGETS]
-    attached, failures, unfinished = await _each(
-        first,
-        lambda wanted: f"{wanted.host_name}: {printable(wanted.name)}",
-        patiently,
-        lambda wanted: wanted.host_name,
-        seconds,
-    )
-    late = Counter(wanted.host_name for wanted in unfinished)
-    for host_name, place in places.items():
-        if left_out := late[host_name] + max(next(place) - MAX_TARGETS, 0):
-            bound = f"after {seconds:g} s" if late[host_name] else f"beyond the first {MAX_TARGETS}"
-            reason = f"targets left out {bound}: {left_out}; choose fewer with -t PATTERN"
+    with trio.move_on_after(seconds):
+        async with trio.open_nursery() as nursery:
+            for indices in of_host.values():
+                nursery.start_soon(log_in_all, indices[:MAX_TARGETS])
+    attached: list[Attached] = []
+    failures: list[Failure] = []
+    for index, outcome in sorted(outcomes.items()):
+        if isinstance(outcome, Attached):
+            attached.append(outcome)
+        else:
+            wanted = targets[index]
+            failures.append(Failure(f"{wanted.host_name}: {printable(wanted.name)}", outcome))
+    for host_name, indices in of_host.items():
+        if left_out := [index for index in indices if index not in outcomes]:
+            out_of_time = left_out[0] in indices[:MAX_TARGETS]
+            bound = f"after {seconds:g} s" if out_of_time else f"beyond the first {MAX_TARGETS}"
+            reason = f"targets left out {bound}: {len(left_out)}; choose fewer with -t PATTERN"
             failures.append(Failure(host_name, IscsifsError(reason)))
     return attached, failures
 
 
 async def _each(
-    things: Sequence[_T],
-    name: Callable[[_T], str],
-    work: Callable[[_T], Awaitable[_R]],
-    group: Callable[[_T], object],
-    seconds: float = math.inf,
-) -> tuple[list[_R], list[Failure], list[_T]]:
-    """Do *work* for all *things* in their order, LOGINS_AT_ONCE of each *group* at once.
+    indices: Iterable[int],
+    work: Callable[[int], Awaitable[_R]],
+    outcomes: dict[int, _R | IscsifsError],
+    at_once: int,
+) -> None:
+    """Do *work* for all *indices* in their order, for so many *at_once*; put what it returns or raises into
+    *outcomes*."""
+    remaining = iter(indices)
 
-    Return results, failures, and what was not done after so many *seconds*, in their order again.
-    """
-    results: dict[int, _R] = {}
-    failures: dict[int, Failure] = {}
-    groups: defaultdict[object, list[int]] = defaultdict(list)
-    for index, thing in enumerate(things):
-        groups[group(thing)].append(index)
-
-    async def one_by_one(indices: Iterator[int]) -> None:
-        for index in indices:
+    async def one_by_one() -> None:
+        for index in remaining:
             try:
-                results[index] = await work(things[index])
+                outcomes[index] = await work(index)
             except IscsifsError as exc:
-                failures[index] = Failure(name(things[index]), exc)
+                outcomes[index] = exc
 
-    with trio.move_on_after(seconds):
-        async with trio.open_nursery() as nursery:
-            for indices in map(iter, groups.values()):
-                for _ in range(LOGINS_AT_ONCE):
-                    nursery.start_soon(one_by_one, indices)
-    return (
-        [results[index] for index in sorted(results)],
-        [failures[index] for index in sorted(failures)],
-        [thing for index, thing in enumerate(things) if not (index in results or index in failures)],
-    )
+    async with trio.open_nursery() as nursery:
+        for _ in range(at_once):
+            nursery.start_soon(one_by_one)
 
 
 async def _targets_of(host: Host, config: Config, network: Network) -> list[Wanted]:
