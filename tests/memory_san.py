@@ -190,7 +190,7 @@ class San:
         return self._session.state is State.UP and not self._session._held
 
     def exchange(self, report: Sense) -> None:
-        """Put an empty disk in the place of the one that is there; the target tells *report* of it."""
+        """Put an empty disk in the place of the disk, and have *report* be all that tells of it."""
         size, block_size = self.disk.capacity.size, self.disk.block_size
         stranger = Stranger(Store.memory(size), Identity("stranger"), block_size=block_size)
         stranger.report = report

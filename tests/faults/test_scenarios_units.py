@@ -153,6 +153,32 @@ async def test_21_another_unit_in_its_place_gets_none_of_its_writes(
         assert world.stored() == page("s")
 
 
+@BEHIND
+async def test_21_another_unit_in_its_place_gets_no_writes_while_the_session_lives(
+    autojump_clock: MockClock, says: Says, behind: bool
+) -> None:
+    async with open_world(write_behind=behind) as world:
+        await world.file.write(0, page("s"))
+        await world.file.fsync()
+        await world.file.write(PAGE, page("w"))  # perhaps in the target's cache only
+        await world.sent()  # what is on its way when the exchange is reported cannot be called back
+        stranger = Disk.in_memory(SIZE, "stranger")
+        world.site.disks.append(stranger)
+        world.site.device.attach(0, stranger)
+        async with world.meanwhile(world.other):
+            if behind:
+                await world.file.write(2 * PAGE, page("x"))
+            else:
+                assert await errno_of(world.file.write(2 * PAGE, page("x"))) == "EIO"
+            assert await errno_of(world.file.fsync()) == "EIO"
+        assert any(line == f"{NAME}: there is another unit under this number now" for line in says())
+        await world.sibling.write(0, page("b"))
+        await world.sibling.fsync()
+        await trio.sleep(10)
+        assert bytes(stranger.store.read(0, SIZE)) == bytes(SIZE)
+        assert world.stored() == page("s")
+
+
 async def test_21_a_unit_that_comes_back_after_another_was_in_its_place_can_be_opened_again(
     autojump_clock: MockClock,
 ) -> None:

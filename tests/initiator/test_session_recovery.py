@@ -584,6 +584,22 @@ async def test_a_released_unit_works_where_the_check_of_another_takes_too_long(
         await call.succeeded()
 
 
+async def test_after_a_long_absence_a_unit_has_its_time_to_be_looked_at(autojump_clock: MockClock) -> None:
+    """What had waited has failed already; what comes now has not waited yet."""
+    async with pair(replacement_timeout=10.0) as line:
+        holds(line)
+        line.line.failure = AWAY
+        await line.peer.close()
+        await trio.sleep(60.0)
+        line.line.failure = None
+        await back(line)
+        call = line.call()
+        await trio.sleep(5.0)
+        line.session.release(LUN)
+        await line.peer.status(await line.peer.expect(ScsiCommand))
+        await call.succeeded()
+
+
 async def test_commands_to_a_unit_that_is_another_now_fail(autojump_clock: MockClock) -> None:
     async with pair() as line:
         holds(line)
