@@ -24,7 +24,9 @@ _M_MMAP_THRESHOLD: Final = -3
 _KEPT: Final = 128 * 1024 * 1024
 """Bytes of freed memory that stay with the process; a flush frees half as much at once."""
 
-_LARGEST_MMAP_THRESHOLD: Final = 32 * 1024 * 1024  # which the C library allows
+_LARGEST_KEPT: Final = 1024 * 1024 + 1024
+"""Bytes of the largest buffer that is kept: the data of a request. libfuse's own are larger, and there is one
+for each request in work: these are returned one by one."""
 
 
 def forbid_core_dumps() -> None:
@@ -59,7 +61,7 @@ def keep_freed_memory() -> None:
     do: a seventh of the time of a large write went into getting it anew, page by page."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
 
 
