@@ -1,7 +1,11 @@
-"""Data on their way to a logical unit: extents, and the commands that write them."""
+"""Data on their way to a logical unit: extents, the commands that write them, and who waits for them."""
 
 from collections.abc import Iterable
 from enum import Enum, auto
+
+import trio
+
+from iscsifs.errors import IscsifsError
 
 
 class State(Enum):
@@ -80,6 +84,40 @@ class Command:
         self.resets = resets
         self.extents: dict[Extent, None] = {}  # what of it is still the newest
         self.blocked: dict[Extent, None] = {}  # what must not be sent before it has ended
+
+
+class Barrier:
+    """Waits until some extents are written, or others in their stead, and the commands under way with them.
+
+    `failure` is how one of them has failed.
+    """
+
+    __slots__ = ("_over", "failure", "things")
+
+    def __init__(self, things: Iterable[Extent | Command]) -> None:
+        self.things = set(things)
+        self.failure: IscsifsError | None = None
+        self._over = trio.Event()
+
+    def replace(self, old: Extent | Command, *new: Extent | Command) -> None:
+        """If *old* is waited for, wait for *new* instead."""
+        if old in self.things:
+            self.things.remove(old)
+            self.things.update(new)
+            if not self.things:
+                self._over.set()
+
+    def fail(self, thing: Extent | Command, failure: IscsifsError, *newer: Extent) -> None:
+        """If *thing* is waited for, wait no more, but for the *newer* data over it: it has ended with
+        *failure*."""
+        if thing in self.things:
+            self.failure = failure
+            self.replace(thing, *newer)
+
+    async def wait(self) -> None:
+        """Return when all have been written or have failed."""
+        if self.things:
+            await self._over.wait()
 
 
 def cut(chunks: Iterable[memoryview], start: int, end: int) -> list[memoryview]:

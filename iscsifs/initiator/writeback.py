@@ -23,7 +23,7 @@ from typing import Final
 import trio
 
 from iscsifs.errors import DataLostError, IscsifsError, MediumError
-from iscsifs.initiator.extents import Command, Extent, State, cut
+from iscsifs.initiator.extents import Barrier, Command, Extent, State, cut
 from iscsifs.limits import MAX_ROUNDS, MAX_UNSYNCHRONISED, MAX_UNWRITTEN
 
 log = logging.getLogger(__name__)
@@ -35,40 +35,6 @@ Done = Callable[[IscsifsError | None], None]
 
 MEMORY_PAUSE: Final = 0.2
 """Seconds before data are joined again for which there was no memory."""
-
-
-class Barrier:
-    """Waits until some extents are written, or others in their stead, and the commands under way with them.
-
-    `failure` is how one of them has failed.
-    """
-
-    __slots__ = ("_over", "failure", "things")
-
-    def __init__(self, things: Iterable[Extent | Command]) -> None:
-        self.things = set(things)
-        self.failure: IscsifsError | None = None
-        self._over = trio.Event()
-
-    def replace(self, old: Extent | Command, *new: Extent | Command) -> None:
-        """If *old* is waited for, wait for *new* instead."""
-        if old in self.things:
-            self.things.remove(old)
-            self.things.update(new)
-            if not self.things:
-                self._over.set()
-
-    def fail(self, thing: Extent | Command, failure: IscsifsError, *newer: Extent) -> None:
-        """If *thing* is waited for, wait no more, but for the *newer* data over it: it has ended with
-        *failure*."""
-        if thing in self.things:
-            self.failure = failure
-            self.replace(thing, *newer)
-
-    async def wait(self) -> None:
-        """Return when all have been written or have failed."""
-        if self.things:
-            await self._over.wait()
 
 
 class WriteBuffer:
