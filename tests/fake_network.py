@@ -41,6 +41,9 @@ class FakeUnit:
     async def write(self, offset: int, data: bytes) -> None:
         self.content[offset : offset + len(data)] = data
 
+    def relieve(self) -> None:
+        pass
+
     async def drain(self) -> None:
         pass
 
