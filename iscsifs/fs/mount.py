@@ -9,18 +9,21 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVarTuple, Unpack
 
 import pyfuse3
 import trio
 
 from iscsifs.errors import ConfigError, reason
+from iscsifs.fs.headroom import Headroom
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.process import give_memory_back
 from iscsifs.fs.requests import Readiness, take_requests_in_bursts
 from iscsifs.fs.tuning import Limits, tune
 
 log = logging.getLogger(__name__)
+
+_Ts = TypeVarTuple("_Ts")
 
 # A request that is in work keeps a task of pyfuse3 to itself. With its default of 99 as many processes that
 # wait for a unit that is away would stop all other units as well, so there is a task for every process.
@@ -98,6 +101,7 @@ class Mount:
         self._mount_point = mount_point
         complaints = _StandardError()
         try:
+            self._headroom = Headroom(operations.relieve)
             with complaints:
                 pyfuse3.init(
                     operations,
@@ -119,8 +123,12 @@ class Mount:
         async with trio.open_nursery() as nursery:
 
             async def leave() -> None:
-                # In a thread, as it waits for an answer of this file system.
-                await trio.to_thread.run_sync(tune, self._mount_point, limits, abandon_on_cancel=True)
+                try:
+                    await self._in_thread(tune, self._mount_point, limits)
+                except OSError as exc:
+                    log.warning(
+                        "%s: the kernel's limits stay as they are: %s", self._mount_point, exc.strerror
+                    )
                 mounted()
                 await stop.wait()
                 nursery.cancel_scope.deadline = trio.current_time() + _GRACE
@@ -128,7 +136,7 @@ class Mount:
                 pyfuse3.terminate()
 
             nursery.start_soon(leave)
-            nursery.start_soon(_tidy_up, take_requests_in_bursts())
+            nursery.start_soon(_tidy_up, take_requests_in_bursts(self._headroom.has_room))
             await pyfuse3.main(_MIN_TASKS, _MAX_TASKS)
             nursery.cancel_scope.cancel()
 
@@ -147,9 +155,20 @@ class Mount:
     async def _write_back(self) -> None:
         """Have the kernel write the pages that mmap(2) has changed; all others were written at once."""
         try:
-            await trio.to_thread.run_sync(pyfuse3.syncfs, str(self._mount_point), abandon_on_cancel=True)
+            await self._in_thread(pyfuse3.syncfs, str(self._mount_point))
         except OSError as exc:
             log.error("%s: cannot write back: %s", self._mount_point, exc.strerror)
+
+    async def _in_thread(self, work: Callable[[Unpack[_Ts]], object], *arguments: *_Ts) -> None:
+        """Do *work* in a thread, as it waits for an answer of this file system; raises OSError."""
+        for is_last in (False, True):
+            try:
+                await trio.to_thread.run_sync(work, *arguments, abandon_on_cancel=True)
+                return
+            except RuntimeError as exc:  # no memory for its stack
+                if is_last:
+                    raise OSError(errno.ENOMEM, str(exc)) from None
+                self._headroom.release()
 
 
 class _StandardError:
