@@ -152,6 +152,18 @@ def test_when_memory_runs_out_requests_wait_or_fail_and_nothing_is_lost(
     assert disk.mounted.process.returncode == 0
 
 
+def test_what_is_held_is_given_back_without_an_fsync(disk: Disk, tmp_path: Path) -> None:
+    assert disk.load(1, direct=True) == set()  # after which there are idle workers, with their buffers
+    source = tmp_path / "source"
+    source.write_bytes(
+        b"".join(piece(number, 7 * (number < WRITERS * EACH)) for number in range(2 * WRITERS * EACH))
+    )
+    disk.limit("data", -30 * MIB)  # which leaves nearly nothing of the reserve
+    run("dd", f"if={source}", f"of={disk.mounted.storage()}", "bs=1M", "conv=notrunc,fsync")
+    assert disk.image.read_bytes() == source.read_bytes()
+    assert disk.load(8, direct=True) <= {errno.ENOMEM, errno.EIO}
+
+
 def test_without_any_memory_requests_wait_and_can_be_killed(disk: Disk) -> None:
     disk.limit("data", -44 * MIB)  # the reserve would not be enough
     words = ["dd", f"if={disk.mounted.storage()}", "of=/dev/null", "bs=1M", "iflag=direct"]
