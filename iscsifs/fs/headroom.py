@@ -11,6 +11,7 @@ import ctypes
 import logging
 import mmap
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 from typing import Final
 
@@ -62,8 +63,9 @@ class Headroom:
         self._requests = 0
         if _may_map(_PLENTY):
             if self._reserve is None:
-                self._reserve = _map(RESERVE)
-                log.warning("there is enough memory again")
+                with suppress(OSError):  # somebody else was faster
+                    self._reserve = _map(RESERVE)
+                    log.warning("there is enough memory again")
             self._requests = _BURST - 1
             self._until = monotonic() + _TRUST
             return True

@@ -63,7 +63,7 @@ class Readiness:
             self._in_a_row = 0
             await trio.lowlevel.checkpoint()
         while not self._closed:
-            is_ready = bool(self._poll.poll(0)) or (self._in_a_row and self._moment.wait())
+            is_ready = self._poll.poll(0) or (self._in_a_row and self._moment.wait())
             if is_ready and (self._has_room() or self._is_over()):
                 self._in_a_row += 1
                 self._taken += 1

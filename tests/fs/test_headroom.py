@@ -6,12 +6,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import pyfuse3
 import pytest
+import trio
 from mounting import ENVIRONMENT
 
 from iscsifs.fs import headroom
 from iscsifs.fs.headroom import MIB, RESERVE, Headroom
+from iscsifs.fs.mount import Mount
+from iscsifs.fs.operations import Operations
+from iscsifs.fs.tree import Tree
+from iscsifs.fs.tuning import Limits
 
 LOT = 1 << 40
 
@@ -125,3 +132,30 @@ def test_memory_that_the_process_has_but_does_not_use_counts() -> None:
         [sys.executable, "-c", _OWN], capture_output=True, text=True, check=True, env=os.environ | ENVIRONMENT
     )
     assert own.stdout.split() == ["False", "True", "False", "True"]
+
+
+async def test_without_memory_for_a_thread_a_mount_does_what_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Callable[[], list[str]]
+) -> None:
+    ended = trio.Event()
+
+    async def serve(min_tasks: int, max_tasks: int) -> None:
+        await ended.wait()
+
+    async def start_thread(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(pyfuse3, "init", lambda *_: None)
+    monkeypatch.setattr(pyfuse3, "main", serve)
+    monkeypatch.setattr(pyfuse3, "terminate", ended.set)
+    monkeypatch.setattr(pyfuse3, "trio", trio)
+    monkeypatch.setattr(trio.to_thread, "run_sync", start_thread)
+    operations = Operations(Tree(), uid=0, gid=0, read_only=False, direct_io=False)
+    mount = Mount(operations, tmp_path, ())
+    stop = trio.Event()
+    await mount.serve(stop, stop.set, Limits())
+    assert says()[1:] == [
+        f"{tmp_path}: the kernel's limits stay as they are: can't start new thread",
+        f"{tmp_path}: cannot write back: can't start new thread",
+    ]
+    assert says()[0].startswith("memory runs short")  # the reserve was given up for it
