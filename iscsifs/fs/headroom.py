@@ -71,16 +71,12 @@ class Headroom:
             return True
         if _may_map(_PIECES * _PIECE) or _has_pieces():
             return True
-        self.release()
-        self._relieve()
-        return _may_map(_PIECES * _PIECE)
-
-    def release(self) -> None:
-        """Give up the reserve, until there is plenty."""
         if self._reserve is not None:
             self._reserve.close()
             self._reserve = None
             log.error("memory runs short, and requests may have to wait; raise the limit with: ulimit -v")
+        self._relieve()
+        return _may_map(_PIECES * _PIECE)
 
 
 def _map(size: int) -> mmap.mmap:

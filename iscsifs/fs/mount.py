@@ -161,14 +161,11 @@ class Mount:
 
     async def _in_thread(self, work: Callable[[Unpack[_Ts]], object], *arguments: *_Ts) -> None:
         """Do *work* in a thread, as it waits for an answer of this file system; raises OSError."""
-        for is_last in (False, True):
-            try:
-                await trio.to_thread.run_sync(work, *arguments, abandon_on_cancel=True)
-                return
-            except RuntimeError as exc:  # no memory for its stack
-                if is_last:
-                    raise OSError(errno.ENOMEM, str(exc)) from None
-                self._headroom.release()
+        self._headroom.has_room()  # for its stack: otherwise the reserve is given up
+        try:
+            await trio.to_thread.run_sync(work, *arguments, abandon_on_cancel=True)
+        except RuntimeError as exc:
+            raise OSError(errno.ENOMEM, str(exc)) from None
 
 
 class _StandardError:

@@ -146,9 +146,10 @@ def test_when_memory_runs_out_requests_wait_or_fail_and_nothing_is_lost(
     disk.mounted.unmount()
     assert disk.mounted.process is not None
     said = disk.mounted.process.communicate()[1].splitlines()
-    assert said[0].startswith("iscsifs: memory runs short")
-    assert said[0].endswith("ulimit -v")
-    assert said[-1] == "iscsifs: there is enough memory again"
+    if said or headroom < 32:  # with more it may just be enough
+        assert said[0].startswith("iscsifs: memory runs short")
+        assert said[0].endswith("ulimit -v")
+        assert said[-1] == "iscsifs: there is enough memory again"
     assert disk.mounted.process.returncode == 0
 
 
@@ -164,14 +165,12 @@ def test_what_is_held_is_given_back_without_an_fsync(disk: Disk, tmp_path: Path)
     assert disk.load(8, direct=True) <= {errno.ENOMEM, errno.EIO}
 
 
-def test_without_any_memory_requests_wait_and_can_be_killed(disk: Disk) -> None:
+def test_without_any_memory_requests_wait(disk: Disk) -> None:
     disk.limit("data", -44 * MIB)  # the reserve would not be enough
     words = ["dd", f"if={disk.mounted.storage()}", "of=/dev/null", "bs=1M", "iflag=direct"]
-    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as killed, subprocess.Popen(words) as reader:
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as reader:
         with pytest.raises(subprocess.TimeoutExpired):
             reader.wait(1)
-        killed.kill()
-        killed.wait(TIME)
         assert disk.mounted.process is not None
         assert disk.mounted.process.poll() is None
         run("prlimit", f"--pid={disk.pid}", "--data=unlimited:")
@@ -219,6 +218,8 @@ def test_a_start_with_too_little_memory_fails_in_one_line_or_what_is_mounted_wor
                     "dd", "if=/dev/zero", f"of={mounted.storage()}", "bs=1M", "count=16", "conv=fsync,notrunc"
                 )
                 mounted.unmount()
+                assert done.stderr == "" or done.stderr.count("\n") == 1
+                assert "memory runs short" in done.stderr or not done.stderr
             else:
                 (line,) = done.stderr.splitlines()
                 assert line.startswith("iscsifs: ")
