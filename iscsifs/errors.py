@@ -37,6 +37,7 @@ _REMEDIES: Final = {
     errno.ETIMEDOUT: "is the host up, and does a firewall drop the packets?",
     errno.EMFILE: "raise the limit with: ulimit -n",
     errno.ENFILE: "raise the limit with: sysctl fs.file-max",
+    errno.ENOMEM: "raise the limit with: ulimit -v",
 }
 
 

@@ -3,8 +3,9 @@
 While small operations come one by one, an answer follows its request after a few hundredths of a
 millisecond, and the next request follows the answer as soon. The turn of the loop that would give others a
 chance meanwhile takes as long again. So whoever waits may block the loop for a moment, and serves meanwhile
-who can be served; but not for longer than it takes until anything else is there that others wait for. Who
-did it in vain lets the next chances go by.
+who can be served; but not for longer than it takes until anything else is there that others wait for. Where
+no task could run anyway, a moment may be as long as a near network needs to answer. Who waited in vain lets
+the next chances go by.
 """
 
 import os
@@ -12,8 +13,13 @@ from collections.abc import Callable
 from select import select
 from typing import Final
 
-LONGEST: Final = 0.0001
-"""Seconds that the loop is blocked at most."""
+import trio
+
+BRIEF: Final = 0.0001
+"""Seconds that the loop is blocked at most while there are tasks that can run."""
+
+LONGEST: Final = 0.002
+"""Seconds that it is blocked at most while there are none; a time-out may come so much later."""
 
 IN_A_ROW: Final = 16
 """Things that come while one descriptor is waited for, without a turn of the loop in between."""
@@ -57,7 +63,9 @@ class Moment:
         while self._in_a_row < IN_A_ROW:
             self._in_a_row += 1
             try:
-                ready, _, _ = select(_watched, (), (), LONGEST)
+                ready, _, _ = select(_watched, (), (), BRIEF)
+                if not ready and not _somebody_can_run():
+                    ready, _, _ = select(_watched, (), (), LONGEST)
             except OSError:
                 _forget_the_closed()
                 return False
@@ -71,8 +79,14 @@ class Moment:
                 if other is None or other.serve is None:
                     return False
                 other.serve()
+            if _somebody_can_run():  # whom that was for, perhaps
+                return False
         self._in_a_row = 0
         return False
+
+
+def _somebody_can_run() -> bool:
+    return trio.lowlevel.current_statistics().tasks_runnable > 0
 
 
 def _forget_the_closed() -> None:

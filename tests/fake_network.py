@@ -46,6 +46,9 @@ class FakeUnit:
         self.content[offset : offset + len(data)] = data
         self.needs_flush = True
 
+    def relieve(self) -> None:
+        pass
+
     async def drain(self) -> None:
         pass
 

@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVarTuple, Unpack
 
 import pyfuse3
 import trio
 
 from iscsifs.errors import ConfigError, reason
+from iscsifs.fs.headroom import Headroom
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.process import give_memory_back, keep_freed_memory
 from iscsifs.fs.requests import Readiness, take_requests_in_bursts
@@ -22,6 +23,8 @@ from iscsifs.fs.tuning import Limits, tune
 from iscsifs.limits import END_TIMEOUT
 
 log = logging.getLogger(__name__)
+
+_Ts = TypeVarTuple("_Ts")
 
 # A request that is in work keeps a task of pyfuse3 to itself. With its default of 99 as many processes that
 # wait for a unit that is away would stop all other units as well, so there is a task for every process.
@@ -107,6 +110,7 @@ class Mount:
         self._mount_point = mount_point
         complaints = _StandardError()
         try:
+            self._headroom = Headroom(operations.relieve)
             with complaints:
                 pyfuse3.init(
                     operations,
@@ -134,7 +138,7 @@ class Mount:
         Those that nobody waits for any more, and those that wait for a target that is away, are not waited
         for, but where *write_back* waits for that target as well.
         """
-        readiness = take_requests_in_bursts()
+        readiness = take_requests_in_bursts(self._headroom.has_room)
         over, answered = trio.Event(), trio.Event()
         failure: Exception | None = None
 
@@ -148,8 +152,10 @@ class Mount:
             over.set()
 
         async def leave() -> None:
-            # In a thread, as it waits for an answer of this file system.
-            await trio.to_thread.run_sync(tune, self._mount_point, limits, abandon_on_cancel=True)
+            try:
+                await self._in_thread(tune, self._mount_point, limits)
+            except OSError as exc:
+                log.warning("%s: the kernel's limits stay as they are: %s", self._mount_point, exc.strerror)
             mounted()
             await stop.wait()
             if not over.is_set():
@@ -196,9 +202,17 @@ class Mount:
     async def _write_back(self) -> None:
         """Have the kernel write the pages that mmap(2) has changed; all others were written at once."""
         try:
-            await trio.to_thread.run_sync(pyfuse3.syncfs, str(self._mount_point), abandon_on_cancel=True)
+            await self._in_thread(pyfuse3.syncfs, str(self._mount_point))
         except OSError as exc:
             log.error("%s: cannot write back: %s", self._mount_point, exc.strerror)
+
+    async def _in_thread(self, work: Callable[[Unpack[_Ts]], object], *arguments: *_Ts) -> None:
+        """Do *work* in a thread, as it waits for an answer of this file system; raises OSError."""
+        self._headroom.has_room()  # for its stack: otherwise the reserve is given up
+        try:
+            await trio.to_thread.run_sync(work, *arguments, abandon_on_cancel=True)
+        except RuntimeError as exc:
+            raise OSError(errno.ENOMEM, str(exc)) from None
 
 
 class _StandardError:

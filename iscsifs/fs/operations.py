@@ -158,6 +158,11 @@ class Operations(pyfuse3.Operations):
             except OSError as exc:
                 log.debug("inode %d: %s", file.inode, exc)  # not known to the kernel, or unmounted
 
+    def relieve(self) -> None:
+        """Have all units let go of what they need not keep: memory is short."""
+        for file in self._tree.files():
+            file.storage.relieve()
+
     @_handler
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         """Find *name* in a directory."""

@@ -5,12 +5,13 @@ trio's loop; with many small requests the turns cost more than the requests. pyf
 attribute of its module (its asyncio support puts something else there), and so can be given another way to
 wait: one worker, the leader, waits for the descriptor, and when it is readable as many others are woken
 with it as there were requests to take the last time. Each of them looks before it reads, as a read must
-never block.
+never block, and there has to be memory for what is read.
 """
 
 import logging
 import select
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 import pyfuse3
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 MAX_BURST: Final = 16
 """Workers that are woken together, and requests that one takes in a row without letting others run."""
+
+_PAUSE: Final = 0.05
+"""Seconds until somebody looks whether there is memory again."""
 
 
 LOOK_INTERVAL: Final = 0.5
@@ -39,9 +43,10 @@ class _NoLock:
 
 
 class Readiness:
-    """Waits until the descriptor of FUSE is readable, for many workers at once."""
+    """Waits until the descriptor of FUSE is readable, for many workers at once, and until *has_room*."""
 
-    def __init__(self) -> None:
+    def __init__(self, has_room: Callable[[], bool]) -> None:
+        self._has_room = has_room
         self._poll: select.poll | None = None
         self._moment: Moment | None = None
         self._has_leader = False
@@ -69,7 +74,8 @@ class Readiness:
             self._in_a_row = 0
             await trio.lowlevel.checkpoint()
         while not self._closed:
-            if self._poll.poll(0) or (self._in_a_row and self._moment.wait()):
+            is_ready = self._poll.poll(0) or (self._in_a_row and self._moment.wait())
+            if is_ready and (self._has_room() or self._is_over()):
                 self._in_a_row += 1
                 self._taken += 1
                 if not self._has_leader and not self._woken:
@@ -81,7 +87,11 @@ class Readiness:
                 continue
             self._has_leader = True
             try:
-                await trio.lowlevel.wait_readable(fd)
+                if is_ready:
+                    self.dismiss_idle()
+                    await trio.sleep(_PAUSE)
+                else:
+                    await trio.lowlevel.wait_readable(fd)
             finally:
                 self._has_leader = False
             burst, self._taken = self._taken, 0
@@ -103,6 +113,10 @@ class Readiness:
         """
         self._dismissed.update(self._parked)
         self._wake(len(self._parked))
+
+    def _is_over(self) -> bool:
+        """Say whether there is no request but the end to be read."""
+        return self._poll is not None and any(not event & select.POLLIN for _, event in self._poll.poll(0))
 
     async def _park(self) -> None:
         task = trio.lowlevel.current_task()
@@ -148,12 +162,12 @@ class _Trio:
         return getattr(trio, name)
 
 
-def take_requests_in_bursts() -> Readiness | None:
-    """Let the next main loop of pyfuse3 take its requests several at a time, and return what its workers wait
-    by; None where pyfuse3 is not made as expected."""
+def take_requests_in_bursts(has_room: Callable[[], bool]) -> Readiness | None:
+    """Let the next main loop of pyfuse3 take its requests several at a time, and only if *has_room*; return
+    what its workers wait by, None where pyfuse3 is not made as expected."""
     if getattr(pyfuse3, "trio", None) is not trio and not isinstance(getattr(pyfuse3, "trio", None), _Trio):
         log.info("this version of pyfuse3 takes requests one by one")
         return None
-    readiness = Readiness()
+    readiness = Readiness(has_room)
     pyfuse3.trio = _Trio(readiness)  # type: ignore[attr-defined]
     return readiness

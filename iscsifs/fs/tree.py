@@ -85,6 +85,9 @@ class Storage(Protocol):
     async def write(self, offset: int, data: bytes) -> None:
         """Write *data* at *offset*, all of it within the unit; what fails later counts in `failures`."""
 
+    def relieve(self) -> None:
+        """Soon keep nothing in memory that need not be kept; called again as long as memory is short."""
+
     async def drain(self) -> None:
         """Return when every write that was received before is in the unit, or counts in `failures`."""
 

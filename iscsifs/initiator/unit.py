@@ -281,6 +281,10 @@ class LogicalUnit:
             return blocks, cdb.write_same_10(lba, blocks, unmap=True), zeros
         raise UnitError(f"{self.name}: it takes no blocks back; it is not thinly provisioned")
 
+    def relieve(self) -> None:
+        """Memory is short: have what was written synchronised soon, so that it need not be kept."""
+        self._writes.relieve()
+
     async def drain(self) -> None:
         """Return when all writes that were received before have reached the target, or have failed."""
         await self._ranges.drain()

@@ -6,7 +6,7 @@ until then they are kept, because a target that is reset or loses power may have
 written again (`lost_cache`). So there are two bounds: one for what is not yet written, at which writers
 wait, and one for what is written but not synchronised. Half-way to the second, the cache is synchronised
 unasked; where this does not help, the oldest data are let go, and a reset after that is reported as a
-failure.
+failure. While memory is short (`relieve`) the second bound is zero.
 
 The buffer is a map of extents that do not overlap, sorted by offset, each the newest data for its range. What
 is written next to an extent that is still to be sent joins it, so an extent is what one command writes. Data
@@ -95,7 +95,8 @@ class WriteBuffer:
         self._epoch = 0
         self._touched = self._synchronised = -1  # the epochs of the last write, and of the last cache flush
         self._let_go: int | None = None  # the epoch of the newest data that were let go unsynchronised
-        self._synchronises_unasked = True  # not while it does, nor after that has failed
+        self._synchronises_unasked = False  # at this moment
+        self._may_synchronise_unasked = True  # not after that has failed
         self._logged = ""  # why something was lost since the last flush
         self._room = trio.lowlevel.ParkingLot()
         self._is_short = False  # of memory, and about to try again
@@ -158,9 +159,16 @@ class WriteBuffer:
             if failure is not None:
                 raise failure
             if self.resets == resets:
-                self._synchronises_unasked = True
+                self._may_synchronise_unasked = True
                 return
         raise self._always_loses_its_cache()
+
+    def relieve(self) -> None:
+        """Memory is short: keep what is written only as long as it is being synchronised."""
+        if not self._may_synchronise_unasked:
+            self._let_go_down_to(0)
+        elif self._written:
+            self._begin_to_synchronise()
 
     def lost_cache(self) -> None:
         """The target may have lost what it had not synchronised: write it again (SPC, unit attention 29h)."""
@@ -524,17 +532,25 @@ class WriteBuffer:
 
     async def _synchronise_unasked(self) -> None:
         failure = await self._synchronise_now()
-        if failure is None:
-            self._synchronises_unasked = True
-        else:
+        self._synchronises_unasked = False
+        self._may_synchronise_unasked = failure is None
+        if failure is not None:
             log.warning("%s: the write cache could not be synchronised: %s", self._name, failure)
+
+    def _begin_to_synchronise(self) -> None:
+        if not self._synchronises_unasked:
+            self._synchronises_unasked = True
+            self._nursery.start_soon(self._synchronise_unasked)
 
     def _respect_the_bound(self) -> None:
         """See to it that not too much data are kept for being unsynchronised."""
-        if self._unsynchronised > self._max_unsynchronised // 2 and self._synchronises_unasked:
-            self._synchronises_unasked = False
-            self._nursery.start_soon(self._synchronise_unasked)
-        while self._unsynchronised > self._max_unsynchronised:
+        if self._unsynchronised > self._max_unsynchronised // 2 and self._may_synchronise_unasked:
+            self._begin_to_synchronise()
+        self._let_go_down_to(self._max_unsynchronised)
+
+    def _let_go_down_to(self, bound: int) -> None:
+        """Keep at most *bound* bytes that are unsynchronised, the newest."""
+        while self._unsynchronised > bound:
             oldest = next(iter(self._written))
             self._let_go = max(oldest.epoch, self._let_go or 0)
             self._leave(oldest)

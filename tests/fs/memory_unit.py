@@ -34,6 +34,9 @@ class Memory:
         assert offset + len(data) <= self.size
         self.content[offset : offset + len(data)] = data
 
+    def relieve(self) -> None:
+        self.requests.append(("relieve", 0, 0))
+
     async def drain(self) -> None:
         self._note("drain", 0, 0)
 

@@ -353,6 +353,12 @@ async def test_df_shows_the_size_of_all_units_once() -> None:
     assert data.f_namemax == 255
 
 
+async def test_while_memory_is_short_every_unit_is_told(storage: Memory) -> None:
+    other = Memory(1 << 20)
+    serve(storage, other).relieve()
+    assert storage.requests == other.requests == [("relieve", 0, 0)]
+
+
 async def test_a_unit_that_has_grown_is_seen_as_it_is(
     storage: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

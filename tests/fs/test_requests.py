@@ -15,7 +15,8 @@ class Requests:
 
     def __init__(self) -> None:
         self.fd, self.in_end = os.pipe()
-        self.readiness = Readiness()
+        self.readiness = Readiness(lambda: self.has_room)
+        self.has_room = True
         self.taken = 0
         self.ended = 0
 
@@ -60,7 +61,7 @@ async def test_all_requests_are_taken(requests: Requests, nursery: trio.Nursery)
 
 async def test_the_end_of_the_connection_is_noticed_by_whoever_does_not_read(nursery: trio.Nursery) -> None:
     peer, fd = os.pipe()
-    readiness = Readiness()
+    readiness = Readiness(lambda: True)
     nursery.start_soon(readiness.wait_readable, fd)
     os.close(peer)  # an error on the other end, as that of FUSE when it was unmounted
     with trio.fail_after(5):
@@ -88,3 +89,43 @@ async def test_idle_workers_are_dismissed_but_for_one(requests: Requests, nurser
     requests.close()
     await wait_all_tasks_blocked()
     assert requests.ended == 7
+
+
+async def test_without_memory_requests_wait_and_idle_workers_give_theirs_back(
+    requests: Requests, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    for _ in range(5):
+        nursery.start_soon(requests.work)
+    await wait_all_tasks_blocked()
+    requests.has_room = False
+    requests.send(20)
+    await trio.sleep(10)
+    assert requests.taken == 0
+    assert requests.ended == 4
+    requests.has_room = True
+    await trio.sleep(1)
+    assert requests.taken == 20
+    requests.close()
+
+
+async def test_without_memory_the_end_is_heard_of(
+    requests: Requests, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    requests.has_room = False
+    nursery.start_soon(requests.work)
+    requests.send(1)
+    await trio.sleep(1)
+    requests.close()
+    await trio.sleep(1)
+    assert requests.ended == 1
+
+
+async def test_without_memory_an_unmounted_file_system_is_seen(
+    requests: Requests, nursery: trio.Nursery
+) -> None:
+    requests.has_room = False
+    os.close(requests.in_end)
+    try:
+        await requests.readiness.wait_readable(requests.fd)  # the read of which tells it
+    finally:
+        requests.in_end = os.dup(requests.fd)

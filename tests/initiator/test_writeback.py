@@ -769,6 +769,52 @@ async def test_an_unasked_synchronisation_that_fails_is_not_repeated_for_ever(
     assert buffer.failures == 0
 
 
+async def test_while_memory_is_short_what_is_written_is_synchronised_unasked(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery)
+    buffer.relieve()
+    await write(buffer, 0, b"aa")
+    buffer.relieve()
+    assert unit.log == [(0, b"aa")]  # nothing to synchronise until then
+    await answer(unit)
+    for _ in range(3):
+        buffer.relieve()
+        await wait_all_tasks_blocked()
+    assert unit.log[1:] == [None]
+    unit.lose_cache()
+    unit.report_loss()
+    await answer_all(unit)
+    assert unit.log[2:] == [(0, b"aa")]  # it was kept meanwhile
+    buffer.relieve()
+    await answer_all(unit)
+    unit.lose_cache()
+    unit.report_loss()
+    await wait_all_tasks_blocked()
+    assert unit.log[3:] == [None]  # and is safe now
+    assert buffer.failures == 0
+
+
+async def test_while_memory_is_short_what_cannot_be_synchronised_is_let_go(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"aa")
+    await answer(unit)
+    buffer.relieve()
+    await wait_all_tasks_blocked()
+    unit.synchronisings[0].answer(BAD_BLOCK)
+    await answer_all(unit)
+    assert unit.log == [(0, b"aa"), None, (0, b"aa")]
+    buffer.relieve()
+    await wait_all_tasks_blocked()
+    assert unit.log[3:] == []
+    unit.lose_cache()
+    unit.report_loss()
+    assert buffer.failures == 1
+    assert isinstance(buffer.failure, DataLostError)
+
+
 # Giving up.
 
 

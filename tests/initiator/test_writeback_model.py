@@ -98,6 +98,11 @@ class WriteBufferMachine(RuleBasedStateMachine):
     def drain(self) -> None:
         self.begin(self._drain)
 
+    @rule()
+    def relieve(self) -> None:
+        self.buffer.relieve()
+        self.loop.settle()
+
     async def _drain(self) -> None:
         await self.ranges.drain()
         await self.buffer.drain()
