@@ -96,13 +96,16 @@ class Connection:
         self.login = login
         self.heard = False
         self.logged_in = False
+        self.tasks_on_the_wire = 0
+        """How many commands wait for their status; those still queued are not counted."""
+        self.has_rest = False
+        """Whether MAX_STEPS did not suffice: then `buffer_updated(0)` goes on in the next turn."""
         self._receiver = Receiver(self._header_arrived, self._pdu_arrived)
         self._out: list[Buffer] = []
         self._events: list[Event] = []
         self._numbers = Numbering()
         self._queue: deque[Task] = deque()
         self._requests: dict[int, Request] = {}
-        self._tasks_on_the_wire = 0
         self._late_tags: dict[int, int] = {}  # of tasks that were aborted, with their LUNs
         self._unsent_answers = 0
         self._unsent_r2ts: list[Task] = []
@@ -127,11 +130,6 @@ class Connection:
         """Let `buffer_updated` take MAX_STEPS from now on; without this call there is no end to them."""
         self._receiver.steps_left = MAX_STEPS
 
-    @property
-    def has_rest(self) -> bool:
-        """Whether they did not suffice: then `buffer_updated(0)` goes on in the next turn."""
-        return self._receiver.has_rest
-
     def buffer_updated(self, count: int) -> None:
         """Take note of *count* bytes received into what `get_buffer` returned.
 
@@ -140,6 +138,7 @@ class Connection:
         self.heard = True
         try:
             self._receiver.buffer_updated(count)
+            self.has_rest = self._receiver.has_rest
         except IscsifsError:
             self._closing = self._logging_out = True
             self._out.clear()
@@ -174,11 +173,6 @@ class Connection:
 
     # What the layer above asks for.
 
-    @property
-    def tasks_on_the_wire(self) -> int:
-        """How many commands wait for their status; those still queued are not counted."""
-        return self._tasks_on_the_wire
-
     def tasks(self) -> Iterator[Task]:
         """Give the tasks on the wire in the order of their sending, then those that wait for the window."""
         yield from (request for request in self._requests.values() if isinstance(request, Task))
@@ -209,7 +203,7 @@ class Connection:
         unfinished = list(self.tasks())
         self._queue.clear()
         self._requests.clear()
-        self._tasks_on_the_wire = 0
+        self.tasks_on_the_wire = 0
         return unfinished
 
     def abort_task(self, task: Task) -> Management:
@@ -335,9 +329,9 @@ class Connection:
         if self._unsent_texts:
             self._send_texts()
         queue, numbers = self._queue, self._numbers
-        while queue and numbers.window_is_open and self._tasks_on_the_wire < MAX_TASKS and not self._closing:
+        while queue and numbers.window_is_open and self.tasks_on_the_wire < MAX_TASKS and not self._closing:
             task = queue.popleft()
-            self._tasks_on_the_wire += 1
+            self.tasks_on_the_wire += 1
             command, ahs, immediate_data, burst = task.start(
                 self.login.parameters, self._new_tag(task), numbers.take_cmd_sn(), numbers.exp_stat_sn
             )
@@ -418,7 +412,7 @@ class Connection:
 
     def _end_task(self, task: Task) -> None:
         del self._requests[task.initiator_task_tag]
-        self._tasks_on_the_wire -= 1
+        self.tasks_on_the_wire -= 1
         self._events.append(task)
 
     def _data_in(self, pdu: DataIn, length: int) -> None:
