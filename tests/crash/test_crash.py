@@ -20,11 +20,11 @@ BROKEN: Final = {
     "fsync does nothing": "LogicalUnit.flush = nothing",
     "fsync does not wait for what is written behind": """
 WriteBuffer.drain = nothing
-write_now = LogicalUnit._write_blocks
-async def write_late(self, offset, data):
+write_now = LogicalUnit._start_write
+async def write_late(self, *write):
     await trio.sleep(0.2)
-    await write_now(self, offset, data)
-LogicalUnit._write_blocks = write_late
+    write_now(self, *write)
+LogicalUnit._start_write = lambda self, *write: self._nursery.start_soon(write_late, self, *write)
 """,
     "fsync does not flush the target": "LogicalUnit._synchronise = nothing",
 }
