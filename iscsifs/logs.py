@@ -31,8 +31,7 @@ class _TerminalFormatter(logging.Formatter):
 
 
 class _SyslogHandler(logging.Handler):
-    """Sends what the system's log takes at once, and leaves the rest out: who reads that log may be waiting for
-    a disk of ours, so we must not wait for them."""
+    """Sends what the system's log takes at once, and no more: who reads it may be waiting for a disk of ours."""
 
     def __init__(self) -> None:
         super().__init__()
