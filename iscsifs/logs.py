@@ -31,7 +31,7 @@ class _TerminalFormatter(logging.Formatter):
 
 
 class _SyslogHandler(logging.Handler):
-    """Sends what the system's log takes at once, and no more: who reads it may be waiting for a disk of ours."""
+    """Sends what the system's log takes at once, without waiting: its reader may wait for a disk of ours."""
 
     def __init__(self) -> None:
         super().__init__()
