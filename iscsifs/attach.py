@@ -263,13 +263,13 @@ async def attach(
             attached.append(outcome)
         else:
             wanted = targets[index]
-            failures.append(Failure(f"{wanted.host_name}: {printable(wanted.name)}", outcome))
+            failures.append(Failure(f"{printable(wanted.host_name)}: {printable(wanted.name)}", outcome))
     for host_name, indices in of_host.items():
         if left_out := [index for index in indices if index not in outcomes]:
             out_of_time = left_out[0] in indices[:MAX_TARGETS]
             bound = f"after {seconds:g} s" if out_of_time else f"beyond the first {MAX_TARGETS}"
             reason = f"targets left out {bound}: {len(left_out)}; choose fewer with -t PATTERN"
-            failures.append(Failure(host_name, IscsifsError(reason)))
+            failures.append(Failure(printable(host_name), IscsifsError(reason)))
     return attached, failures
 
 

@@ -1,12 +1,15 @@
 """Where messages go: to the terminal in the foreground, to syslog in the background."""
 
 import logging
-import logging.handlers
+import socket
 from typing import Final
 
 from iscsifs.limits import LINES_A_MINUTE
 
 _SYSLOG: Final = "/dev/log"
+_FACILITY: Final = 3 << 3  # LOG_DAEMON of syslog(3)
+_PRIORITIES: Final = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6}
+_DEBUG: Final = 7
 
 
 class _TerminalFormatter(logging.Formatter):
@@ -25,6 +28,29 @@ class _TerminalFormatter(logging.Formatter):
         while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
             cause = cause.exceptions[0]  # the nurseries that it went through
         return f"{super().format(brief)}: {cause!r} (-d shows where)"
+
+
+class _SyslogHandler(logging.Handler):
+    """Sends what the system's log takes at once, without waiting: its reader may wait for a disk of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send *record*."""
+        try:
+            priority = _FACILITY | _PRIORITIES.get(record.levelno, _DEBUG)
+            self._socket.sendto(f"<{priority}>{self.format(record)}".encode(), _SYSLOG)
+        except OSError:
+            pass  # there is none, for the moment perhaps, or it is full
+        except Exception:
+            self.handleError(record)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+        super().close()
 
 
 class _Moderator(logging.Filter):
@@ -58,10 +84,10 @@ def log_to_terminal(level: int) -> None:
 
 
 def log_to_syslog() -> None:
-    """Log to the system's log from now on, or nowhere on a machine that has none."""
+    """Log to the system's log from now on, where and while there is one."""
     handler: logging.Handler
     try:
-        handler = logging.handlers.SysLogHandler(_SYSLOG, logging.handlers.SysLogHandler.LOG_DAEMON)
+        handler = _SyslogHandler()
     except OSError:
         handler = logging.NullHandler()
     handler.setFormatter(logging.Formatter("iscsifs[%(process)d]: %(message)s"))

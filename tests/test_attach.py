@@ -131,6 +131,17 @@ async def test_of_more_targets_than_are_taken_the_first_are(autojump_clock: Mock
     ]
 
 
+async def test_a_host_is_named_without_what_the_dns_may_have_put_into_its_name(
+    autojump_clock: MockClock,
+) -> None:
+    initiator = SlowInitiator({"hung": math.inf} | {f"disk{number}": 0.0 for number in range(MAX_TARGETS)})
+    targets = wanted_of("evil\x1b[2J\n", initiator.work)
+    _, failures = await attach(targets, {OPTIONS: initiator})
+    hung, left_out = map(str, failures)
+    assert hung.startswith("evil\\x1b[2J\\n: hung: ")
+    assert left_out.startswith("evil\\x1b[2J\\n: targets left out ")
+
+
 async def test_twenty_thousand_targets_that_are_not_there_take_bounded_time(
     autojump_clock: MockClock,
 ) -> None:

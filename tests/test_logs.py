@@ -1,11 +1,16 @@
 """What becomes of messages on their way to the log."""
 
 import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from iscsifs.limits import LINES_A_MINUTE
-from iscsifs.logs import log_to_terminal
+from iscsifs.logs import log_to_syslog, log_to_terminal
 
 log = logging.getLogger("iscsifs.test")
 
@@ -48,3 +53,49 @@ def test_who_looks_for_a_bug_sees_everything(capsys: pytest.CaptureFixture[str])
     log_to_terminal(logging.DEBUG)
     complain(LINES_A_MINUTE + 7)
     assert len(capsys.readouterr().err.splitlines()) == LINES_A_MINUTE + 7
+
+
+# The background has no terminal.
+
+
+@pytest.fixture
+def syslog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    path = tmp_path / "log"
+    monkeypatch.setattr("iscsifs.logs._SYSLOG", str(path))
+    logging.getLogger().setLevel(logging.WARNING)
+    log_to_syslog()
+    yield path
+    log_to_terminal(logging.WARNING)  # which closes the socket
+
+
+def test_in_the_background_messages_go_to_the_system_s_log(syslog: Path) -> None:
+    """Whoever restarts it; their priorities are those of syslog(3), of a daemon."""
+    log.error("nobody is there yet")
+    for _ in range(2):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as system:
+            system.bind(str(syslog))
+            log.error("data may be lost")
+            log.warning("logging in again")
+            log.info("not told without -v")
+            lines = [system.recv(1000).decode() for _ in range(2)]
+        syslog.unlink()
+        assert lines == [
+            f"<27>iscsifs[{os.getpid()}]: data may be lost",
+            f"<28>iscsifs[{os.getpid()}]: logging in again",
+        ]
+
+
+def test_a_log_that_nobody_reads_holds_nobody_up(syslog: Path) -> None:
+    """Its reader may be waiting for one of our disks."""
+
+    def fill() -> None:
+        for line in range(2000):
+            log.handle(log.makeRecord(log.name, logging.ERROR, "place.py", line, "complaint", (), None))
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as system:
+        system.bind(str(syslog))
+        filling = Thread(target=fill, daemon=True)
+        filling.start()
+        filling.join(10)
+        assert not filling.is_alive()
+        assert system.recv(1000).endswith(b": complaint")

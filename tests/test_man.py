@@ -4,6 +4,7 @@ import argparse
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import asdict
 from enum import IntEnum
 from pathlib import Path
 
@@ -12,6 +13,22 @@ import pytest
 import iscsifs.cli
 import iscsifs.target.cli
 from iscsifs.config import FUSE_OPTIONS, MountOptions
+from iscsifs.fs.headroom import RESERVE
+from iscsifs.fs.tuning import Limits
+from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.limits import (
+    ANSWER_TIMEOUT,
+    ATTACH_TIMEOUT,
+    END_TIMEOUT,
+    LAST_LOGOUT_TIMEOUT,
+    MANAGEMENT_TIMEOUT,
+    MAX_ABORTS,
+    MAX_ATTEMPTS,
+    MAX_TARGETS,
+    MAX_UNSYNCHRONISED,
+    MAX_UNWRITTEN,
+    UNIT_GRACE,
+)
 
 MAN = Path(__file__).parent.parent / "man"
 
@@ -91,6 +108,55 @@ def test_every_mount_option_is_described_and_no_other() -> None:
         MountOptions.parse(
             [f"{option}{1 if option == 'writebehind=' else 12}" if option.endswith("=") else option]
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "defaults"),
+    [
+        ({"login_timeout"}, "{login_timeout:g}"),
+        ({"ping_interval", "ping_timeout"}, "{ping_interval:g} and {ping_timeout:g};"),
+        ({"command_timeout"}, "{command_timeout:g}"),
+        ({"replacement_timeout"}, "{replacement_timeout:g}"),
+        ({"max_background"}, "{max_background} by default"),
+        ({"readahead"}, "{read_ahead} by default"),
+    ],
+)
+def test_the_defaults_are_those_that_are_used(options: set[str], defaults: str) -> None:
+    """And what happens at the end of each time is told."""
+    items = section("iscsifs.8", "Mount options").split("\n.It ")
+    (item,) = [item for item in items if options == {*re.findall(r"Cm ([a-z_]+)= Ns", item)}]
+    used = asdict(InitiatorOptions("iqn.2001-04.com.example:host")) | asdict(Limits())
+    told = re.search(r"^\.Pq (.*)$", item, re.MULTILINE)
+    assert told is not None
+    assert told[1].removesuffix(" .").startswith(defaults.format(**used))
+    if any(option.endswith("_timeout") for option in options):
+        assert "At its end" in item or "At the end" in item
+
+
+_WORDS = {2: "two", 3: "three", 5: "five"}
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        f"no more than the first {MAX_TARGETS} targets",
+        f"once {ATTACH_TIMEOUT:g} seconds and one .Cm login_timeout have gone by",
+        f"asked for its targets has {ANSWER_TIMEOUT:g} seconds",
+        f"not yet on stable storage has {END_TIMEOUT:g} seconds",
+        f"have the same {END_TIMEOUT:g} seconds",
+        f"silent has {_WORDS[int(LAST_LOGOUT_TIMEOUT)]} seconds to answer the logout",
+        f"sent again, up to {_WORDS[1 + MAX_ABORTS]} times in all",
+        f"has not succeeded after {MANAGEMENT_TIMEOUT:g} seconds the logical unit is reset",
+        f"and after {MANAGEMENT_TIMEOUT:g} more the session is made anew",
+        f"with which {_WORDS[MAX_ATTEMPTS]} sessions were lost",
+        f"missing for {UNIT_GRACE:g} seconds",
+        f"at most {MAX_UNWRITTEN >> 20} MiB of data wait to be written",
+        f"and {MAX_UNSYNCHRONISED >> 20} MiB that were written are kept",
+        f"a reserve of {RESERVE >> 20} MiB of addresses",
+    ],
+)
+def test_the_times_and_sizes_are_those_that_are_used(sentence: str) -> None:
+    assert " ".join((MAN / "iscsifs.8").read_text().split()).count(sentence) == 1
 
 
 def test_the_synopsis_tells_how_to_unmount() -> None:

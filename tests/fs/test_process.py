@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from iscsifs.fs import process
+
 CAP_SYS_RESOURCE = 24
 PRELUDE = "import ctypes, logging; from iscsifs.fs.process import *; libc = ctypes.CDLL(None);"
 
@@ -31,6 +33,24 @@ def test_root_s_process_stays_in_memory_and_does_not_wait_for_write_back() -> No
     assert flusher == ("1" if int(capabilities.split()[1], 16) >> CAP_SYS_RESOURCE & 1 else "-1")
     (locked,) = [line for line in status if line.startswith("VmLck:")]
     assert int(locked.split()[1]) > 1024
+
+
+def test_where_all_is_permitted_all_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the numbers of <linux/prctl.h> and <sys/mman.h>: a container's root may not do all of this."""
+    pr_set_io_flusher, mcl_current, mcl_future, mcl_onfault = 57, 1, 2, 4
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(process, "_call", lambda *call: asked.append(call))
+    monkeypatch.setattr(process, "_locked", False)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    caplog.set_level("INFO")
+    process.keep_in_memory()
+    assert asked == [
+        ("prctl", pr_set_io_flusher, 1, 0, 0, 0),
+        ("mlockall", mcl_current | mcl_future | mcl_onfault),
+    ]
+    assert caplog.records == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")

@@ -384,6 +384,29 @@ async def test_a_new_command_cuts_a_pause_short(autojump_clock: MockClock) -> No
         await call.succeeded()
 
 
+async def test_a_probe_does_not_cut_a_pause_short(autojump_clock: MockClock) -> None:
+    """Those that look after the units go on by themselves, and ask for nobody."""
+    async with pair() as line:
+        await attempts(line, 60.0)
+        last = line.line.dialled[-1]
+        await trio.sleep_until(last + 1.0)
+        line.call(probe=True)
+        await trio.sleep_until(last + LONGEST_DELAY - 0.1)
+        assert line.line.dialled[-1] == last
+
+
+async def test_a_session_that_has_lived_for_a_while_is_made_anew_at_once(autojump_clock: MockClock) -> None:
+    async with pair() as line:
+        for _ in range(8):  # so that pauses are as long as can be
+            await line.peer.close()
+            await back(line)
+        await trio.sleep(LONGEST_DELAY)
+        lost = trio.current_time()
+        await line.peer.close()
+        await back(line)
+        assert line.line.dialled[-1] == pytest.approx(lost, abs=0.01)
+
+
 async def test_a_flood_of_commands_does_not_make_a_flood_of_attempts(autojump_clock: MockClock) -> None:
     async with pair(replacement_timeout=5.0) as line:
         line.line.failure = AWAY

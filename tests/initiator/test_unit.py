@@ -14,6 +14,7 @@ from trio.testing import MockClock
 
 from iscsifs.errors import CommandTimeout, DataLostError, MediumError, StatusError, UnitError
 from iscsifs.iscsi.connection import Connection
+from iscsifs.iscsi.task import Task
 from iscsifs.moment import Moment
 from iscsifs.scsi.cdb import OperationCode, parse_write_same
 from iscsifs.scsi.sense import Sense, SenseKey
@@ -256,13 +257,25 @@ async def test_a_lost_cache_that_was_reported_with_another_command_is_no_loss(
     assert san.medium()[:BLOCK] == b"a" * BLOCK
 
 
-async def test_a_write_that_fails_later_is_written_again(connect: Open) -> None:
+@pytest.mark.conformance("ERR-24")
+@pytest.mark.parametrize(
+    "report",
+    [
+        Sense(SenseKey.MEDIUM_ERROR, 0x0C, deferred=True),
+        Sense(SenseKey.UNIT_ATTENTION, 0x29, 0x00),
+        Sense(SenseKey.UNIT_ATTENTION, 0x29, 0x07),
+        Sense(SenseKey.UNIT_ATTENTION, 0x2F, 0x00),
+        Sense(SenseKey.UNIT_ATTENTION, 0x47, 0x7F),
+    ],
+    ids=str,
+)
+async def test_what_a_report_says_may_be_lost_is_written_again(connect: Open, report: Sense) -> None:
     san = await connect()
     await san.unit.write(0, b"a" * BLOCK)
     await san.unit.drain()
     assert san.disk.undo_log is not None
     san.disk.undo_log.undo()
-    san.disk.faults.append(Fault(Sense(SenseKey.MEDIUM_ERROR, 0x0C, deferred=True), times=1))
+    san.disk.faults.append(Fault(report, times=1))
     await san.unit.flush()
     assert san.medium()[:BLOCK] == b"a" * BLOCK
     assert san.unit.failures == 0
@@ -364,3 +377,29 @@ async def test_no_memory_for_what_comes_costs_the_connection_and_no_more(
     assert await san.unit.read(0, BLOCK) == bytes(BLOCK)
     assert "no memory for what comes; logging in again" in caplog.text
     assert list(moments) == []
+
+
+async def test_no_memory_to_send_a_command_costs_that_one_and_the_connection(
+    connect: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Part of it may have been sent."""
+    san = await connect()
+    submit = Connection.submit
+
+    def fail_once(connection: Connection, task: Task) -> None:
+        monkeypatch.setattr(Connection, "submit", submit)
+        raise MemoryError
+
+    monkeypatch.setattr(Connection, "submit", fail_once)
+    with pytest.raises(MemoryError):
+        await san.unit.read(0, BLOCK)
+    assert await san.unit.read(0, BLOCK) == bytes(BLOCK)
+    assert caplog.text.count("no memory to send a command; logging in again") == 1
+    monkeypatch.setattr(Connection, "submit", fail_once)
+    await san.unit.write(0, b"a" * BLOCK)
+    await san.unit.flush()
+    assert san.unit.failures == 1  # which the next fsync of every open file reports
+    await san.unit.write(0, b"b" * BLOCK)
+    await san.unit.flush()
+    assert san.medium()[:BLOCK] == b"b" * BLOCK
+    assert caplog.text.count("no memory to send a command; logging in again") == 2
