@@ -155,18 +155,12 @@ class Session:
         """Send *task* as `execute` does, but do not wait: its `on_end` is called, unless it is None, with a
         status or with one of the failures that `execute` raises.
 
-        Raises CommandTimeout or TransportError where it cannot be sent at all, MemoryError where it was sent
-        in part, which is the end of the connection.
+        Raises CommandTimeout or TransportError where it cannot be sent at all.
         """
         if self._closing:
             raise self._closed()
         if self.state is State.UP and (task.lun not in self._held or task.probe):
-            try:
-                self._submit(task)
-            except MemoryError:
-                task.on_end = None
-                self._link.fail(TransportError("no memory to send a command"))
-                raise
+            self._submit(task)
         elif self.state is State.UP:
             self._kept[task] = None
         else:
@@ -184,8 +178,15 @@ class Session:
         return task.lun not in self._held or task.probe
 
     def _submit(self, task: Task) -> None:
-        self._link.connection.submit(task)
-        self._link.kick()
+        """Send *task*; one that there is no memory for, and that may be sent in part, ends the connection."""
+        connection = self._link.connection
+        try:
+            connection.submit(task)
+            self._link.kick()
+        except MemoryError:
+            self._link.fail(TransportError("no memory to send a command"))
+            if task not in connection.tasks():
+                self._kept[task] = None
 
     def _abandon(self, task: Task) -> None:
         """See to it that a task whose caller has gone does no harm: its buffer is the target's until it
