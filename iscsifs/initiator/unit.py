@@ -355,9 +355,9 @@ class LogicalUnit:
         """Write whole blocks, in parallel pieces if need be, and tell *done* the first failure, or None."""
         longest = self._longest_transfer
         left = -(-len(data) // longest)
-        first: IscsifsError | None = None
+        first: Exception | None = None
 
-        def piece_done(failure: IscsifsError | None) -> None:
+        def piece_done(failure: Exception | None) -> None:
             nonlocal left, first
             left -= 1
             first = first or failure

@@ -13,7 +13,9 @@ from stepwise import Loop
 from trio.testing import MockClock
 
 from iscsifs.errors import CommandTimeout, DataLostError, MediumError, StatusError, UnitError
+from iscsifs.initiator.commands import Commands
 from iscsifs.iscsi.connection import Connection
+from iscsifs.iscsi.task import Task
 from iscsifs.moment import Moment
 from iscsifs.scsi.cdb import OperationCode, parse_write_same
 from iscsifs.scsi.sense import Sense, SenseKey
@@ -49,6 +51,10 @@ def codes(san: San) -> list[int]:
 def stored(san: San, offset: int = 0, size: int = SIZE) -> bytes:
     """What the target has."""
     return bytes(san.disk.store.read(offset, size))
+
+
+def without_memory(*_: object) -> None:
+    raise MemoryError
 
 
 # Bytes.
@@ -364,3 +370,64 @@ async def test_no_memory_for_what_comes_costs_the_connection_and_no_more(
     assert await san.unit.read(0, BLOCK) == bytes(BLOCK)
     assert "no memory for what comes; logging in again" in caplog.text
     assert list(moments) == []
+
+
+async def test_a_write_that_there_is_no_memory_to_send_goes_to_the_next_session(
+    connect: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    san = await connect()
+    with monkeypatch.context() as patch:
+        patch.setattr(Task, "start", without_memory)
+        await san.unit.write(0, b"a" * BLOCK)
+    await san.unit.flush()
+    assert san.unit.failures == 0
+    assert san.medium()[:BLOCK] == b"a" * BLOCK
+    assert "no memory to send a command; logging in again" in caplog.text
+
+
+async def test_without_memory_to_send_what_was_kept_the_session_lives_on(
+    connect: Open, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    san = await connect()
+    san.server.drop_connections()
+    await trio.testing.wait_all_tasks_blocked()
+    await san.unit.write(0, b"a" * BLOCK)
+    submit = Connection.submit
+
+    def fail_once(connection: Connection, task: Task) -> None:
+        monkeypatch.setattr(Connection, "submit", submit)
+        raise MemoryError
+
+    monkeypatch.setattr(Connection, "submit", fail_once)
+    with trio.fail_after(1000):
+        await san.unit.flush()
+    assert san.unit.failures == 0
+    assert san.medium()[:BLOCK] == b"a" * BLOCK
+
+
+@pytest.mark.parametrize("where", ["start_soon", "_carry_out"])
+async def test_without_memory_to_repeat_a_write_it_fails_and_no_more(
+    connect: Open, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock, where: str
+) -> None:
+    san = await connect()
+    san.disk.faults.append(Fault(WRITE_ERROR, codes=WRITE_CODES, times=1))
+    await san.unit.write(0, b"a" * BLOCK)
+    with monkeypatch.context() as patch:
+        if where == "start_soon":
+            start_soon = trio.Nursery.start_soon
+
+            def start(nursery: trio.Nursery, function: Callable[..., Awaitable[None]], *args: object) -> None:
+                if function.__name__ == "_go_on":
+                    raise MemoryError
+                start_soon(nursery, function, *args)
+
+            patch.setattr(trio.Nursery, "start_soon", start)
+        else:
+            patch.setattr(Commands, "_judge", without_memory)
+        with trio.fail_after(1000):
+            await san.unit.drain()
+    assert san.unit.failures == 1
+    assert "no memory" in str(san.unit.last_failure)
+    await san.unit.write(0, b"b" * BLOCK)
+    await san.unit.flush()
+    assert san.medium()[:BLOCK] == b"b" * BLOCK
