@@ -189,8 +189,8 @@ class Commands:
             else:
                 log.info("%s", failure)  # who asked says what it means
                 raise failure
-            task.reset()
-            task.attempts = 0
+            # The answer to an abort of the last attempt may be on its way: it must not end this one.
+            task = Task(task.lun, task.cdb, data_in=task.data_in, data_out=task.data_out, probe=task.probe)
 
     def _judge(self, task: Task) -> tuple[CommandError, Repeat] | None:
         """Return how *task* failed by its status, and whether to repeat it; None where it did not fail."""
