@@ -14,6 +14,7 @@ from trio.testing import MockClock
 
 from iscsifs.errors import CommandTimeout, DataLostError, MediumError, StatusError, UnitError
 from iscsifs.initiator.commands import Commands
+from iscsifs.initiator.probe import Description
 from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.task import Task
 from iscsifs.moment import Moment
@@ -21,7 +22,7 @@ from iscsifs.scsi.cdb import OperationCode, parse_write_same
 from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.vpd import Provisioning
 from iscsifs.target.disk import Disk
-from iscsifs.target.unit import WRITE_CODES, WRITE_ERROR, Fault
+from iscsifs.target.unit import NO_MEDIUM, WRITE_CODES, WRITE_ERROR, Fault
 
 BLOCK = 512
 SIZE = 64 * BLOCK
@@ -322,6 +323,39 @@ async def test_what_was_accepted_for_a_lost_unit_is_not_written_to_another(conne
     for failing in san.unit.read(0, 1), san.unit.write(0, b"b"), san.unit.flush(), san.unit.discard(0, SIZE):
         with pytest.raises(UnitError, match="another unit"):
             await failing
+
+
+async def test_what_was_accepted_before_the_medium_was_away_goes_to_its_place(
+    connect: Open, autojump_clock: MockClock
+) -> None:
+    """The target has come back, but the disk is not ready yet when it is looked at, and is right after it."""
+    san = await connect()
+    await san.unit.write(8 * BLOCK, b"a" * BLOCK)
+    san.disk.faults.append(Fault(NO_MEDIUM, codes=frozenset({OperationCode.TEST_UNIT_READY}), times=2))
+    san.server.drop_connections()
+    await trio.testing.wait_all_tasks_blocked()
+    await trio.sleep(10)
+    await san.unit.flush()
+    assert san.disk.faults == [Fault(NO_MEDIUM, codes=frozenset({OperationCode.TEST_UNIT_READY}), times=0)]
+    assert san.unit.failures == 0
+    assert san.medium() == bytes(8 * BLOCK) + b"a" * BLOCK + bytes(SIZE - 9 * BLOCK)
+
+
+async def test_a_medium_of_other_blocks_is_another_unit_also_after_a_time_without_one(
+    connect: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = (await connect()).unit
+    before = unit.description
+    assert before.capacity is not None
+    empty = replace(before, capacity=None)
+    other = replace(before, capacity=replace(before.capacity, block_size=8 * BLOCK))
+    answers = iter([empty, before, empty, other])
+
+    async def describe(_: Commands) -> Description:
+        return next(answers)
+
+    monkeypatch.setattr("iscsifs.initiator.unit.describe", describe)
+    assert [await unit.check() for _ in range(4)] == [True, True, True, False]
 
 
 async def test_writes_past_the_end_of_a_unit_that_shrank_are_lost_alone(connect: Open) -> None:
