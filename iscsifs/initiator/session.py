@@ -286,7 +286,10 @@ class Session:
             task.attempts += task.on_the_wire
             if task.on_end is None:
                 continue
-            if task.attempts >= MAX_ATTEMPTS:
+            if task.if_lost is not None:
+                task.fail(task.if_lost)
+                self._finish(task)
+            elif task.attempts >= MAX_ATTEMPTS:
                 command = describe(task.cdb)
                 task.fail(
                     CommandTimeout(f"{self.name}: {command}: {task.attempts} sessions were lost with it")
@@ -327,8 +330,14 @@ class Session:
             self._send_kept(self._kept_for(lun))
 
     def fail_kept(self, lun: int, failure: IscsifsError) -> None:
-        """Fail what was kept for *lun*: there is another unit now, or none. What comes is for that one."""
+        """Fail what was kept for *lun*: there is another unit now, or none. What comes is for that one.
+
+        What is on the wire ends with its answer; without one it is not sent again.
+        """
         self._held.pop(lun, None)
+        for task in self._link.connection.tasks():
+            if task.lun == lun and not task.probe:
+                task.if_lost = UnitError(str(failure))
         self._fail_kept(self._kept_for(lun), lambda: UnitError(str(failure)))
 
     def _kept_for(self, lun: int) -> list[Task]:
