@@ -34,7 +34,7 @@ OUTSIDE = {
     "limits": set[str](),
     "iscsi": {"crc32c"},
     "scsi": set[str](),
-    "moment": set[str](),
+    "moment": {"trio"},
     "initiator": {"trio"},
     "target": {"trio", "crc32c"},
     "fs": {"trio", "pyfuse3"},
