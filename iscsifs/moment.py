@@ -58,7 +58,7 @@ class Moment:
         if self._penance:
             self._penance -= 1
             return False
-        if len(_watched) > MAX_WATCHED or max(_watched) >= FD_SETSIZE:
+        if self._fd not in _watched or len(_watched) > MAX_WATCHED or max(_watched) >= FD_SETSIZE:
             return False
         while self._in_a_row < IN_A_ROW:
             self._in_a_row += 1

@@ -143,3 +143,9 @@ async def test_a_second_close_is_not_that_of_who_has_the_number_now(wires: list[
     wires[1].moment.close()
     wires[1].send()
     assert second.wait()
+
+
+async def test_who_is_closed_waits_for_nothing(wires: list[Wire]) -> None:
+    for wire in wires:
+        wire.moment.close()
+    assert not wires[0].moment.wait()

@@ -75,7 +75,8 @@ class Headroom:
             self._reserve.close()
             self._reserve = None
             log.error("memory runs short, and requests may have to wait; raise the limit with: ulimit -v")
-        self._relieve()
+        with suppress(MemoryError):  # it is called again
+            self._relieve()
         return _may_map(_PIECES * _PIECE)
 
 

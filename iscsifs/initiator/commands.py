@@ -110,7 +110,7 @@ class Commands:
         self,
         cdb: bytes,
         data_out: memoryview,
-        done: Callable[[IscsifsError | None], None],
+        done: Callable[[Exception | None], None],
         nursery: trio.Nursery,
     ) -> None:
         """Run *cdb* as `run` does, but do not wait: *done* is called with the failure, or with None.
@@ -121,8 +121,11 @@ class Commands:
         def ended(task: Task) -> None:
             if task.status == Status.GOOD and task.failure is None:
                 done(None)
-            else:
+                return
+            try:
                 nursery.start_soon(self._go_on, task, done)
+            except MemoryError as error:
+                done(error)
 
         task = Task(self.lun, cdb, data_out=data_out)
         task.on_end = ended
@@ -132,20 +135,18 @@ class Commands:
             self.session.start(task)
         except IscsifsError as error:
             done(error)
-        except MemoryError:
-            done(TransportError(f"{self.name}: no memory to send a command"))
 
     def linger(self) -> None:
         """Receive an answer that comes within a moment, see `Link.linger`."""
         self.session.linger()
 
-    async def _go_on(self, task: Task, done: Callable[[IscsifsError | None], None]) -> None:
+    async def _go_on(self, task: Task, done: Callable[[Exception | None], None]) -> None:
         """Do what is to be done about *task*, which did not succeed, and tell *done*."""
-        failure: IscsifsError | None = TransportError(f"{self.name}: the initiator was stopped")
+        failure: Exception | None = TransportError(f"{self.name}: the initiator was stopped")
         try:
             await self._carry_out(task)
             failure = None
-        except IscsifsError as error:
+        except Exception as error:
             failure = error
         finally:
             done(failure)
@@ -188,8 +189,8 @@ class Commands:
             else:
                 log.info("%s", failure)  # who asked says what it means
                 raise failure
-            task.reset()
-            task.attempts = 0
+            # The answer to an abort of the last attempt may be on its way: it must not end this one.
+            task = Task(task.lun, task.cdb, data_in=task.data_in, data_out=task.data_out, probe=task.probe)
 
     def _judge(self, task: Task) -> tuple[CommandError, Repeat] | None:
         """Return how *task* failed by its status, and whether to repeat it; None where it did not fail."""

@@ -1,6 +1,7 @@
 """Data on their way to a logical unit: extents, the commands that write them, and who waits for them."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from enum import Enum, auto
 
 import trio
@@ -128,7 +129,9 @@ def cut(chunks: Iterable[memoryview], start: int, end: int) -> list[memoryview]:
     for chunk in chunks:
         part = chunk[max(start - position, 0) : max(end - position, 0)]
         if part:
-            small = 2 * len(part) < memoryview(chunk.obj).nbytes
-            parts.append(memoryview(bytes(part)) if small else part)
+            if 2 * len(part) < memoryview(chunk.obj).nbytes:
+                with suppress(MemoryError):  # then the whole stays
+                    part = memoryview(bytes(part))
+            parts.append(part)
         position += len(chunk)
     return parts

@@ -188,7 +188,10 @@ class Link:
             self._receive()
         finally:  # also what had happened before a rule was broken
             for event in self.connection.events():
-                on_event(event)
+                try:
+                    on_event(event)
+                except MemoryError as error:  # the others are told all the same
+                    self._break(error)
         self._flush()
 
     def _receive(self) -> None:

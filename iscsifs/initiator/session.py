@@ -155,18 +155,12 @@ class Session:
         """Send *task* as `execute` does, but do not wait: its `on_end` is called, unless it is None, with a
         status or with one of the failures that `execute` raises.
 
-        Raises CommandTimeout or TransportError where it cannot be sent at all, MemoryError where it was sent
-        in part, which is the end of the connection.
+        Raises CommandTimeout or TransportError where it cannot be sent at all.
         """
         if self._closing:
             raise self._closed()
         if self.state is State.UP and (task.lun not in self._held or task.probe):
-            try:
-                self._submit(task)
-            except MemoryError:
-                task.on_end = None
-                self._link.fail(TransportError("no memory to send a command"))
-                raise
+            self._submit(task)
         elif self.state is State.UP:
             self._kept[task] = None
         else:
@@ -184,8 +178,15 @@ class Session:
         return task.lun not in self._held or task.probe
 
     def _submit(self, task: Task) -> None:
-        self._link.connection.submit(task)
-        self._link.kick()
+        """Send *task*; one that there is no memory for, and that may be sent in part, ends the connection."""
+        connection = self._link.connection
+        try:
+            connection.submit(task)
+            self._link.kick()
+        except MemoryError:
+            self._link.fail(TransportError("no memory to send a command"))
+            if task not in connection.tasks():
+                self._kept[task] = None
 
     def _abandon(self, task: Task) -> None:
         """See to it that a task whose caller has gone does no harm: its buffer is the target's until it
@@ -285,7 +286,10 @@ class Session:
             task.attempts += task.on_the_wire
             if task.on_end is None:
                 continue
-            if task.attempts >= MAX_ATTEMPTS:
+            if task.if_lost is not None:
+                task.fail(task.if_lost)
+                self._finish(task)
+            elif task.attempts >= MAX_ATTEMPTS:
                 command = describe(task.cdb)
                 task.fail(
                     CommandTimeout(f"{self.name}: {command}: {task.attempts} sessions were lost with it")
@@ -326,8 +330,14 @@ class Session:
             self._send_kept(self._kept_for(lun))
 
     def fail_kept(self, lun: int, failure: IscsifsError) -> None:
-        """Fail what was kept for *lun*: there is another unit now, or none. What comes is for that one."""
+        """Fail what was kept for *lun*: there is another unit now, or none. What comes is for that one.
+
+        What is on the wire ends with its answer; without one it is not sent again.
+        """
         self._held.pop(lun, None)
+        for task in self._link.connection.tasks():
+            if task.lun == lun and not task.probe:
+                task.if_lost = UnitError(str(failure))
         self._fail_kept(self._kept_for(lun), lambda: UnitError(str(failure)))
 
     def _kept_for(self, lun: int) -> list[Task]:

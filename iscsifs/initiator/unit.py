@@ -58,6 +58,8 @@ class LogicalUnit:
         self._commands = commands
         self._nursery = nursery
         self._ranges = Ranges()
+        self._block_size = 0
+        self._is_large = False
         self._take(description)
         self._writes = WriteBuffer(
             self.name,
@@ -154,12 +156,14 @@ class LogicalUnit:
         """From now on the unit is what *description* says."""
         self.description = description
         capacity = description.capacity
-        # What every operation needs, so that it is not worked out each time.
+        # What every operation needs, so that it is not worked out each time. While there is no medium its
+        # blocks are those of the last one: what was accepted for that may still be written.
         self._size = capacity.size if capacity else 0
-        self._block_size = capacity.block_size if capacity else 1
+        if capacity is not None:
+            self._block_size = capacity.block_size
+            self._is_large = capacity.blocks > BLOCKS_IN_REACH_OF_10
         limit = description.limits.max_transfer_length * self._block_size
         self._longest_transfer = min(limit or LONGEST_TRANSFER, LONGEST_TRANSFER)
-        self._is_large = capacity is not None and capacity.blocks > BLOCKS_IN_REACH_OF_10
         self._read_cdb = cdb.read_16 if self._is_large else cdb.read_10
         self._write_cdb = cdb.write_16 if self._is_large else cdb.write_10
 
@@ -324,6 +328,8 @@ class LogicalUnit:
         now = await describe(self._commands)
         if not self.description.is_same_unit(now):
             return False
+        if now.capacity is not None and self._block_size not in (0, now.capacity.block_size):
+            return False
         self._take(now)
         self._writes.volatile = now.volatile_cache is not False
         return True
@@ -355,9 +361,9 @@ class LogicalUnit:
         """Write whole blocks, in parallel pieces if need be, and tell *done* the first failure, or None."""
         longest = self._longest_transfer
         left = -(-len(data) // longest)
-        first: IscsifsError | None = None
+        first: Exception | None = None
 
-        def piece_done(failure: IscsifsError | None) -> None:
+        def piece_done(failure: Exception | None) -> None:
             nonlocal left, first
             left -= 1
             first = first or failure

@@ -22,7 +22,7 @@ from typing import Final
 
 import trio
 
-from iscsifs.errors import DataLostError, IscsifsError, MediumError
+from iscsifs.errors import DataLostError, IscsifsError, MediumError, TransportError
 from iscsifs.initiator.extents import Barrier, Command, Extent, State, cut
 from iscsifs.limits import MAX_ROUNDS, MAX_UNSYNCHRONISED, MAX_UNWRITTEN
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 MAX_COMMANDS: Final = 32
 """WRITEs of one unit on their way at once."""
 
-Done = Callable[[IscsifsError | None], None]
+Done = Callable[[Exception | None], None]
 
 MEMORY_PAUSE: Final = 0.2
 """Seconds before data are joined again for which there was no memory."""
@@ -357,8 +357,6 @@ class WriteBuffer:
         """Go on when there may be memory again."""
         if self._is_short:
             return
-        self._is_short = True
-        log.warning("%s: no memory to write; trying again", self._name)
 
         async def pump() -> None:
             await trio.sleep(MEMORY_PAUSE)
@@ -366,6 +364,8 @@ class WriteBuffer:
             self._pump()
 
         self._nursery.start_soon(pump)
+        self._is_short = True
+        log.warning("%s: no memory to write; trying again", self._name)
 
     def _next_command(self) -> Command | None:
         """Begin with the oldest extent that can be sent."""
@@ -387,18 +387,20 @@ class WriteBuffer:
         return None
 
     def _send(self, command: Command) -> None:
-        def done(failure: IscsifsError | None) -> None:
-            self._finish(command, failure)
+        def done(failure: Exception | None) -> None:
+            self._finish(command, None if failure is None else self._failure_of(failure))
             self._pump()
 
         try:
             self._write(command.start, command.data, done)
         except Exception as error:
-            done(self._failure_of(error))
+            done(error)
 
     def _failure_of(self, error: Exception) -> IscsifsError:
         if isinstance(error, IscsifsError):
             return error
+        if isinstance(error, MemoryError):
+            return TransportError(f"{self._name}: no memory for a command")
         log.error("%s: a write or a flush failed because of a bug", self._name, exc_info=error)
         return IscsifsError(f"{self._name}: it failed because of a bug; see the log")
 
@@ -539,8 +541,8 @@ class WriteBuffer:
 
     def _begin_to_synchronise(self) -> None:
         if not self._synchronises_unasked:
-            self._synchronises_unasked = True
             self._nursery.start_soon(self._synchronise_unasked)
+            self._synchronises_unasked = True  # not where there was no memory for the task
 
     def _respect_the_bound(self) -> None:
         """See to it that not too much data are kept for being unsynchronised."""

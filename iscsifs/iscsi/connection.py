@@ -330,10 +330,12 @@ class Connection:
             self._send_texts()
         queue, numbers = self._queue, self._numbers
         while queue and numbers.window_is_open and self.tasks_on_the_wire < MAX_TASKS and not self._closing:
-            task = queue.popleft()
+            task = queue[0]
+            tag = self._new_tag(task)  # before it leaves the queue: without memory it stays in one of the two
+            queue.popleft()
             self.tasks_on_the_wire += 1
             command, ahs, immediate_data, burst = task.start(
-                self.login.parameters, self._new_tag(task), numbers.take_cmd_sn(), numbers.exp_stat_sn
+                self.login.parameters, tag, numbers.take_cmd_sn(), numbers.exp_stat_sn
             )
             self._send(command, immediate_data, ahs)
             if burst is not None:

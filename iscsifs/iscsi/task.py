@@ -62,6 +62,7 @@ class Task:
         "data_out",
         "ended",
         "failure",
+        "if_lost",
         "initiator_task_tag",
         "lun",
         "next_data_sn",
@@ -91,9 +92,10 @@ class Task:
         self.cdb = cdb
         self.data_in = data_in
         self.data_out = data_out
-        # For the layer above: whether it only asks what the unit is, whom to tell that it has ended, and how
-        # often it was sent.
+        # For the layer above: whether it only asks what the unit is, whom to tell that it has ended, how
+        # often it was sent, and what it fails with if it must not be sent again.
         self.probe = probe
+        self.if_lost: IscsifsError | None = None
         self.on_end: Callable[[Task], None] | None = None
         self.attempts = 0
         self.reset()

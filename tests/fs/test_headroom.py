@@ -99,6 +99,17 @@ def test_when_memory_runs_short_the_reserve_is_given_up_until_there_is_plenty(
     ]
 
 
+def test_without_memory_to_begin_to_relieve_requests_wait(addresses: Addresses) -> None:
+    def relieve() -> None:
+        raise MemoryError
+
+    room = Headroom(relieve)
+    addresses.left = 0
+    assert room.has_room()  # by the reserve
+    addresses.left = 0
+    assert not room.has_room()
+
+
 def test_without_memory_for_the_reserve_there_is_no_start(addresses: Addresses) -> None:
     addresses.left = RESERVE - 1
     with pytest.raises(OSError, match="Cannot allocate"):

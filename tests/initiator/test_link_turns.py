@@ -14,12 +14,14 @@ from trio.testing import MockClock
 
 from iscsifs.iscsi.events import SenseReported
 from iscsifs.iscsi.pdu import (
+    FINAL,
     RESERVED_TAG,
     AsyncEvent,
     AsyncMessage,
     DataIn,
     NopIn,
     ScsiCommand,
+    ScsiResponse,
 )
 from iscsifs.iscsi.task import Task
 from iscsifs.limits import MAX_READS, MAX_STEPS
@@ -147,3 +149,22 @@ async def test_large_pdus_are_received_many_reads_in_a_row(
         await call.done.wait()
     assert call.failure is None
     assert MAX_READS <= turns.longest <= 2 * MAX_READS
+
+
+async def test_without_memory_for_what_one_thing_means_the_others_of_that_read_are_told(
+    autojump_clock: MockClock,
+) -> None:
+    async with pair() as line:
+
+        def no_memory(_: SenseReported) -> None:
+            raise MemoryError
+
+        line.session.on_sense = no_memory
+        call = line.call()
+        peer = line.peer
+        command = await peer.expect(ScsiCommand)
+        message = AsyncMessage(0, RESERVED_TAG, async_event=AsyncEvent.SCSI, **peer.counted())
+        response = ScsiResponse(FINAL, 0, 0, command.initiator_task_tag, **peer.counted())
+        await peer.send_bytes(peer.encode(message, b"\0\2no") + peer.encode(response))
+        await call.succeeded()
+        assert line.session.link.failure is not None

@@ -10,6 +10,7 @@ from peer import Closed, Peer
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import CommandTimeout, DataError, TaskAborted, TransportError
+from iscsifs.initiator.commands import Commands
 from iscsifs.iscsi.events import SenseReported
 from iscsifs.iscsi.pdu import (
     FINAL,
@@ -23,10 +24,12 @@ from iscsifs.iscsi.pdu import (
     ScsiResponse,
     TaskFunction,
     TaskManagementRequest,
+    TaskResponse,
 )
 from iscsifs.limits import LAST_LOGOUT_TIMEOUT, MANAGEMENT_TIMEOUT
 from iscsifs.scsi import cdb
 from iscsifs.scsi.sense import Condition, Sense
+from iscsifs.scsi.status import Status
 
 READ = cdb.read_10(0, 1)
 WRITE = cdb.write_10(0, 1)
@@ -203,6 +206,24 @@ async def test_a_cancelled_write_still_answers_what_the_target_asks_for(autojump
         other = line.call()
         await line.peer.status(await line.peer.expect(ScsiCommand))
         await other.succeeded()
+
+
+async def test_the_answer_to_an_abort_is_not_for_the_next_attempt(autojump_clock: MockClock) -> None:
+    """The abort and the status cross each other, so the target knows of no such task."""
+    async with pair(command_timeout=3.0) as line, trio.open_nursery() as nursery:
+        commands = Commands(line.session, LUN, name="disk", patience=30.0)
+        outcomes: list[Exception | None] = []
+        commands.start(WRITE, memoryview(b"w" * 512), outcomes.append, nursery)
+        first = await line.peer.expect(ScsiCommand)
+        abort = await line.peer.expect(TaskManagementRequest)
+        await line.peer.status(first, Status.BUSY)
+        second = await line.peer.expect(ScsiCommand)
+        await line.peer.managed(abort, TaskResponse.NO_SUCH_TASK)
+        await line.peer.nothing(1.0)
+        assert outcomes == []
+        await line.peer.status(second)
+        await wait_all_tasks_blocked()
+        assert outcomes == [None]
 
 
 async def test_a_command_whose_time_is_over_is_not_aborted_twice(autojump_clock: MockClock) -> None:

@@ -637,6 +637,26 @@ async def test_commands_to_a_unit_that_is_another_now_fail(autojump_clock: MockC
         assert not other.done.is_set()
 
 
+async def test_what_was_on_its_way_to_a_unit_that_is_gone_is_not_sent_to_the_next_one(
+    autojump_clock: MockClock,
+) -> None:
+    async with pair() as line:
+        unanswered, answered = line.call(), line.call()
+        await line.peer.expect(ScsiCommand)
+        command = await line.peer.expect(ScsiCommand)
+        line.session.hold([LUN])
+        line.session.fail_kept(LUN, UnitError("another unit"))
+        await line.peer.status(command)
+        await answered.succeeded()
+        await line.peer.close()
+        await line.peer.login()
+        await line.peer.nothing(5.0)
+        assert isinstance(await unanswered.failed(), UnitError)
+        following = line.call()
+        await line.peer.status(await line.peer.expect(ScsiCommand))
+        await following.succeeded()
+
+
 async def test_a_probe_goes_on_in_the_next_session_and_a_unit_stays_held(autojump_clock: MockClock) -> None:
     async with pair() as line:
         holds(line)

@@ -13,6 +13,8 @@ from stepwise import Loop
 from trio.testing import MockClock
 
 from iscsifs.errors import CommandTimeout, DataLostError, MediumError, StatusError, UnitError
+from iscsifs.initiator.commands import Commands
+from iscsifs.initiator.probe import Description
 from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.task import Task
 from iscsifs.moment import Moment
@@ -20,7 +22,7 @@ from iscsifs.scsi.cdb import OperationCode, parse_write_same
 from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.vpd import Provisioning
 from iscsifs.target.disk import Disk
-from iscsifs.target.unit import WRITE_CODES, WRITE_ERROR, Fault
+from iscsifs.target.unit import NO_MEDIUM, WRITE_CODES, WRITE_ERROR, Fault
 
 BLOCK = 512
 SIZE = 64 * BLOCK
@@ -50,6 +52,10 @@ def codes(san: San) -> list[int]:
 def stored(san: San, offset: int = 0, size: int = SIZE) -> bytes:
     """What the target has."""
     return bytes(san.disk.store.read(offset, size))
+
+
+def without_memory(*_: object) -> None:
+    raise MemoryError
 
 
 # Bytes.
@@ -331,6 +337,39 @@ async def test_what_was_accepted_for_a_lost_unit_is_not_written_to_another(conne
             await failing
 
 
+async def test_what_was_accepted_before_the_medium_was_away_goes_to_its_place(
+    connect: Open, autojump_clock: MockClock
+) -> None:
+    """The target has come back, but the disk is not ready yet when it is looked at, and is right after it."""
+    san = await connect()
+    await san.unit.write(8 * BLOCK, b"a" * BLOCK)
+    san.disk.faults.append(Fault(NO_MEDIUM, codes=frozenset({OperationCode.TEST_UNIT_READY}), times=2))
+    san.server.drop_connections()
+    await trio.testing.wait_all_tasks_blocked()
+    await trio.sleep(10)
+    await san.unit.flush()
+    assert san.disk.faults == [Fault(NO_MEDIUM, codes=frozenset({OperationCode.TEST_UNIT_READY}), times=0)]
+    assert san.unit.failures == 0
+    assert san.medium() == bytes(8 * BLOCK) + b"a" * BLOCK + bytes(SIZE - 9 * BLOCK)
+
+
+async def test_a_medium_of_other_blocks_is_another_unit_also_after_a_time_without_one(
+    connect: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = (await connect()).unit
+    before = unit.description
+    assert before.capacity is not None
+    empty = replace(before, capacity=None)
+    other = replace(before, capacity=replace(before.capacity, block_size=8 * BLOCK))
+    answers = iter([empty, before, empty, other])
+
+    async def describe(_: Commands) -> Description:
+        return next(answers)
+
+    monkeypatch.setattr("iscsifs.initiator.unit.describe", describe)
+    assert [await unit.check() for _ in range(4)] == [True, True, True, False]
+
+
 async def test_writes_past_the_end_of_a_unit_that_shrank_are_lost_alone(connect: Open) -> None:
     san = await connect()
     san.trouble.stall()
@@ -379,11 +418,26 @@ async def test_no_memory_for_what_comes_costs_the_connection_and_no_more(
     assert list(moments) == []
 
 
-async def test_no_memory_to_send_a_command_costs_that_one_and_the_connection(
+async def test_a_write_that_there_is_no_memory_to_send_goes_to_the_next_session(
     connect: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Part of it may have been sent."""
     san = await connect()
+    with monkeypatch.context() as patch:
+        patch.setattr(Task, "start", without_memory)
+        await san.unit.write(0, b"a" * BLOCK)
+    await san.unit.flush()
+    assert san.unit.failures == 0
+    assert san.medium()[:BLOCK] == b"a" * BLOCK
+    assert "no memory to send a command; logging in again" in caplog.text
+
+
+async def test_without_memory_to_send_what_was_kept_the_session_lives_on(
+    connect: Open, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    san = await connect()
+    san.server.drop_connections()
+    await trio.testing.wait_all_tasks_blocked()
+    await san.unit.write(0, b"a" * BLOCK)
     submit = Connection.submit
 
     def fail_once(connection: Connection, task: Task) -> None:
@@ -391,15 +445,35 @@ async def test_no_memory_to_send_a_command_costs_that_one_and_the_connection(
         raise MemoryError
 
     monkeypatch.setattr(Connection, "submit", fail_once)
-    with pytest.raises(MemoryError):
-        await san.unit.read(0, BLOCK)
-    assert await san.unit.read(0, BLOCK) == bytes(BLOCK)
-    assert caplog.text.count("no memory to send a command; logging in again") == 1
-    monkeypatch.setattr(Connection, "submit", fail_once)
+    with trio.fail_after(1000):
+        await san.unit.flush()
+    assert san.unit.failures == 0
+    assert san.medium()[:BLOCK] == b"a" * BLOCK
+
+
+@pytest.mark.parametrize("where", ["start_soon", "_carry_out"])
+async def test_without_memory_to_repeat_a_write_it_fails_and_no_more(
+    connect: Open, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock, where: str
+) -> None:
+    san = await connect()
+    san.disk.faults.append(Fault(WRITE_ERROR, codes=WRITE_CODES, times=1))
     await san.unit.write(0, b"a" * BLOCK)
-    await san.unit.flush()
-    assert san.unit.failures == 1  # which the next fsync of every open file reports
+    with monkeypatch.context() as patch:
+        if where == "start_soon":
+            start_soon = trio.Nursery.start_soon
+
+            def start(nursery: trio.Nursery, function: Callable[..., Awaitable[None]], *args: object) -> None:
+                if function.__name__ == "_go_on":
+                    raise MemoryError
+                start_soon(nursery, function, *args)
+
+            patch.setattr(trio.Nursery, "start_soon", start)
+        else:
+            patch.setattr(Commands, "_judge", without_memory)
+        with trio.fail_after(1000):
+            await san.unit.drain()
+    assert san.unit.failures == 1
+    assert "no memory" in str(san.unit.last_failure)
     await san.unit.write(0, b"b" * BLOCK)
     await san.unit.flush()
     assert san.medium()[:BLOCK] == b"b" * BLOCK
-    assert caplog.text.count("no memory to send a command; logging in again") == 2

@@ -139,6 +139,26 @@ async def test_data_that_there_is_no_memory_to_join_are_sent_later(
     assert unit.medium[1:3] == b"bc"
 
 
+async def test_without_memory_to_copy_a_small_rest_nothing_is_lost(
+    unit: CachedUnit, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = unit.open(nursery, max_commands=1)
+    await write(buffer, 40, b"x")
+    await write(buffer, 0, b"abcdefgh")
+
+    def no_memory(_: memoryview) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr("iscsifs.initiator.extents.bytes", no_memory, raising=False)
+    await write(buffer, 2, b"CDEF")
+    assert unit.read(0, 8) == b"abCDEFgh"
+    flushed = await begin(nursery, buffer.flush)
+    await answer_all(unit)
+    assert flushed.done
+    assert (buffer.unwritten, buffer.failures) == (0, 0)
+    assert unit.medium[:8] == b"abCDEFgh"
+
+
 async def test_several_commands_are_under_way(unit: CachedUnit, nursery: trio.Nursery) -> None:
     buffer = unit.open(nursery, max_commands=3)
     for start in range(0, 50, 10):
@@ -972,3 +992,22 @@ async def test_the_cost_does_not_grow_faster_than_the_number_of_writes(distance:
 
     few, many = await use(500), await use(2000)
     assert many < 5 * few
+
+
+async def test_without_memory_for_a_task_the_cache_is_synchronised_another_time(
+    unit: CachedUnit, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = unit.open(nursery)
+    await write(buffer, 0, b"abcd")
+    await answer(unit)
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trio.Nursery, "start_soon", no_memory)
+        with pytest.raises(MemoryError):
+            buffer.relieve()
+    buffer.relieve()
+    await answer_all(unit)
+    assert unit.medium[:4] == b"abcd"

@@ -485,3 +485,16 @@ def test_a_command_says_that_it_writes() -> None:
     target.write(b"1")
     (command,) = target.received(ScsiCommand)
     assert command.pdu.flags & (CommandFlag.WRITE | CommandFlag.READ | FINAL) == CommandFlag.WRITE | FINAL
+
+
+def test_without_memory_for_a_command_it_stays_unfinished(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = MemoryTarget()
+    task = plain_task()
+
+    def no_memory(*_: object) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(target.connection, "_new_tag", no_memory)
+    with pytest.raises(MemoryError):
+        target.connection.submit(task)
+    assert target.connection.take_unfinished() == [task]
