@@ -127,13 +127,13 @@ class Commands:
             except MemoryError as error:
                 done(error)
 
-        task = Task(self.lun, cdb, data_out=data_out)
-        task.on_end = ended
         try:
             if self.failure is not None:
                 raise self.failure
+            task = Task(self.lun, cdb, data_out=data_out)
+            task.on_end = ended
             self.session.start(task)
-        except IscsifsError as error:
+        except (IscsifsError, MemoryError) as error:
             done(error)
 
     def linger(self) -> None:
