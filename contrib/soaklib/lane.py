@@ -56,8 +56,8 @@ class Lane:
         self._random = rng
         self._process: trio.Process | None = None
 
-    async def run(self, seconds: float) -> None:
-        """Work for *seconds*, and on to the end of the round; what goes wrong is counted and told."""
+    async def run(self, stop: trio.Event) -> None:
+        """Work until *stop*, and on to the end of the round; what goes wrong is counted and told."""
         plan = self.plan
         (mountpoint := self._directory / "mnt").mkdir()
         (root := self._directory / "root").mkdir()
@@ -74,8 +74,7 @@ class Lane:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._disturb, side.troubles())
                     nursery.start_soon(self._watch)
-                    deadline = trio.current_time() + seconds
-                    while trio.current_time() < deadline:
+                    while not stop.is_set():
                         await self._round(PLACES[self.tally.rounds % len(PLACES)], storage, side.image, root)
                     nursery.cancel_scope.cancel()
                 await load.command("fusermount3", "-u", mountpoint)
