@@ -22,6 +22,7 @@ import trio
 from iscsifs.errors import CommandTimeout, IscsifsError, TransportError, UnitError
 from iscsifs.initiator.link import Link
 from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.initiator.pulse import Pulse
 from iscsifs.iscsi.events import (
     ConnectionDropped,
     Event,
@@ -105,9 +106,7 @@ class Session:
         self._time2wait: float | None = None  # None: what the login agreed on
         self._backoff = 0.0
         self._login_failure = ""
-        self._silent_since = 0.0
-        self._pinged_at: float | None = None
-        self._delivered = self._backlog = 0
+        self._pulse: Pulse | None = None  # once there is something to look at
         self._stuck_ticks = 0
         self._notes = 0
         self._closing = False
@@ -252,9 +251,7 @@ class Session:
     async def _serve(self) -> None:
         """Serve the connection until it ends; keep what it left unanswered."""
         link, started = self._link, trio.current_time()
-        self._silent_since = started
-        self._pinged_at = None
-        self._delivered = self._backlog = 0
+        self._pulse = Pulse(link, self._options, started)
         self._stuck_ticks = 0
         self._leaving_since = None
         self._logged_out = trio.Event()
@@ -404,7 +401,8 @@ class Session:
                 if now - self._leaving_since >= LOGOUT_TIMEOUT:
                     self._link.fail(TransportError(f"no answer to the logout in {LOGOUT_TIMEOUT:g} s"))
             elif self.state is State.UP and self._link.failure is None:
-                self._watch_silence(now)
+                if self._pulse is not None:
+                    self._pulse.look(now)
                 self._watch_commands()
                 self._watch_managements(now)
                 self._link.kick()
@@ -417,30 +415,6 @@ class Session:
             for task in [task for task in self._kept if not self._passes(task)]:
                 if now - self._held[task.lun] >= patience:
                     self._fail_kept([task], partial(self._unknown, task.lun))
-
-    def _watch_silence(self, now: float) -> None:
-        """Ping a silent target, and give up one that stays silent; any byte counts as a sign of life.
-
-        So does every byte that the other end has taken of what waits to be sent: there the ping has not
-        arrived yet.
-        """
-        connection, options = self._link.connection, self._options
-        delivered, backlog = self._link.progress()
-        draining = self._backlog > 0 and delivered > self._delivered
-        self._delivered, self._backlog = delivered, backlog
-        if connection.heard:
-            connection.heard = False
-            self._silent_since = now
-            self._pinged_at = None
-        elif self._pinged_at is not None:
-            if draining:
-                self._pinged_at = now
-            elif now - self._pinged_at >= options.ping_timeout:
-                silence = now - self._silent_since
-                self._link.fail(TransportError(f"no answer to a ping, and nothing else for {silence:.0f} s"))
-        elif options.ping_interval and now - self._silent_since >= options.ping_interval:
-            self._pinged_at = now
-            connection.ping()
 
     def _watch_commands(self) -> None:
         """Abort what has waited too long for its status, and give up a window that is never opened."""
