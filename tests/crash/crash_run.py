@@ -131,7 +131,7 @@ def record(
         stack.callback(mounted.close)
         mounted.start(*options, f"iscsi://{server.portals[0]}/{NAME}/0")
         assert mounted.said.returncode == 0, mounted.said
-        with _loop(mounted.storage()) as loop, _mounted(loop, recording.root):
+        with _loop(mounted.storage(), "--direct-io=on") as loop, _mounted(loop, recording.root):
             workers = [
                 crash_workload.Worker(
                     recording.root / f"worker{number}", lambda: len(entries), random.Random(rng.random())
@@ -188,14 +188,17 @@ def _come_up(recording: Recording, image: Path, position: int) -> Iterator[str]:
     """Mount *image*, which replays its journal; compare the files, unmount, and check the file system."""
     root = image.with_suffix(".root")
     root.mkdir(exist_ok=True)
-    done = _try("mount", "-o", "loop", image, root)
-    if done.returncode:
-        yield f"it does not mount: {done.stdout.strip()}"
-        return
-    try:
-        yield from crash_workload.complaints(recording.root, recording.histories, root, position)
-    finally:
-        run("umount", root)
+    # With "-o loop" mount(8) may take the device of the last moment, which is not gone yet, and with it the
+    # blocks that are cached of that: no journal is replayed then.
+    with _loop(image) as device:
+        done = _try("mount", device, root)
+        if done.returncode:
+            yield f"it does not mount: {done.stdout.strip()}"
+            return
+        try:
+            yield from crash_workload.complaints(recording.root, recording.histories, root, position)
+        finally:
+            run("umount", root)
     done = _try(*recording.kind.check, image)
     if done.returncode:
         yield f"{recording.kind.check[0]} ends with {done.returncode}: {done.stdout.strip()}"
@@ -238,8 +241,8 @@ def _trouble(recording: Recording, server: Server, disk: Disk, call: Call) -> It
 
 
 @contextlib.contextmanager
-def _loop(file: Path) -> Iterator[str]:
-    device = run("losetup", "--direct-io=on", "-f", "--show", file).strip()
+def _loop(file: Path, *options: str) -> Iterator[str]:
+    device = run("losetup", *options, "-f", "--show", file).strip()
     try:
         yield device
     finally:
