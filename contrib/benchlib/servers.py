@@ -25,7 +25,7 @@ def iscsifs(lun: Lun, directory: Path, digest: str = "none") -> Iterator[Path]:
     mountpoint = directory / "mnt"
     mountpoint.mkdir()
     url = f"iscsi://127.0.0.1:{lun.port}/{lun.target}/{lun.lun}"
-    words = ["iscsifs", "--digest", digest, url, mountpoint]
+    words: list[str | Path] = ["iscsifs", "--digest", digest, url, mountpoint]
     subprocess.run(words, stdout=subprocess.DEVNULL, check=True, timeout=SECONDS)
     try:
         yield next(mountpoint.glob("127.0.0.1*/*/storage"))
