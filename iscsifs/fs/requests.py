@@ -61,7 +61,7 @@ class Readiness:
         """Return when the kernel takes no answers any more: it was unmounted, or the connection aborted."""
         while True:  # workers that have no answer yet do not notice, and the others must not look each time
             await trio.sleep(LOOK_INTERVAL)
-            if self._poll is not None and any(event & select.POLLERR for _, event in self._poll.poll(0)):
+            if self._is_over():
                 return
 
     async def wait_readable(self, fd: int) -> None:
@@ -115,7 +115,7 @@ class Readiness:
         self._wake(len(self._parked))
 
     def _is_over(self) -> bool:
-        """Say whether there is no request but the end to be read."""
+        """Say whether there is no request but the end of the connection to be read."""
         return self._poll is not None and any(not event & select.POLLIN for _, event in self._poll.poll(0))
 
     async def _park(self) -> None:

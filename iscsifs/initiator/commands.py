@@ -138,7 +138,7 @@ class Commands:
 
     def linger(self) -> None:
         """Receive an answer that comes within a moment, see `Link.linger`."""
-        self.session.linger()
+        self.session.link.linger()
 
     async def _go_on(self, task: Task, done: Callable[[Exception | None], None]) -> None:
         """Do what is to be done about *task*, which did not succeed, and tell *done*."""

@@ -158,20 +158,16 @@ class Session:
         """
         if self._closing:
             raise self._closed()
+        # As `_passes`, but without a call for each command.
         if self.state is State.UP and (task.lun not in self._held or task.probe):
             self._submit(task)
-        elif self.state is State.UP:
-            self._kept[task] = None
-        else:
+            return
+        if self.state is not State.UP:
             if not task.probe:
                 self._wanted.set()
             if self.given_up:
                 raise self._away()
-            self._kept[task] = None
-
-    def linger(self) -> None:
-        """Receive an answer that comes within a moment, see `Link.linger`."""
-        self._link.linger()
+        self._kept[task] = None
 
     def _passes(self, task: Task) -> bool:
         return task.lun not in self._held or task.probe

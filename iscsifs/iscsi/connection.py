@@ -98,8 +98,6 @@ class Connection:
         self.logged_in = False
         self.tasks_on_the_wire = 0
         """How many commands wait for their status; those still queued are not counted."""
-        self.has_rest = False
-        """Whether MAX_STEPS did not suffice: then `buffer_updated(0)` goes on in the next turn."""
         self._receiver = Receiver(self._header_arrived, self._pdu_arrived)
         self._out: list[Buffer] = []
         self._events: list[Event] = []
@@ -130,6 +128,11 @@ class Connection:
         """Let `buffer_updated` take MAX_STEPS from now on; without this call there is no end to them."""
         self._receiver.steps_left = MAX_STEPS
 
+    @property
+    def has_rest(self) -> bool:
+        """Whether they did not suffice: then `buffer_updated(0)` goes on in the next turn."""
+        return self._receiver.has_rest
+
     def buffer_updated(self, count: int) -> None:
         """Take note of *count* bytes received into what `get_buffer` returned.
 
@@ -138,7 +141,6 @@ class Connection:
         self.heard = True
         try:
             self._receiver.buffer_updated(count)
-            self.has_rest = self._receiver.has_rest
         except IscsifsError:
             self._closing = self._logging_out = True
             self._out.clear()
