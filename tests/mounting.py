@@ -35,10 +35,15 @@ def run(*command: object, check: bool = True) -> str:
 
 
 def iscsifs(
-    *arguments: object, user: int | None = None, **environment: str
+    *arguments: object, user: int | None = None, limit: str | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command with *arguments*, as *user*, until it ends or goes to the background."""
+    """Run the command with *arguments*, as *user*, until it ends or goes to the background.
+
+    *limit* is one that prlimit(1) knows, such as "nofile=20".
+    """
     command = ISCSIFS if user is None else (sys.executable, "-c", _AS_USER, str(user))
+    if limit is not None:
+        command = ("prlimit", f"--{limit}", *command)
     return subprocess.run(
         [*command, *(str(argument) for argument in arguments)],
         stdin=subprocess.DEVNULL,

@@ -389,6 +389,17 @@ def test_a_read_that_waits_for_a_target_that_is_away_does_not_keep_the_process(
     assert not mounted.is_mounted()
 
 
+def end_with_writes_owed(mounted: Mounted, tgt: Tgt, holder: Holder) -> None:
+    """Have 16 pages accepted that the target cannot take any more, and ask for the end, up to where it tells
+    that it waits."""
+    assert mounted.process is not None
+    assert mounted.process.stderr is not None
+    tgt.kill()
+    assert [holder.write() for _ in range(16)] == ["done"] * 16
+    mounted.signal(signal.SIGTERM)
+    assert any(WAITING in line for line in mounted.process.stderr)
+
+
 def test_a_second_signal_gives_up_what_is_not_written_and_tells_it(
     serve: Serve, mount_hosts: MountHosts, tmp_path: Path, image: Path
 ) -> None:
@@ -397,10 +408,7 @@ def test_a_second_signal_gives_up_what_is_not_written_and_tells_it(
     assert mounted.process is not None
     assert mounted.process.stderr is not None
     with holding(mounted.storage()) as holder:
-        tgt.kill()
-        assert [holder.write() for _ in range(16)] == ["done"] * 16
-        mounted.signal(signal.SIGTERM)
-        assert any(WAITING in line for line in mounted.process.stderr)
+        end_with_writes_owed(mounted, tgt, holder)
         took = seconds_to_the_end(mounted, lambda: mounted.signal(signal.SIGINT))
     assert took < 1.5
     assert mounted.status() == 7
@@ -416,13 +424,8 @@ def test_what_is_not_written_is_written_when_the_target_is_back_in_time(
 ) -> None:
     tgt, url = serve_disk(serve, tmp_path, image)
     mounted = mount_hosts(url, foreground=True)
-    assert mounted.process is not None
-    assert mounted.process.stderr is not None
     with holding(mounted.storage()) as holder:
-        tgt.kill()
-        assert [holder.write() for _ in range(16)] == ["done"] * 16
-        mounted.signal(signal.SIGTERM)
-        assert any(WAITING in line for line in mounted.process.stderr)
+        end_with_writes_owed(mounted, tgt, holder)
         tgt.start()
         assert mounted.status() == 0
     assert pages(image, 17) == bytes([*range(1, 17), 0])

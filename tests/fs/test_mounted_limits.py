@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from mounting import ENVIRONMENT, ISCSIFS, TIME, Mounted, MountHosts, run, wait_until
+from mounting import TIME, Mounted, MountHosts, iscsifs, run, wait_until
 from targets import Daemon, Serve, Target, Tgt, Unit, make_image
 
 NAME = "iqn.2026-01.example:disk"
@@ -164,15 +164,7 @@ def test_a_start_with_too_few_descriptors_fails_in_one_line_or_mounts_what_it_ca
     ends = []
     try:
         for limit in range(6, 32, 2):
-            done = subprocess.run(
-                ["prlimit", f"--nofile={limit}", *ISCSIFS, tgt.portal, path],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=TIME,
-                env=os.environ | ENVIRONMENT,
-            )
+            done = iscsifs(tgt.portal, path, limit=f"nofile={limit}")
             ends.append(done.returncode)
             if done.returncode in (0, 6):
                 mounted.unmount()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from embedded import Embedded
-from mounting import ENVIRONMENT, ISCSIFS, TIME, Mounted, MountHosts, run, wait_until
+from mounting import TIME, Mounted, MountHosts, iscsifs, run, wait_until
 from targets import Serve, Target, Unit, make_image
 
 NAME = "iqn.2026-01.example:disk"
@@ -202,15 +202,7 @@ def test_a_start_with_too_little_memory_fails_in_one_line_or_what_is_mounted_wor
     ends = []
     try:
         for more in range(-36, 12, 6):
-            done = subprocess.run(
-                ["prlimit", f"--data={enough + more * MIB}", *ISCSIFS, target.portal, path],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=TIME,
-                env=os.environ | ENVIRONMENT,
-            )
+            done = iscsifs(target.portal, path, limit=f"data={enough + more * MIB}")
             ends.append(done.returncode)
             if done.returncode == 0:
                 run("dd", f"if={mounted.storage()}", "of=/dev/null", "bs=1M", "iflag=direct")
