@@ -4,7 +4,7 @@ A state machine writes (also with O_SYNC), reads and flushes, several at once an
 connections break, the target stalls, loses its cache, is busy, fails, says that its disk may be another one,
 and exchanges it for another one. Whatever happens: a read gives nothing older than the last write that was
 acknowledged before, what a flush was done for stays and so does a write with O_SYNC, an exception to this is
-reported first, another disk never gets a byte, and everything ends. 200 runs of 50 steps by default; 20,000 by
+reported first, another disk never gets a byte, and everything ends. 200 runs of 50 steps; 20,000 by
 
     ISCSIFS_MODEL_RUNS=20000 pytest tests/model
 
