@@ -42,6 +42,8 @@ from iscsifs.target.unit import (
 )
 
 _PROTECT: Final = 0xE0  # RDPROTECT and WRPROTECT in byte 1: protection information, which there is none of
+_DPO_FUA: Final = 0x18  # DPO and FUA in byte 1
+_FIRST_10: Final = 0x20  # the first operation code of a CDB of 10 bytes; those before have 6
 _ANCHOR: Final = 0x10  # WRITE SAME
 _START: Final = 0x01  # START STOP UNIT
 _LOAD_EJECT: Final = 0x02
@@ -100,7 +102,7 @@ class BlockUnit(LogicalUnit):
     def _check_transfer(self, cdb: bytes) -> commands.ReadWrite:
         """Check what READ and WRITE commands have in common, and take *cdb* apart."""
         request = commands.parse_rw(cdb)
-        six_bytes = cdb[0] < 0x20
+        six_bytes = cdb[0] < _FIRST_10
         if (not six_bytes and cdb[1] & _PROTECT) or request.blocks * self.block_size > MAX_TRANSFER:
             raise CheckCondition(INVALID_FIELD_IN_CDB)
         self._check_range(request.lba, request.blocks)
@@ -148,7 +150,8 @@ class Disk(BlockUnit):
     """A disk of blocks of *block_size* bytes, thinly provisioned.
 
     *write_cache*: written data are on the medium only after SYNCHRONIZE CACHE or with FUA, and MODE SENSE
-    says so; without it, every write waits for the medium. *droppable*: keep what writes replace, so that
+    says so; without it, every write waits for the medium. *dpo_fua*: FUA is honoured, and MODE SENSE says so
+    (DPOFUA); without it, a command with FUA or DPO is refused. *droppable*: keep what writes replace, so that
     `drop_cache` can lose them.
     """
 
@@ -160,9 +163,11 @@ class Disk(BlockUnit):
         block_size: int = 512,
         read_only: bool = False,
         write_cache: bool = True,
+        dpo_fua: bool = True,
         droppable: bool = False,
     ) -> None:
         super().__init__(store, identity, DeviceType.DISK, block_size)
+        self.dpo_fua = dpo_fua
         self.write_cache = write_cache
         self.read_only = read_only
         self.undo_log = UndoLog(store, block_size) if droppable else None
@@ -211,12 +216,28 @@ class Disk(BlockUnit):
         """What MODE SENSE answers: write protection, the Caching page, and a Control page of zeros."""
         return mode.ModeData(
             write_protected=self.read_only,
-            dpo_fua=True,
+            dpo_fua=self.dpo_fua,
             pages={
                 (mode.CACHING_PAGE, 0): mode.Caching(wce=self.write_cache).pack(),
                 (0x0A, 0): bytes(10),
             },
         )
+
+    def _check_transfer(self, cdb: bytes) -> commands.ReadWrite:
+        if not self.dpo_fua and cdb[0] >= _FIRST_10 and cdb[1] & _DPO_FUA:
+            raise CheckCondition(INVALID_FIELD_IN_CDB)
+        return super()._check_transfer(cdb)
+
+    def _read(self, _nexus: Nexus, cdb: bytes) -> Operation:
+        lba, blocks, fua = self._check_transfer(cdb)
+
+        def read(_: memoryview) -> Result:
+            # With FUA what the cache holds goes to the medium first (SBC-3 section 5.11).
+            result = self._synchronised(lba, blocks) if fua else Result()
+            result.data = self.store.read(lba * self.block_size, blocks * self.block_size)
+            return result
+
+        return Operation(read)
 
     # Writing. Every change of the store goes through `_change` and ends with `_written`.
 
