@@ -1,6 +1,5 @@
 """Units with blocks: a disk (SBC-3), and a CD or DVD as far as it is read by block (MMC)."""
 
-import errno
 import struct
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,7 +21,6 @@ from iscsifs.target.unit import (
     PARAMETER_LIST_LENGTH_ERROR,
     POWER_ON,
     READ_CODES,
-    SPACE_ALLOCATION_FAILED,
     STOPPED,
     SYNCHRONIZE_CODES,
     WRITE_CODES,
@@ -39,6 +37,7 @@ from iscsifs.target.unit import (
     data_in,
     ended,
     mode_sense,
+    sense_of,
 )
 
 _PROTECT: Final = 0xE0  # RDPROTECT and WRPROTECT in byte 1: protection information, which there is none of
@@ -246,14 +245,12 @@ class Disk(BlockUnit):
             raise CheckCondition(WRITE_PROTECTED)
 
     def _change(self, lba: int, blocks: int, change: Callable[[], None]) -> None:
-        if self.undo_log is not None:
-            self.undo_log.remember(lba, blocks)
         try:
+            if self.undo_log is not None:
+                self.undo_log.remember(lba, blocks)
             change()
         except OSError as exc:
-            raise CheckCondition(
-                SPACE_ALLOCATION_FAILED if exc.errno == errno.ENOSPC else WRITE_ERROR
-            ) from None
+            raise CheckCondition(sense_of(exc, WRITE_ERROR)) from None
 
     def _written(self, lba: int, blocks: int, *, fua: bool = False) -> Result:
         """End a write; it waits for the medium with *fua* and when there is no write cache."""
