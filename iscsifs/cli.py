@@ -25,14 +25,14 @@ from iscsifs.errors import ConfigError, IscsifsError, LoginError, LoginRefused, 
 from iscsifs.fs.background import Ready, run_in_background
 from iscsifs.fs.mount import Mount, check_mount_point
 from iscsifs.fs.operations import Operations
-from iscsifs.fs.process import forbid_core_dumps, keep_in_memory
+from iscsifs.fs.process import keep_in_memory
 from iscsifs.fs.tree import Storage, TargetDirectory, Tree
 from iscsifs.fs.tuning import Limits
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.chap import Credentials
 from iscsifs.limits import END_TIMEOUT
 from iscsifs.logs import log_to_syslog, log_to_terminal
-from iscsifs.secret import read_secret
+from iscsifs.secret import forbid_core_dumps, read_secret
 
 log = logging.getLogger(__name__)
 

@@ -186,9 +186,13 @@ class Disk(BlockUnit):
             raise ConfigError(f"disk {identity.serial}: {exc}") from None
 
     @classmethod
-    def in_memory(cls, size: int, serial: str = "memory", **options: bool | int) -> "Disk":
-        """Return a disk of *size* zero bytes; the *options* are those of the class."""
-        return cls(Store.memory(size), Identity(serial), **options)  # type: ignore[arg-type]
+    def in_memory(cls, size: int, serial: str | None = None, **options: bool | int) -> "Disk":
+        """Return a disk of *size* zero bytes, with a serial number of its own unless *serial* is given.
+
+        The *options* are those of the class.
+        """
+        identity = Identity.unique() if serial is None else Identity(serial)
+        return cls(Store.memory(size), identity, **options)  # type: ignore[arg-type]
 
     @property
     def capacity(self) -> Capacity:

@@ -161,7 +161,7 @@ class Store:
         length = os.lseek(self._fd, 0, os.SEEK_END)
         if self._first("cut", None):
             log.error(
-                "%s: it was cut to %d bytes while it is served as %d: what is missing is an error from now on",
+                "%s: it was cut to %d bytes while it is served as %d: what is missing is an error now",
                 *(self.name, length, self.size),
             )
         return OSError(errno.EIO, "the file was cut while it was served")

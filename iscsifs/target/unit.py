@@ -7,6 +7,7 @@ comes back in `Result.sync`, for the caller to run in a thread.
 
 import errno
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -205,6 +206,11 @@ class Identity:
     product: str = ""
     revision: str = "1"
     designators: tuple[vpd.Designator, ...] = field(default=())
+
+    @classmethod
+    def unique(cls) -> "Identity":
+        """Return an identity that no other unit has, for one that nothing identifies."""
+        return cls(os.urandom(8).hex())
 
     def device_identification(self) -> tuple[vpd.Designator, ...]:
         """The designators of VPD page 83h: those given, or a T10 vendor name and a locally assigned NAA."""

@@ -96,14 +96,14 @@ def test_an_image_is_served_once_under_any_name(
     path, link = tmp_path / "image", tmp_path / "link"
     path.write_bytes(b"abc")
     link.hardlink_to(path)
-    store = Store.open(path, **first)  # type: ignore[arg-type]
+    store = Store.open(path, **first)
     if allowed:
-        Store.open(link, **second).close()  # type: ignore[arg-type]
+        Store.open(link, **second).close()
     else:
         with pytest.raises(ConfigError, match=f"image {link}: it is served already"):
-            Store.open(link, **second)  # type: ignore[arg-type]
+            Store.open(link, **second)
     store.close()
-    Store.open(link, **second).close()  # type: ignore[arg-type]
+    Store.open(link, **second).close()
 
 
 def test_a_file_that_is_not_served_after_all_is_not_left_behind(tmp_path: Path) -> None:
