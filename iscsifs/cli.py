@@ -376,7 +376,12 @@ async def _mount(
 
 def _operations(tree: Tree, options: MountOptions) -> Operations:
     return Operations(
-        tree, uid=options.uid, gid=options.gid, read_only=options.read_only, direct_io=options.direct_io
+        tree,
+        uid=options.uid,
+        gid=options.gid,
+        read_only=options.read_only,
+        direct_io=options.direct_io,
+        sync=options.sync,
     )
 
 
@@ -424,7 +429,7 @@ async def _write_back(operations: Operations) -> None:
 def _all_is_safe(operations: Operations) -> bool:
     """Say of which units not all that was written is on stable storage, and return whether there are none.
 
-    So count writes whose loss nobody could be told of; the log has had these.
+    So count writes whose loss no program was told of; the log has had the reasons.
     """
     unsafe = [storage for storage in operations.written if storage.needs_flush]
     for storage in unsafe:
@@ -433,4 +438,7 @@ def _all_is_safe(operations: Operations) -> bool:
         else:
             what = "what was written last may be in the target's cache only"
         log.error("%s: data may be lost: %s", storage.name, what)
-    return not unsafe and all(operations.was_told(storage) for storage in operations.written)
+    untold = operations.untold
+    for losses in untold:
+        log.error("%s: acknowledged writes are lost, and no fsync was told: %s", losses.name, losses.latest)
+    return not unsafe and not untold

@@ -153,6 +153,12 @@ class MountOptions:
     fuse: tuple[str, ...] = (_FSNAME,)
     session: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def sync(self) -> bool:
+        """Whether every write has to reach stable storage; the last of ``sync`` and ``async`` holds."""
+        chosen = [option for option in self.fuse if option in ("sync", "async")]
+        return chosen[-1:] == ["sync"]
+
     @classmethod
     def parse(cls, options: Iterable[str], *, read_only: bool = False) -> Self:
         """Read the arguments of -o, each a list with commas; *read_only* is -r. Raises ConfigError."""

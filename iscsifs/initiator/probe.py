@@ -54,6 +54,7 @@ class Description:
 
     *capacity* is None where the unit cannot be read by block, *no_storage* then says why. *volatile_cache* is
     None where the unit does not say whether it has one. *designators* are those of the unit itself.
+    *dpo_fua*: it honours FUA.
     """
 
     inquiry: InquiryData
@@ -65,6 +66,7 @@ class Description:
     provisioning: Provisioning
     write_protected: bool
     volatile_cache: bool | None
+    dpo_fua: bool = False
 
     @property
     def wwid(self) -> str | None:
@@ -191,6 +193,7 @@ async def describe(commands: Commands) -> Description:
         provisioning=provisioning,
         write_protected=modes.write_protected or inquiry.device_type == DeviceType.CD_DVD,
         volatile_cache=None if modes.caching is None else modes.caching.wce,
+        dpo_fua=modes.dpo_fua,
     )
 
 

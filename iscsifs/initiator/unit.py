@@ -70,6 +70,7 @@ class LogicalUnit:
             longest=self.preferred_size if self.is_block else 0,
             behind=write_behind,
             volatile=description.volatile_cache is not False,
+            fua=description.dpo_fua,
         )
 
     @property
@@ -218,10 +219,11 @@ class LogicalUnit:
                 return buffer
         raise DataLostError(f"{self.name}: the target loses its cache over and over")
 
-    async def write(self, offset: int, data: bytes) -> None:
+    async def write(self, offset: int, data: bytes, sync: bool = False) -> None:
         """Write *data* at *offset*; the caller has seen to it that it ends within the unit.
 
-        With write-behind it returns as soon as the data are kept here, and failures show in `failures`.
+        With write-behind it returns as soon as the data are kept here, and failures show in `failures`. With
+        *sync* it returns when they are on stable storage, by FUA or SYNCHRONIZE CACHE, and raises what fails.
         """
         self._check()
         if not data:
@@ -232,7 +234,7 @@ class LogicalUnit:
         mine = await self._ranges.enter(start, end)
         try:
             if end - start == len(data):
-                await self._writes.write(start, data)
+                await self._writes.write(start, data, sync)
                 return
             blocks = memoryview(bytearray(end - start))
             partial = {start} if start < offset else set()
@@ -241,7 +243,7 @@ class LogicalUnit:
             for block in partial:
                 blocks[block - start :][:block_size] = await self._read_newest(block, block + block_size)
             blocks[offset - start : offset - start + len(data)] = data
-            await self._writes.write(start, blocks)
+            await self._writes.write(start, blocks, sync)
         finally:
             self._ranges.leave(mine)
 
@@ -295,10 +297,13 @@ class LogicalUnit:
         await self._writes.drain()
 
     async def flush(self) -> None:
-        """Return when all writes that were received before are on stable storage (SYNCHRONIZE CACHE)."""
+        """Return when all writes that were received before are on stable storage (SYNCHRONIZE CACHE).
+
+        A unit that takes no writes is asked for that only as long as it owes anything: it may have become so.
+        """
         self._check()
         await self._ranges.drain()
-        if not self.read_only:
+        if self._writes.needs_flush or not self.read_only:
             await self._writes.flush()
 
     async def _synchronise(self) -> None:
@@ -332,6 +337,7 @@ class LogicalUnit:
             return False
         self._take(now)
         self._writes.volatile = now.volatile_cache is not False
+        self._writes.fua = now.dpo_fua
         return True
 
     def lose(self, reason: str) -> UnitError:
@@ -357,7 +363,7 @@ class LogicalUnit:
             reason = f"{task.received} of {size} bytes arrived"
             raise DataError(f"{self.name}: {cdb.describe(command)}: {reason}")
 
-    def _start_write(self, offset: int, data: memoryview, done: Done) -> None:
+    def _start_write(self, offset: int, data: memoryview, fua: bool, done: Done) -> None:
         """Write whole blocks, in parallel pieces if need be, and tell *done* the first failure, or None."""
         longest = self._longest_transfer
         left = -(-len(data) // longest)
@@ -373,7 +379,7 @@ class LogicalUnit:
         for start in range(0, len(data), longest):
             piece = data[start : start + longest]
             blocks = (offset + start) // self._block_size, len(piece) // self._block_size
-            self._commands.start(self._write_cdb(*blocks), piece, piece_done, self._nursery)
+            self._commands.start(self._write_cdb(*blocks, fua), piece, piece_done, self._nursery)
 
     async def _read_in_pieces(self, offset: int, buffer: memoryview) -> None:
         """Read in parallel pieces, none of them longer than one command may be."""

@@ -910,7 +910,7 @@ async def test_nobody_waits_for_a_buffer_whose_nursery_was_cancelled(unit: Cache
 
 
 async def test_a_bug_in_a_write_is_a_failure_and_not_the_end(nursery: trio.Nursery) -> None:
-    def broken(start: int, data: memoryview, done: Done) -> None:
+    def broken(start: int, data: memoryview, fua: bool, done: Done) -> None:
         raise ZeroDivisionError
 
     async def synchronise() -> None:
