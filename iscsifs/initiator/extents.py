@@ -72,10 +72,11 @@ class Extent:
 class Command:
     """A WRITE under way. What becomes of its *extent* in the meantime does not change what is sent.
 
-    *resets* is how often the target had lost its cache before.
+    *resets* is how often the target had lost its cache before. With a `failure` it has failed, whatever it is
+    answered with.
     """
 
-    __slots__ = ("blocked", "data", "extents", "merged", "resets", "start")
+    __slots__ = ("blocked", "data", "extents", "failure", "merged", "resets", "start")
 
     def __init__(self, extent: Extent, resets: int) -> None:
         chunks = extent.chunks
@@ -83,6 +84,7 @@ class Command:
         self.merged = len(chunks) > 1
         self.data = memoryview(b"".join(chunks)) if self.merged else chunks[0]
         self.resets = resets
+        self.failure: IscsifsError | None = None
         self.extents: dict[Extent, None] = {}  # what of it is still the newest
         self.blocked: dict[Extent, None] = {}  # what must not be sent before it has ended
 
