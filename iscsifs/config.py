@@ -135,6 +135,9 @@ _SESSION_SETTINGS: Final[dict[str, tuple[str, Callable[[str], int]]]] = {
 """Our own options with a value: the field of MountOptions or InitiatorOptions that they set, and how it is
 read."""
 
+_SESSION_SWITCHES: Final = {"trust_unidentified": "trust_unidentified"}
+"""Our own options without a value: the field of InitiatorOptions that they set to True."""
+
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
@@ -172,6 +175,8 @@ class MountOptions:
                 read_only = True
             elif option == "direct_io":
                 direct_io = True
+            elif option in _SESSION_SWITCHES:
+                session[_SESSION_SWITCHES[option]] = True
             elif equals and name in _MOUNT_SETTINGS:
                 _set(mount, *_MOUNT_SETTINGS[name], name, value)
             elif equals and name in _SESSION_SETTINGS:

@@ -20,7 +20,7 @@
     │   ├── DataError            GOOD status, but not the data that were asked for
     │   ├── TaskAborted          it was aborted, rejected or lost with its session
     │   └── CommandTimeout       no answer in time, or the session could not be restored in time
-    ├── DataLostError            writes that had been acknowledged may be lost
+    ├── DataLostError            writes that were not synchronised may be lost
     └── UnitError                a logical unit that cannot be used as a disk
 
 Each message is one line that names the thing and the reason. Text from the network goes into a message
@@ -43,6 +43,11 @@ _REMEDIES: Final = {
 
 class IscsifsError(Exception):
     """The root of the tree."""
+
+    @property
+    def kind(self) -> str:
+        """What the log counts it as (`iscsifs.logs`): its text, without what is different each time."""
+        return str(self)
 
 
 class ConfigError(IscsifsError):
@@ -113,12 +118,21 @@ class CommandError(IscsifsError):
 
 
 class StatusError(CommandError):
-    """The target ended a command with a *status* other than GOOD (SAM), *sense* being its raw sense data."""
+    """The target ended a command with a *status* other than GOOD (SAM), *sense* being its raw sense data.
 
-    def __init__(self, message: str, *, status: int, sense: bytes = b"") -> None:
+    *kind* is the message without the blocks that it is about.
+    """
+
+    def __init__(self, message: str, *, status: int, sense: bytes = b"", kind: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.sense = sense
+        self._kind = kind or message
+
+    @property
+    def kind(self) -> str:
+        """What the log counts it as."""
+        return self._kind
 
 
 class BusyError(StatusError):
@@ -158,7 +172,8 @@ class CommandTimeout(CommandError):
 
 
 class DataLostError(IscsifsError):
-    """Writes that had been acknowledged, but not synchronised, may be lost with the target's cache."""
+    """Writes that were not synchronised may be lost: with the target's cache, or because it is not known
+    which unit they would be written to."""
 
 
 class UnitError(IscsifsError):

@@ -2,13 +2,14 @@
 
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 import trio
 
 from iscsifs.errors import DataError, DataLostError, IscsifsError, UnitError
 from iscsifs.initiator.commands import Commands, Unsupported
-from iscsifs.initiator.probe import Description, describe
+from iscsifs.initiator.probe import Description, Name, describe
 from iscsifs.initiator.ranges import Ranges
 from iscsifs.initiator.writeback import Done, WriteBuffer
 from iscsifs.limits import MAX_ROUNDS
@@ -57,6 +58,9 @@ class LogicalUnit:
         self.name = commands.name
         self._commands = commands
         self._nursery = nursery
+        self.generation = 0
+        """How often it was looked at anew, after a new login or because it may have been another: others may
+        have written to it in the meantime."""
         self._ranges = Ranges()
         self._block_size = 0
         self._is_large = False
@@ -240,8 +244,10 @@ class LogicalUnit:
             partial = {start} if start < offset else set()
             if offset + len(data) < end:
                 partial.add(end - block_size)
+            doubts = self._commands.doubts
             for block in partial:
                 blocks[block - start :][:block_size] = await self._read_newest(block, block + block_size)
+            self._commands.check_doubts(doubts)  # what was read may be another unit's
             blocks[offset - start : offset - start + len(data)] = data
             await self._writes.write(start, blocks, sync)
         finally:
@@ -317,21 +323,22 @@ class LogicalUnit:
 
     def notice(self, condition: Condition, sense: Sense) -> None:
         """Draw the consequences of what the unit reports."""
-        log.info("%s: %s", self.name, sense)
+        log.info("%s: %s", self.name, sense, extra={"kind": f"{self.name}: {sense.kind}"})
         if condition in _CACHE_MAY_BE_LOST:
             self._writes.lost_cache()
             if condition is Condition.DEFERRED_ERROR and not self._writes.volatile:
                 # There is no cache, so nothing was kept to be written again.
                 self._writes.report(DataLostError(f"{self.name}: {sense}"))
 
-    async def check(self) -> bool:
+    async def check(self, *, resized: bool = False) -> bool:
         """Return whether this is still the same unit; what changed about it, its size for instance, is taken
-        over.
+        over. *resized*: it has reported that its size is another.
 
         Raises what `describe` raises.
         """
         now = await describe(self._commands)
-        if not self.description.is_same_unit(now):
+        now = replace(now, shared_names=self.description.shared_names & now.names)
+        if not self.description.is_same_unit(now, resized=resized):
             return False
         if now.capacity is not None and self._block_size not in (0, now.capacity.block_size):
             return False
@@ -339,6 +346,21 @@ class LogicalUnit:
         self._writes.volatile = now.volatile_cache is not False
         self._writes.fua = now.dpo_fua
         return True
+
+    def share_names(self, names: frozenset[Name]) -> None:
+        """These of its names are those of other units of the target as well (`Description.shared_names`)."""
+        self.description = replace(self.description, shared_names=names)
+
+    def disown(self) -> None:
+        """It is not known whether this is the unit that was written to: nothing of what was begun before may
+        be written (again).
+
+        What was acknowledged and is not synchronised counts as lost, see `failures`; writes that wait fail.
+        """
+        reason = f"it may be another unit now, as {self.description.unidentified}"
+        failure = DataLostError(f"{self.name}: {reason}; what was not synchronised is not written to it")
+        self._commands.disown(failure)
+        self._writes.disown(failure)
 
     def lose(self, reason: str) -> UnitError:
         """From now on there is no such unit: everything fails with what is returned."""
