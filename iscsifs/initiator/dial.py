@@ -64,11 +64,13 @@ class Dialler:
         self._memory = memory
         self._addresses = tuple(addresses)
         self._target_name = target_name
+        insists = target_name is not None or options.discovery_auth == "chap"
         self._config = LoginConfig(
             initiator_name=options.initiator_name,
             target_name=target_name,
             isid=isid,
-            credentials=options.credentials,
+            credentials=options.credentials if insists or options.discovery_auth != "none" else None,
+            allow_none=not insists,
             offer=offer(options),
         )
         self.portal = self._addresses[0].portal

@@ -75,7 +75,7 @@ class LoginConfig:
     cmd_sn: int = 1
     credentials: Credentials | None = None
     allow_none: bool = False
-    """Whether to log in without authentication too, where the target does not want the credentials."""
+    """Whether to log in as well where the target does not ask for CHAP, or does not prove itself."""
     algorithms: tuple[int, ...] = (8, 7, 6, 5)
     """Values of CHAP_A to offer, in order of preference."""
     first_stage: Stage = Stage.SECURITY

@@ -26,7 +26,7 @@ from iscsifs.errors import (
 from iscsifs.initiator.dial import Dialler, connect
 from iscsifs.initiator.link import Link
 from iscsifs.initiator.lookup import look_up
-from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.initiator.options import DiscoveryAuth, InitiatorOptions
 from iscsifs.iscsi.chap import ChallengeMemory, Credentials
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.iscsi.pdu import LoginFlag, LoginRequest, LoginResponse, Stage
@@ -520,3 +520,35 @@ async def test_digests_that_were_asked_for_and_are_not_there_are_said(
     assert outcome.failure is None
     (said,) = [record.getMessage() for record in caplog.records if "Digest" in record.getMessage()]
     assert said == f"{peer.portal}: without DataDigest; set DataDigest=CRC32C at the target"
+
+
+# What is offered.
+
+
+@pytest.mark.conformance("LOGIN-22.1")
+@pytest.mark.parametrize(
+    ("target_name", "discovery_auth", "offered"),
+    [
+        (None, "auto", "CHAP,None"),
+        (None, "chap", "CHAP"),
+        (None, "none", "None"),
+        (TARGET, "auto", "CHAP"),
+        (TARGET, "none", "CHAP"),
+    ],
+)
+async def test_only_discovery_may_go_without_the_credentials(
+    target_name: str | None, discovery_auth: DiscoveryAuth, offered: str
+) -> None:
+    options = InitiatorOptions(INITIATOR, ALICE, discovery_auth)
+    async with scripted_peer() as peer:
+        dial = Dialler(options, ChallengeMemory(), target_name, [TargetAddress(peer.portal)], ISID)
+        async with dialling(dial) as outcome:
+            if offered == "CHAP":
+                await peer.accept()
+                await peer.expect(LoginRequest)
+                assert dict(decode_pairs(peer.data, pdu="LOGIN_REQUEST"))["AuthMethod"] == "CHAP"
+                await peer.close()
+            else:
+                await peer.login()
+                assert peer.offered["AuthMethod"] == offered
+                assert outcome.failure is None
