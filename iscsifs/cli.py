@@ -116,6 +116,12 @@ def parser() -> argparse.ArgumentParser:
         )
     add("-a", dest="auth", choices=("none", "chap"), help="authentication (chap where there is a user)")
     add("-u", dest="user", metavar="USER", help="the user for CHAP")
+    add(
+        "--discovery-auth",
+        choices=("auto", "chap", "none"),
+        default="auto",
+        help="CHAP for discovery where the host asks for it (auto), always, or never",
+    )
     add("--secret-file", type=Path, metavar="FILE", help="the user's secret, in a file of mode 0600")
     add("--target-user", metavar="NAME", help="have the target prove that it is NAME (mutual CHAP)")
     add("--target-secret-file", type=Path, metavar="FILE", help="the target's secret")
@@ -175,7 +181,10 @@ def configure(args: argparse.Namespace, ask: Callable[[str], bytes]) -> Config:
     mount_options = MountOptions.parse(args.options, read_only=args.read_only)
     options = replace(
         InitiatorOptions(
-            initiator_name(args.initiator), digests=args.digest, family=socket.AddressFamily(args.family)
+            initiator_name(args.initiator),
+            discovery_auth=args.discovery_auth,
+            digests=args.digest,
+            family=socket.AddressFamily(args.family),
         ),
         **mount_options.session,
     )
@@ -195,7 +204,8 @@ def _credentials(
 ) -> list[Credentials | None]:
     """Return the credentials of each of *users*, None for None."""
     mutual = args.target_user is not None or args.target_secret_file is not None
-    if None in users and (args.auth == "chap" or mutual or args.secret_file is not None):
+    chap = "chap" in (args.auth, args.discovery_auth)
+    if None in users and (chap or mutual or args.secret_file is not None):
         raise ConfigError("CHAP needs a user; give -u USER or USER@HOST")
     if args.auth == "none":
         if users != [None]:

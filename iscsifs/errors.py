@@ -3,13 +3,16 @@
     IscsifsError
     ├── ConfigError              what the user gave cannot be used
     ├── TransportError           the network: unreachable, refused, closed, silent
+    │   ├── ConnectionClosed     the other end closed or reset the connection
+    │   └── LoginTimeout         it took the connection, but did not finish the login in time
     ├── ProtocolError            the peer broke a rule of RFC 7143
     │   └── DigestError          a CRC32C did not match
     ├── LoginError               the login ended without a session
     │   ├── NegotiationError     a key's value cannot be accepted
     │   ├── AuthenticationError  one of the two sides was not believed
     │   ├── RedirectionError     the target has moved to where we cannot follow
-    │   └── LoginRefused         the target ended the login with a status
+    │   ├── LoginRefused         the target ended the login with a status
+    │   └── LoginDropped         the target ended the login by closing the connection
     ├── CommandError             a SCSI command did not succeed
     │   ├── StatusError          the target ended it with a SCSI status (and sense data)
     │   │   ├── MediumError          these blocks cannot be read or written
@@ -56,6 +59,10 @@ class ConfigError(IscsifsError):
 
 class TransportError(IscsifsError):
     """A connection could not be made, or was lost (RFC 7143 section 7.14)."""
+
+
+class ConnectionClosed(TransportError):
+    """The other end closed or reset the connection."""
 
 
 class LoginTimeout(TransportError):
@@ -111,6 +118,10 @@ class LoginRefused(LoginError):
         super().__init__(f"the target refused the login: {meaning} ({status_class:02x}{status_detail:02x}h)")
         self.status_class = status_class
         self.status_detail = status_detail
+
+
+class LoginDropped(LoginError):
+    """The target closed the connection where it had to say whether it lets us in."""
 
 
 class CommandError(IscsifsError):

@@ -9,6 +9,7 @@ from iscsifs.iscsi.chap import Credentials
 from iscsifs.iscsi.keys import Value
 
 Digests = Literal["none", "header", "data", "all"]
+DiscoveryAuth = Literal["auto", "chap", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,9 @@ class InitiatorOptions:
 
     initiator_name: str
     credentials: Credentials | None = None
+    discovery_auth: DiscoveryAuth = "auto"
+    """Whether a discovery session uses the credentials: where the portal asks for them (auto), else without;
+    always, and mutual CHAP with a target secret (chap); never (none)."""
     digests: Digests = "none"
     family: socket.AddressFamily = socket.AF_UNSPEC
     offer: Mapping[str, Value] = field(default_factory=dict, hash=False)
