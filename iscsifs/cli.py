@@ -376,7 +376,12 @@ async def _mount(
 
 def _operations(tree: Tree, options: MountOptions) -> Operations:
     return Operations(
-        tree, uid=options.uid, gid=options.gid, read_only=options.read_only, direct_io=options.direct_io
+        tree,
+        uid=options.uid,
+        gid=options.gid,
+        read_only=options.read_only,
+        direct_io=options.direct_io,
+        exclusive=options.exclusive,
     )
 
 
@@ -389,6 +394,7 @@ def _show(attached: Sequence[Attached], tree: Tree, operations: Operations) -> N
             operations.changed(tree.replace_units(directory, target.describe().units))
 
         target.target.on_change = refresh
+        target.target.on_return = operations.may_have_changed
         print(target.line(), flush=True)
 
 

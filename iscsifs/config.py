@@ -118,6 +118,9 @@ def _between(low: int, high: int, unit: str) -> Callable[[str], int]:
     return read
 
 
+_SWITCHES: Final = ("direct_io", "exclusive")
+"""Our own options without a value, fields of MountOptions."""
+
 _MOUNT_SETTINGS: Final[dict[str, tuple[str, Callable[[str], int]]]] = {
     "uid": ("uid", _id),
     "gid": ("gid", _id),
@@ -140,14 +143,15 @@ read."""
 class MountOptions:
     """How the file system is mounted; *fuse* are options for FUSE, *uid* and *gid* own the files.
 
-    *max_background* is a number of requests, *read_ahead* is in KiB. *session* are fields of
-    InitiatorOptions.
+    With *exclusive* a unit has one writer at a time. *max_background* is a number of requests, *read_ahead*
+    is in KiB. *session* are fields of InitiatorOptions.
     """
 
     uid: int
     gid: int
     read_only: bool = False
     direct_io: bool = False
+    exclusive: bool = False
     max_background: int = MAX_BACKGROUND
     read_ahead: int = READ_AHEAD_KIB
     fuse: tuple[str, ...] = (_FSNAME,)
@@ -156,7 +160,7 @@ class MountOptions:
     @classmethod
     def parse(cls, options: Iterable[str], *, read_only: bool = False) -> Self:
         """Read the arguments of -o, each a list with commas; *read_only* is -r. Raises ConfigError."""
-        direct_io = False
+        switches: set[str] = set()
         fuse: list[str] = []
         mount: dict[str, int] = {"uid": os.getuid(), "gid": os.getgid()}
         session: dict[str, int] = {}
@@ -164,8 +168,8 @@ class MountOptions:
             name, equals, value = option.partition("=")
             if option == "ro":
                 read_only = True
-            elif option == "direct_io":
-                direct_io = True
+            elif option in _SWITCHES:
+                switches.add(option)
             elif equals and name in _MOUNT_SETTINGS:
                 _set(mount, *_MOUNT_SETTINGS[name], name, value)
             elif equals and name in _SESSION_SETTINGS:
@@ -180,7 +184,14 @@ class MountOptions:
             fuse.append("ro")
         if not any(option.startswith("fsname=") for option in fuse):
             fuse.append(_FSNAME)
-        return cls(**mount, read_only=read_only, direct_io=direct_io, fuse=tuple(fuse), session=session)
+        return cls(
+            **mount,
+            read_only=read_only,
+            direct_io="direct_io" in switches,
+            exclusive="exclusive" in switches,
+            fuse=tuple(fuse),
+            session=session,
+        )
 
 
 def _set(fields: dict[str, int], field: str, read: Callable[[str], int], name: str, value: str) -> None:

@@ -54,6 +54,8 @@ class Target:
         self.session = session
         self.on_change: Callable[[], None] = lambda: None
         """Called when a unit has come, gone, or changed its size."""
+        self.on_return: Callable[[LogicalUnit], None] = lambda unit: None
+        """Called when a unit was found to be the same after a new login or a reset."""
         self._units: dict[int, LogicalUnit] = {}  # by LUN, in the order of the LUNs
         self._dialler = dialler
         self._options = options
@@ -152,6 +154,8 @@ class Target:
                     log.info("%s has changed", unit.name)
                     self.on_change()
                 if unit.failure is None:
+                    if answered is not None:
+                        self.on_return(unit)
                     await trio.sleep(PAUSE)
         except TransportError:
             return  # the session is closed
