@@ -421,6 +421,7 @@ def _operations(tree: Tree, options: MountOptions) -> Operations:
         read_only=options.read_only,
         direct_io=options.direct_io,
         sync=options.sync,
+        exclusive=options.exclusive,
     )
 
 
@@ -433,6 +434,7 @@ def _show(attached: Sequence[Attached], tree: Tree, operations: Operations) -> N
             operations.changed(tree.replace_units(directory, target.describe().units))
 
         target.target.on_change = refresh
+        target.target.on_return = operations.may_have_changed
         print(target.line(), flush=True)
 
 

@@ -262,6 +262,15 @@ class Tree:
         """Yield every storage file, once."""
         return (node for node in self.nodes.values() if isinstance(node, File))
 
+    def path_of(self, inode: int) -> bytes | None:
+        """Return the path below the root of the storage file with this *inode*, None where there is none."""
+        for node in self.nodes.values():
+            if isinstance(node, UnitDirectory):
+                for name, entry in node.entries.items():
+                    if entry.inode == inode:
+                        return node.path + b"/" + name
+        return None
+
     def _add(self, node: AnyNode) -> AnyNode:
         self.nodes[node.inode] = node
         return node
