@@ -128,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="OPTIONS",
-        help="ro, direct_io, uid=N, gid=N, allow_other and other options of FUSE",
+        help="ro, direct_io, exclusive, uid=N, gid=N, allow_other and other options of FUSE",
     )
     add("-f", dest="foreground", action="store_true", help="stay in the foreground")
     add("-v", dest="verbose", action="store_true", help="tell more")
