@@ -161,7 +161,7 @@ class Mount:
 
         async def leave() -> None:
             try:
-                await self._in_thread(tune, self._mount_point, limits)
+                await self._in_thread(tune, self._mount_point, limits, lambda: init.is_in_force)
             except OSError as exc:
                 log.warning("%s: the kernel's limits stay as they are: %s", self._mount_point, exc.strerror)
             mounted()
