@@ -136,7 +136,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="OPTIONS",
-        help="ro, direct_io, exclusive, uid=N, allow_other and others, also most of the options here: user=USER",
+        help="ro, direct_io, exclusive, uid=N, allow_other and others, most of the options here too: user=USER",
     )
     add("-f", "--foreground", action="store_true", help="stay in the foreground")
     add("-v", "--verbose", action="store_true", help="tell more")

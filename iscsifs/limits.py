@@ -120,6 +120,11 @@ MAX_ABORTS: Final = 2
 MANAGEMENT_TIMEOUT: Final = 10.0
 """Seconds that a task management function may take before something stronger follows."""
 
+MAX_TIME2WAIT: Final = 60.0
+"""Seconds at most to stay away after a session was lost, whatever the target says: DefaultTime2Wait may be an
+hour, Time2Wait of a logout and Parameter2 of an asynchronous message 18 hours (sections 13.15, 11.15.3 and
+11.9). No other time that a target names is waited for."""
+
 LOGOUT_TIMEOUT: Final = 5.0
 """Seconds that a logout may take that the target has asked for, before the connection is closed without
 it."""

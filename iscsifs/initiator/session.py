@@ -39,6 +39,7 @@ from iscsifs.limits import (
     LOGOUT_TIMEOUT,
     MANAGEMENT_TIMEOUT,
     MAX_ATTEMPTS,
+    MAX_TIME2WAIT,
     NOTES_A_MINUTE,
 )
 from iscsifs.scsi.cdb import describe
@@ -363,6 +364,14 @@ class Session:
         if self._time2wait is None:
             self._time2wait = float(self._link.connection.parameters.default_time2wait)
         pause, self._time2wait = self._time2wait, None
+        if pause > MAX_TIME2WAIT:
+            log.warning(
+                "%s: the target wants us away for %g s; coming back after %g s",
+                self.name,
+                pause,
+                MAX_TIME2WAIT,
+            )
+            pause = MAX_TIME2WAIT
         with trio.CancelScope() as self._dialling:
             while not self._closing:
                 jittered = FIRST_DELAY * random.uniform(0.75, 1.25)
