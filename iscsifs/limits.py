@@ -198,3 +198,6 @@ MAX_TRANSFER: Final = 64 << 20
 
 MAX_UNMAP_DESCRIPTORS: Final = 256
 """Ranges that one UNMAP may name."""
+
+MAX_COMPARE_AND_WRITE: Final = 255
+"""Blocks that one COMPARE AND WRITE may compare: what its CDB has room for (SBC-3 section 5.2)."""

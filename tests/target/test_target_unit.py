@@ -17,8 +17,9 @@ from iscsifs.scsi.luns import lun_from_number, parse_luns
 from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.status import Status
 from iscsifs.target import unit as units
+from iscsifs.target.block import Cd
 from iscsifs.target.device import Device
-from iscsifs.target.disk import Cd, Disk
+from iscsifs.target.disk import Disk
 from iscsifs.target.store import Store
 from iscsifs.target.unit import Fault, Identity, LogicalUnit, Nexus, Result
 
@@ -95,10 +96,10 @@ def test_inquiry_tells_type_and_names(client: Client) -> None:
 
 def test_inquiry_lists_the_pages_that_it_has(client: Client) -> None:
     pages = vpd.parse_supported_pages(client.good(commands.inquiry(255, 0x00)))
-    assert pages == {0x00, 0x80, 0x83, 0xB0, 0xB2}
+    assert pages == {0x00, 0x80, 0x83, 0xB0, 0xB1, 0xB2}
     for page in pages:
         assert client.good(commands.inquiry(255, page))[1] == page
-    assert client.sense(commands.inquiry(255, 0xB1)) == units.INVALID_FIELD_IN_CDB
+    assert client.sense(commands.inquiry(255, 0xB3)) == units.INVALID_FIELD_IN_CDB
     assert client.sense(bytes((0x12, 0, 0x80, 0, 255, 0))) == units.INVALID_FIELD_IN_CDB
 
 
@@ -184,7 +185,7 @@ def test_mode_pages_that_are_not_there(client: Client) -> None:
     saved = bytes((0x1A, 0x08, 0xC0 | 0x08, 0, 255, 0))
     assert client.sense(saved) == units.SAVING_NOT_SUPPORTED
     changeable = mode.parse_6(client.good(bytes((0x1A, 0x08, 0x40 | 0x08, 0, 255, 0))))
-    assert set(changeable.pages[(0x08, 0)]) == {0}
+    assert changeable.pages[(0x08, 0)] == b"\x04".ljust(18, b"\0")
 
 
 # Reading and writing.
@@ -544,7 +545,8 @@ def test_data_cut_short_with_good_status(disk: Disk, client: Client) -> None:
 
 def test_a_store_that_fails_is_a_medium_error(disk: Disk, client: Client) -> None:
     disk.store.close()
-    assert client.sense(commands.read_10(0, 1)) == units.READ_ERROR
+    error = units.READ_ERROR
+    assert client.sense(commands.read_10(7, 4)) == Sense(error.key, error.asc, error.ascq, information=7)
     disk.undo_log = None
     assert client.sense(commands.write_10(0, 1), block(1)) == units.WRITE_ERROR
     disk.store = Store.memory(BLOCK)
