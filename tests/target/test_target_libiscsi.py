@@ -52,9 +52,9 @@ SKIPPED = {
 """Why all tests of a family, or one test, skip."""
 
 FAILED = {
-    "GetLBAStatus.UnmapSingle": "it asks for LBA i + 1, and wants LBA i + the blocks of a physical one answered",
-    "iSCSIdatasn.iSCSIDataSnInvalid": "a wrong DataSN ends the session (ErrorRecoveryLevel 0); after a new login "
-    "it sends its next write as immediate data, without any Data-Out that could be wrong",
+    "GetLBAStatus.UnmapSingle": "it asks for one LBA, and wants the answer for another",
+    "iSCSIdatasn.iSCSIDataSnInvalid": "a wrong DataSN ends the session (ErrorRecoveryLevel 0); after a new "
+    "login it sends its next write as immediate data, without any Data-Out that could be wrong",
     "MultipathIO.Reset": "it wants the unit attention of a reset also on the I_T nexus that asked for it",
 }
 """Why one test fails."""
