@@ -355,6 +355,21 @@ def allocation_length(cdb: bytes) -> int:
     return int.from_bytes(cdb[field], "big") if field else 0
 
 
+def operation_name(cdb: bytes) -> str:
+    """Return the name of the command: ``READ(16)``, or its number where it is not known here."""
+    try:
+        return _NAMES[OperationCode(cdb[0])]
+    except ValueError:
+        return f"operation code {cdb[0]:02x}h"
+
+
+def block_range(cdb: bytes) -> tuple[int, int] | None:
+    """Return the LBA and the number of blocks that *cdb* addresses, None where it addresses none so."""
+    if cdb[0] == OperationCode.COMPARE_AND_WRITE:
+        return int.from_bytes(cdb[2:10], "big"), cdb[13]
+    return _block_range(cdb)[1:] if cdb[0] in _BLOCK_COMMANDS else None
+
+
 def describe(cdb: bytes) -> str:
     """Return *cdb* for a log: ``READ(16) LBA 2048, 8 blocks``. Anything at all can be described."""
     if not cdb:

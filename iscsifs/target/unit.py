@@ -214,7 +214,7 @@ class Fault:
             return Operation(short, operation.data_out_length)
         sense = self.sense
         if sense is not None and self.blocks is not None:
-            lba = max(self.blocks.start, commands.parse_rw(cdb).lba)
+            lba = max(self.blocks.start, (commands.block_range(cdb) or (0, 0))[0])
             sense = Sense(sense.key, sense.asc, sense.ascq, information=lba)
         return ended(Result(self.status, sense=sense))
 
@@ -224,9 +224,10 @@ class Fault:
             return False
         if self.blocks is None:
             return True
-        if code not in BLOCK_CODES:
+        touched = None if code in SYNCHRONIZE_CODES else commands.block_range(cdb)
+        if touched is None:
             return False
-        lba, blocks, _ = commands.parse_rw(cdb)
+        lba, blocks = touched
         return lba < self.blocks.stop and self.blocks.start < lba + blocks
 
 
