@@ -80,7 +80,7 @@ class LoggedCommand:
     @property
     def name(self) -> str:
         """The name of the command: ``WRITE(10)``."""
-        return commands.operation_name(self.cdb)
+        return commands.command_name(self.cdb)
 
     @property
     def lba(self) -> int | None:
