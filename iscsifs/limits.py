@@ -203,3 +203,12 @@ MAX_TRANSFER: Final = 64 << 20
 
 MAX_UNMAP_DESCRIPTORS: Final = 256
 """Ranges that one UNMAP may name."""
+
+MAX_COMPARE_AND_WRITE: Final = 255
+"""Blocks that one COMPARE AND WRITE may compare: what its CDB has room for (SBC-3 section 5.2)."""
+
+LOGGED_COMMANDS: Final = 100_000
+"""Commands that a target for tests remembers."""
+
+LOGGED_DATA: Final = 256 << 20
+"""Bytes of data of these commands."""

@@ -20,9 +20,11 @@ from iscsifs.limits import (
     ATTACH_TIMEOUT,
     END_TIMEOUT,
     LAST_LOGOUT_TIMEOUT,
+    LOGIN_TIMEOUT,
     MANAGEMENT_TIMEOUT,
     MAX_ABORTS,
     MAX_ATTEMPTS,
+    MAX_CONNECTIONS,
     MAX_TARGETS,
     MAX_TIME2WAIT,
     MAX_UNSYNCHRONISED,
@@ -157,6 +159,12 @@ _WORDS = {2: "two", 3: "three", 5: "five"}
 )
 def test_the_times_and_sizes_are_those_that_are_used(sentence: str) -> None:
     assert " ".join((MAN / "iscsifs.8").read_text().split()).count(sentence) == 1
+
+
+def test_so_are_those_of_the_target() -> None:
+    text = " ".join((MAN / "iscsifs-target.8").read_text().split())
+    assert f"At most {MAX_CONNECTIONS} connections are served at once" in text
+    assert f"a login may take {LOGIN_TIMEOUT:g} seconds" in text
 
 
 def test_the_synopsis_tells_how_to_unmount() -> None:

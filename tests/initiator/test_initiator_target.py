@@ -25,7 +25,7 @@ HARDWARE_ERROR = Sense(SenseKey.HARDWARE_ERROR, 0x44, 0x00)
 class OddDisk(Disk):
     """A disk that says that its blocks have 520 bytes."""
 
-    def _service_action_in(self, _nexus: scsi.Nexus, cdb: bytes) -> scsi.Operation:
+    def _read_capacity_16(self, _nexus: scsi.Nexus, cdb: bytes) -> scsi.Operation:
         return scsi.data_in(bytes(8) + (520).to_bytes(4, "big") + bytes(20), 32)
 
 
