@@ -7,7 +7,7 @@ top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 owner=$(stat -c %u "$top")
 if [ "$(id -u)" = 0 ] && [ "$owner" != 0 ]; then
     export PYTHONDONTWRITEBYTECODE=1 RUFF_NO_CACHE=true MYPY_CACHE_DIR=/dev/null
-    export PYTEST_ADDOPTS="-p no:cacheprovider ${PYTEST_ADDOPTS-}" HYPOTHESIS_STORAGE_DIRECTORY=/dev/null/none
+    export PYTEST_ADDOPTS="-p no:cacheprovider ${PYTEST_ADDOPTS-}" HYPOTHESIS_STORAGE_DIRECTORY=/run/iscsifs-tests.hypothesis
 fi
 
 # What pyfuse3 needs to be built, and what FUSE needs to mount.
