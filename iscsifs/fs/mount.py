@@ -17,6 +17,8 @@ import trio
 from iscsifs.errors import ConfigError, reason
 from iscsifs.fs.headroom import Headroom
 from iscsifs.fs.operations import Operations
+from iscsifs.fs.platform.init_reply import AmendedInit
+from iscsifs.fs.platform.pages import PageDropper
 from iscsifs.fs.process import give_memory_back, keep_freed_memory
 from iscsifs.fs.requests import Readiness, take_requests_in_bursts
 from iscsifs.fs.tuning import Limits, tune
@@ -50,8 +52,9 @@ _WORK: Final = 0.25
 """Seconds of the processor's time after which there may be memory to give back."""
 
 
-def check_mount_point(mount_point: Path) -> None:
-    """Raise ConfigError unless *mount_point* is an empty directory on which this user can mount."""
+def check_mount_point(mount_point: Path, nonempty: bool = False) -> None:
+    """Raise ConfigError unless *mount_point* is a directory on which this user can mount, and empty unless
+    *nonempty*."""
     try:
         entries = os.listdir(mount_point)
         if os.path.ismount(mount_point):
@@ -69,8 +72,10 @@ def check_mount_point(mount_point: Path) -> None:
                 f"fusermount3 -u -z {mount_point}"
             ) from None
         raise ConfigError(f"{mount_point}: {exc.strerror}; give an empty directory to mount on") from None
-    if entries:
-        raise ConfigError(f"{mount_point}: the directory is not empty; give an empty one to mount on")
+    if entries and not nonempty:
+        raise ConfigError(
+            f"{mount_point}: not empty; give an empty directory, or -o nonempty to hide what is in it"
+        )
     if not os.access(mount_point, os.W_OK):
         raise ConfigError(f"{mount_point}: no permission to write; give a directory of your own to mount on")
     if not os.path.exists("/dev/fuse"):
@@ -108,6 +113,7 @@ class Mount:
         logging.getLogger(pyfuse3.__name__).addFilter(_is_news)
         self._operations = operations
         self._mount_point = mount_point
+        operations.drop_pages = PageDropper(mount_point).drop
         complaints = _StandardError()
         try:
             self._headroom = Headroom(operations.relieve)
@@ -138,7 +144,8 @@ class Mount:
         Those that nobody waits for any more, and those that wait for a target that is away, are not waited
         for, but where *write_back* waits for that target as well.
         """
-        readiness = take_requests_in_bursts(self._headroom.has_room)
+        init = AmendedInit(limits.max_background)
+        readiness = take_requests_in_bursts(self._headroom.has_room, init)
         over, answered = trio.Event(), trio.Event()
         failure: Exception | None = None
 
@@ -148,6 +155,7 @@ class Mount:
                 await pyfuse3.main(_MIN_TASKS, _MAX_TASKS)
             except Exception as exc:
                 failure = exc  # raised when what was written is safe
+            init.end()  # where libfuse has refused the kernel's version, and waits for nothing more
             answered.set()
             over.set()
 

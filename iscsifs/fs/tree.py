@@ -82,8 +82,11 @@ class Storage(Protocol):
     async def read(self, offset: int, size: int) -> bytes | bytearray | memoryview:
         """Return *size* bytes from *offset*, fewer only at the end of the unit."""
 
-    async def write(self, offset: int, data: bytes) -> None:
-        """Write *data* at *offset*, all of it within the unit; what fails later counts in `failures`."""
+    async def write(self, offset: int, data: bytes, sync: bool = False) -> None:
+        """Write *data* at *offset*, all of it within the unit; what fails later counts in `failures`.
+
+        With *sync* it returns when they are on stable storage, and raises what fails.
+        """
 
     def relieve(self) -> None:
         """Soon keep nothing in memory that need not be kept; called again as long as memory is short."""
@@ -258,6 +261,15 @@ class Tree:
     def files(self) -> Iterator[File]:
         """Yield every storage file, once."""
         return (node for node in self.nodes.values() if isinstance(node, File))
+
+    def path_of(self, inode: int) -> bytes | None:
+        """Return the path below the root of the storage file with this *inode*, None where there is none."""
+        for node in self.nodes.values():
+            if isinstance(node, UnitDirectory):
+                for name, entry in node.entries.items():
+                    if entry.inode == inode:
+                        return node.path + b"/" + name
+        return None
 
     def _add(self, node: AnyNode) -> AnyNode:
         self.nodes[node.inode] = node

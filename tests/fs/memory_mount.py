@@ -35,17 +35,29 @@ def unit(number: int, size: int, read_only: bool) -> UnitDescription:
     )
 
 
-async def serve(tree: Tree, mount_point: Path, uid: int, direct_io: bool, options: list[str]) -> None:
-    operations = Operations(tree, uid=uid, gid=os.getgid(), read_only=False, direct_io=direct_io)
+async def serve(tree: Tree, mount_point: Path, uid: int, switches: set[str], options: list[str]) -> None:
+    operations = Operations(
+        tree,
+        uid=uid,
+        gid=os.getgid(),
+        read_only=False,
+        direct_io="direct_io" in switches,
+        exclusive="exclusive" in switches,
+    )
     mount = Mount(operations, mount_point, options)
     stop = trio.Event()
     storages = [file.storage for file in tree.files()]
 
     async def on_signals() -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGUSR1) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2) as signals:
             async for number in signals:
                 if number == signal.SIGTERM:
                     stop.set()
+                elif number == signal.SIGUSR2:
+                    other = storages[0]
+                    assert isinstance(other, Memory)
+                    other.content[:16] = b"written by other"
+                    operations.may_have_changed(other)
                 else:
                     first = storages[0]
                     assert isinstance(first, Memory)
@@ -80,7 +92,9 @@ def main() -> None:
     units = tuple(unit(number, size, read_only) for number, size in enumerate(sizes))
     tree.add_targets([TargetDescription("host", "10.4.0.42", 3260, "iqn.2001-04.com.example:disk", units)])
     options = [option for option in settings.get("options", "").split(",") if option]
-    trio.run(serve, tree, mount_point, os.getuid(), settings.get("direct_io") == "1", options)
+    trio.run(
+        serve, tree, mount_point, os.getuid(), {name for name in settings if settings[name] == "1"}, options
+    )
 
 
 if __name__ == "__main__":
