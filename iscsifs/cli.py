@@ -31,9 +31,10 @@ from iscsifs.fs.tuning import Limits
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.chap import Credentials
 from iscsifs.iscsi.names import DEFAULT_PORT
-from iscsifs.limits import END_TIMEOUT
+from iscsifs.limits import ATTACH_TIMEOUT, END_TIMEOUT, LAST_LOGOUT_TIMEOUT
 from iscsifs.logs import log_to_syslog, log_to_terminal
 from iscsifs.mount_options import OPTIONS, MountOptions
+from iscsifs.notify import notify
 from iscsifs.secret import forbid_core_dumps, read_secret
 
 log = logging.getLogger(__name__)
@@ -315,7 +316,14 @@ class _Signals:
         with trio.open_signal_receiver(SIGINT, SIGTERM, SIGHUP) as signals:
             task_status.started()
             async for _ in signals:
+                _announce_end()
                 (self.second if self.first.is_set() else self.first).set()
+
+
+def _announce_end() -> None:
+    """Tell the service manager that the end has begun, and what it may take."""
+    seconds = END_TIMEOUT + 2 * LAST_LOGOUT_TIMEOUT
+    notify("STOPPING=1", "STATUS=Writing what is not on stable storage, logging out", extend=seconds)
 
 
 def _run(job: Callable[[_Signals], Awaitable[ExitStatus]]) -> ExitStatus:
@@ -373,6 +381,8 @@ async def _mount(
 ) -> ExitStatus:
     """Log in to all targets, serve the file system until its end, write everything back and log out."""
     keep_in_memory()
+    login_timeout = max(host.options.login_timeout for host in config.hosts)
+    notify("STATUS=Logging in", extend=ATTACH_TIMEOUT + 2 * login_timeout)
     found = await _unless(signals.first, partial(find_targets, config, network))
     if found is None:
         return ExitStatus.FAILED
@@ -402,10 +412,14 @@ async def _mount(
                 return _complain(exc)
             last.callback(mount.close)  # after the logout: who sees it unmounted knows that all is done
             _show(attached, tree, operations)
+            summary = f"Targets mounted: {len(attached)}; failures at the start: {len(failures)}"
+
+            def mounted() -> None:
+                ready(status)
+                notify("READY=1", f"STATUS={summary}")
+
             limits = Limits(config.mount_options.max_background, config.mount_options.read_ahead)
-            serve = partial(
-                mount.serve, signals.first, lambda: ready(status), limits, partial(_write_back, operations)
-            )
+            serve = partial(mount.serve, signals.first, mounted, limits, partial(_write_back, operations))
             try:
                 await _unless(signals.second, serve)
             finally:
@@ -440,7 +454,7 @@ def _show(attached: Sequence[Attached], tree: Tree, operations: Operations) -> N
 
 async def _write_back(operations: Operations) -> None:
     """Have every unit put on stable storage what it was given; one that has done so already is not asked."""
-
+    _announce_end()
     unsafe = [storage for storage in operations.written if storage.needs_flush]
 
     async def flush(storage: Storage) -> None:
