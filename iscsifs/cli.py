@@ -386,7 +386,7 @@ def _show(attached: Sequence[Attached], tree: Tree, operations: Operations) -> N
     for target, directory in zip(attached, directories, strict=True):
 
         def refresh(target: Attached = target, directory: TargetDirectory = directory) -> None:
-            operations.changed(tree.replace_units(directory, target.describe().units))
+            operations.changed(tree.update(directory, target.describe()))
 
         target.target.on_change = refresh
         print(target.line(), flush=True)

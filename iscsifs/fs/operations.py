@@ -150,13 +150,13 @@ class Operations(pyfuse3.Operations):
         """Say whether any request is in work that does not wait for a target that is away."""
         return any(file.in_work and not file.storage.is_away for file in self._files.values())
 
-    def changed(self, files: Iterable[File]) -> None:
-        """Have the kernel ask again for the size and the mode of *files*, which may be others now."""
-        for file in files:
+    def changed(self, nodes: Iterable[File | Link]) -> None:
+        """Have the kernel ask again for the size and the mode of *nodes*, which may be others now."""
+        for node in nodes:
             try:
-                pyfuse3.invalidate_inode(file.inode, attr_only=True)
+                pyfuse3.invalidate_inode(node.inode, attr_only=True)
             except OSError as exc:
-                log.debug("inode %d: %s", file.inode, exc)  # not known to the kernel, or unmounted
+                log.debug("inode %d: %s", node.inode, exc)  # not known to the kernel, or unmounted
 
     def relieve(self) -> None:
         """Have all units let go of what they need not keep: memory is short."""
