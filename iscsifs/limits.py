@@ -128,6 +128,13 @@ LAST_LOGOUT_TIMEOUT: Final = 2.0
 """Seconds for the logout at the end of a session of any kind: all is done by then, so nothing is lost without
 it."""
 
+ATTEMPT_PATIENCE: Final = 3.0
+"""Seconds that a command may wait for the login that it has caused, where the target has been away for longer
+than the replacement time-out."""
+
+ATTEMPT_PAUSE: Final = 1.0
+"""Seconds after such a login has failed in which commands fail at once and cause none."""
+
 # Logical units.
 
 MAX_LUNS: Final = 16384
