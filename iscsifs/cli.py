@@ -31,12 +31,15 @@ from iscsifs.fs.tuning import Limits
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.chap import Credentials
 from iscsifs.limits import END_TIMEOUT
-from iscsifs.logs import log_to_syslog, log_to_terminal
+from iscsifs.logs import log_to_syslog, log_to_terminal, tell_repeats
 from iscsifs.secret import read_secret
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+
+_LOG_INTERVAL: Final = 5.0
+"""Seconds between two looks at what was repeated in the log."""
 
 _A_WHILE: Final = 1.0
 """Seconds after which it is told what the end waits for."""
@@ -287,6 +290,7 @@ def _run(job: Callable[[_Signals], Awaitable[ExitStatus]]) -> ExitStatus:
         async with trio.open_nursery() as nursery:
             signals = _Signals()
             await nursery.start(signals.watch)
+            nursery.start_soon(_tell_repeats)
             status = await job(signals)
             nursery.cancel_scope.cancel()
         return status
@@ -298,6 +302,15 @@ def _run(job: Callable[[_Signals], Awaitable[ExitStatus]]) -> ExitStatus:
     except Exception:
         log.critical("unexpected error, please report it", exc_info=True)
         return ExitStatus.FAILED
+    finally:
+        tell_repeats(0.0)
+
+
+async def _tell_repeats() -> None:
+    """Now and then have the log tell how often messages were repeated."""
+    while True:
+        await trio.sleep(_LOG_INTERVAL)
+        tell_repeats()
 
 
 async def _unless(stop: trio.Event, work: Callable[[], Awaitable[_T]]) -> _T | None:

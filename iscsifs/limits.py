@@ -102,6 +102,12 @@ NOTES_A_MINUTE: Final = 20
 LINES_A_MINUTE: Final = 200
 """Lines in the log from each place in the code that writes any, whoever caused them; the rest is counted."""
 
+REPEATS_INTERVAL: Final = 60.0
+"""Seconds in which messages of one kind are one line in the log, and a second one that counts the others."""
+
+MAX_KINDS: Final = 4096
+"""Kinds of messages that are counted at once; others are logged as they come."""
+
 NOTES_A_LIST: Final = 20
 """Lines in the log for what is left out of one list of targets or units; the rest is counted."""
 

@@ -78,11 +78,13 @@ def _handler(
             raise
         except Exception as exc:
             if isinstance(exc, IscsifsError):
-                log.error("%s: %s", method.__name__, exc)
+                kind = {"kind": f"{method.__name__}: {exc.kind}"}
+                log.error("%s: %s", method.__name__, exc, extra=kind)
             elif isinstance(exc, MemoryError):
                 log.error("%s: no memory", method.__name__)
             else:
-                log.exception("%s: unexpected error", method.__name__)
+                kind = {"kind": f"{method.__name__}: {exc!r}"}
+                log.exception("%s: unexpected error", method.__name__, extra=kind)
             raise FUSEError(error_number(exc)) from exc
 
     return guarded
@@ -263,7 +265,8 @@ class Operations(pyfuse3.Operations):
             data = await storage.read(off, wanted)
             # The kernel takes a short answer for the end of the file, and fills up with zeros.
             if len(data) < wanted and off + len(data) < storage.size:
-                raise DataError(f"{len(data)} bytes at {off}, where {wanted} were asked for")
+                error = DataError(f"{len(data)} bytes at {off}, where {wanted} were asked for")
+                raise error.counted_as(f"{storage.name}: a short answer")
             return data
 
     @_handler

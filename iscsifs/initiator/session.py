@@ -279,7 +279,8 @@ class Session:
         if trio.current_time() - started >= LONGEST_DELAY:
             self._backoff = 0.0
         if not self._closing:
-            log.warning("%s: %s; logging in again", self.name, link.failure)
+            kind = {"kind": f"{self.name}: {type(link.failure)}"}
+            log.warning("%s: %s; logging in again", self.name, link.failure, extra=kind)
 
     def _go_down(self) -> None:
         if self.state is State.UP:
@@ -316,7 +317,8 @@ class Session:
             self.on_login()
         self.state = State.UP
         self.given_up = False
-        log.info("%s: back after %.1f s", self.name, trio.current_time() - self._down_since)
+        seconds = trio.current_time() - self._down_since
+        log.info("%s: back after %.1f s", self.name, seconds, extra={"kind": self.name})
         self._send_kept(filter(self._passes, self._kept))
 
     # Units that may be others now.
@@ -458,7 +460,11 @@ class Session:
             if task.ticks == limit + 1:  # the first tick comes less than TICK after the command
                 seconds = self._options.command_timeout
                 log.warning(
-                    "%s: no answer to %s in %g s; aborting it", self.name, describe(task.cdb), seconds
+                    "%s: no answer to %s in %g s; aborting it",
+                    self.name,
+                    describe(task.cdb),
+                    seconds,
+                    extra={"kind": f"{self.name} {task.lun}"},
                 )
                 self._abort(task)
         self._stuck_ticks = self._stuck_ticks + 1 if unsent and not connection.tasks_on_the_wire else 0
