@@ -32,7 +32,7 @@ from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.chap import Credentials
 from iscsifs.iscsi.names import DEFAULT_PORT
 from iscsifs.limits import ATTACH_TIMEOUT, END_TIMEOUT, LAST_LOGOUT_TIMEOUT
-from iscsifs.logs import log_to_syslog, log_to_terminal
+from iscsifs.logs import log_to_syslog, log_to_terminal, tell_repeats
 from iscsifs.mount_options import OPTIONS, MountOptions
 from iscsifs.notify import notify
 from iscsifs.secret import forbid_core_dumps, read_secret
@@ -40,6 +40,9 @@ from iscsifs.secret import forbid_core_dumps, read_secret
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+
+_LOG_INTERVAL: Final = 5.0
+"""Seconds between two looks at what was repeated in the log."""
 
 _A_WHILE: Final = 1.0
 """Seconds after which it is told what the end waits for."""
@@ -127,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--secret-file", type=_value("secret_file"), metavar="FILE", help="secrets, in a file of mode 0600")
     add("--target-user", metavar="NAME", help="have the target prove that it is NAME (mutual CHAP)")
-    add("--target-secret-file", type=_value("target_secret_file"), metavar="FILE", help="the target's secret")
+        help="ro, direct_io, exclusive, uid=N, allow_other and others, most options here as well: user=USER",
     add("--digest", choices=("none", "header", "data", "all"), help="CRC32C checks (none)")
     add("-i", "--initiator", metavar="NAME", help="our name (that of /etc/iscsi/initiatorname.iscsi)")
     add("-r", "--read-only", action="store_true", help="mount read-only")
@@ -334,6 +337,7 @@ def _run(job: Callable[[_Signals], Awaitable[ExitStatus]]) -> ExitStatus:
         async with trio.open_nursery() as nursery:
             signals = _Signals()
             await nursery.start(signals.watch)
+            nursery.start_soon(_tell_repeats)
             status = await job(signals)
             nursery.cancel_scope.cancel()
         return status
@@ -345,6 +349,15 @@ def _run(job: Callable[[_Signals], Awaitable[ExitStatus]]) -> ExitStatus:
     except Exception:
         log.critical("unexpected error, please report it", exc_info=True)
         return ExitStatus.FAILED
+    finally:
+        tell_repeats(0.0)
+
+
+async def _tell_repeats() -> None:
+    """Now and then have the log tell how often messages were repeated."""
+    while True:
+        await trio.sleep(_LOG_INTERVAL)
+        tell_repeats()
 
 
 async def _unless(stop: trio.Event, work: Callable[[], Awaitable[_T]]) -> _T | None:
@@ -445,7 +458,7 @@ def _show(attached: Sequence[Attached], tree: Tree, operations: Operations) -> N
     for target, directory in zip(attached, directories, strict=True):
 
         def refresh(target: Attached = target, directory: TargetDirectory = directory) -> None:
-            operations.changed(tree.replace_units(directory, target.describe().units))
+            operations.changed(tree.update(directory, target.describe()))
 
         target.target.on_change = refresh
         target.target.on_return = operations.may_have_changed

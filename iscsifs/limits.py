@@ -102,6 +102,12 @@ NOTES_A_MINUTE: Final = 20
 LINES_A_MINUTE: Final = 200
 """Lines in the log from each place in the code that writes any, whoever caused them; the rest is counted."""
 
+REPEATS_INTERVAL: Final = 60.0
+"""Seconds in which messages of one kind are one line in the log, and a second one that counts the others."""
+
+MAX_KINDS: Final = 4096
+"""Kinds of messages that are counted at once; others are logged as they come."""
+
 NOTES_A_LIST: Final = 20
 """Lines in the log for what is left out of one list of targets or units; the rest is counted."""
 
@@ -132,6 +138,13 @@ it."""
 LAST_LOGOUT_TIMEOUT: Final = 2.0
 """Seconds for the logout at the end of a session of any kind: all is done by then, so nothing is lost without
 it."""
+
+ATTEMPT_PATIENCE: Final = 3.0
+"""Seconds that a command may wait for the login that it has caused, where the target has been away for longer
+than the replacement time-out."""
+
+ATTEMPT_PAUSE: Final = 1.0
+"""Seconds after such a login has failed in which commands fail at once and cause none."""
 
 # Logical units.
 

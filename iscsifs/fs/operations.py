@@ -84,11 +84,13 @@ def _handler(
             raise
         except Exception as exc:
             if isinstance(exc, IscsifsError):
-                log.error("%s: %s", method.__name__, exc)
+                kind = {"kind": f"{method.__name__}: {exc.kind}"}
+                log.error("%s: %s", method.__name__, exc, extra=kind)
             elif isinstance(exc, MemoryError):
                 log.error("%s: no memory", method.__name__)
             else:
-                log.exception("%s: unexpected error", method.__name__)
+                kind = {"kind": f"{method.__name__}: {exc!r}"}
+                log.exception("%s: unexpected error", method.__name__, extra=kind)
             raise FUSEError(error_number(exc)) from exc
 
     return guarded
@@ -191,10 +193,10 @@ class Operations(pyfuse3.Operations):
         """Say whether any request is in work that does not wait for a target that is away."""
         return any(file.in_work and not file.storage.is_away for file in self._files.values())
 
-    def changed(self, files: Iterable[File]) -> None:
-        """Have the kernel ask again for the size and the mode of *files*, which may be others now."""
-        for file in files:
-            _forget_attributes(file.inode)
+    def changed(self, nodes: Iterable[File | Link]) -> None:
+        """Have the kernel ask again for the size and the mode of *nodes*, which may be others now."""
+        for node in nodes:
+            _forget_attributes(node.inode)
 
     def may_have_changed(self, storage: Storage) -> None:
         """Take note that somebody else may have written to *storage*: its session is a new one.
@@ -365,7 +367,8 @@ class Operations(pyfuse3.Operations):
             data = await storage.read(off, wanted)
             # The kernel takes a short answer for the end of the file, and fills up with zeros.
             if len(data) < wanted and off + len(data) < storage.size:
-                raise DataError(f"{len(data)} bytes at {off}, where {wanted} were asked for")
+                error = DataError(f"{len(data)} bytes at {off}, where {wanted} were asked for")
+                raise error.counted_as(f"{storage.name}: a short answer")
             return data
 
     @_handler
