@@ -26,7 +26,7 @@ from iscsifs.fs.background import Ready, run_in_background
 from iscsifs.fs.mount import Mount, check_mount_point
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.pidfile import pid_file
-from iscsifs.fs.process import forbid_core_dumps, keep_in_memory
+from iscsifs.fs.process import keep_in_memory
 from iscsifs.fs.tree import Storage, TargetDirectory, Tree
 from iscsifs.fs.tuning import Limits
 from iscsifs.initiator.options import InitiatorOptions
@@ -35,7 +35,7 @@ from iscsifs.iscsi.names import DEFAULT_PORT
 from iscsifs.limits import END_TIMEOUT
 from iscsifs.logs import log_to_syslog, log_to_terminal
 from iscsifs.mount_options import OPTIONS, MountOptions
-from iscsifs.secret import read_secret
+from iscsifs.secret import forbid_core_dumps, read_secret
 from iscsifs.unmount import unmount
 
 log = logging.getLogger(__name__)
@@ -108,6 +108,11 @@ def parser() -> argparse.ArgumentParser:
         )
     add("-a", "--auth", choices=("none", "chap"), help="authentication (chap where there is a user)")
     add("-u", "--user", metavar="USER", help="the user for CHAP")
+    add(
+        "--discovery-auth",
+        choices=("auto", "chap", "none"),
+        help="CHAP for discovery where the host asks for it (auto), always, or never",
+    )
     add("--secret-file", type=_value("secret_file"), metavar="FILE", help="secrets, in a file of mode 0600")
     add("--target-user", metavar="NAME", help="have the target prove that it is NAME (mutual CHAP)")
     add("--target-secret-file", type=_value("target_secret_file"), metavar="FILE", help="the target's secret")
@@ -184,6 +189,7 @@ def configure(args: argparse.Namespace, ask: Callable[[str], bytes]) -> Config:
     options = replace(
         InitiatorOptions(
             initiator_name(args.initiator),
+            discovery_auth=args.discovery_auth or "auto",
             digests=args.digest or "none",
             family=socket.AddressFamily(args.family),
         ),
@@ -219,7 +225,8 @@ def _credentials(
 ) -> list[Credentials | None]:
     """Return the credentials of each of *users*, None for None."""
     mutual = args.target_user is not None or args.target_secret_file is not None
-    if None in users and (args.auth == "chap" or mutual or args.secret_file is not None):
+    chap = "chap" in (args.auth, args.discovery_auth)
+    if None in users and (chap or mutual or args.secret_file is not None):
         raise ConfigError("CHAP needs a user; give -u USER or USER@HOST")
     if args.auth == "none":
         if users != [None]:
@@ -434,7 +441,12 @@ async def _mount(
 
 def _operations(tree: Tree, options: MountOptions) -> Operations:
     return Operations(
-        tree, uid=options.uid, gid=options.gid, read_only=options.read_only, direct_io=options.direct_io
+        tree,
+        uid=options.uid,
+        gid=options.gid,
+        read_only=options.read_only,
+        direct_io=options.direct_io,
+        sync=options.sync,
     )
 
 
@@ -482,7 +494,7 @@ async def _write_back(operations: Operations) -> None:
 def _all_is_safe(operations: Operations) -> bool:
     """Say of which units not all that was written is on stable storage, and return whether there are none.
 
-    So count writes whose loss nobody could be told of; the log has had these.
+    So count writes whose loss no program was told of; the log has had the reasons.
     """
     unsafe = [storage for storage in operations.written if storage.needs_flush]
     for storage in unsafe:
@@ -491,4 +503,7 @@ def _all_is_safe(operations: Operations) -> bool:
         else:
             what = "what was written last may be in the target's cache only"
         log.error("%s: data may be lost: %s", storage.name, what)
-    return not unsafe and all(operations.was_told(storage) for storage in operations.written)
+    untold = operations.untold
+    for losses in untold:
+        log.error("%s: acknowledged writes are lost, and no fsync was told: %s", losses.name, losses.latest)
+    return not unsafe and not untold

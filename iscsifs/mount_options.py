@@ -141,6 +141,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "target_user": Option(Sets.COMMAND, "target_user", _text),
     "target_secret_file": Option(Sets.COMMAND, "target_secret_file", path),
     "auth": Option(Sets.COMMAND, "auth", one_of("none", "chap")),
+    "discovery_auth": Option(Sets.COMMAND, "discovery_auth", one_of("auto", "chap", "none")),
     "digest": Option(Sets.COMMAND, "digest", one_of("none", "header", "data", "all")),
     "initiator": Option(Sets.COMMAND, "initiator", _text),
     "pattern": Option(Sets.COMMAND, "patterns", _text, many=True),
@@ -160,6 +161,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "ping_interval": Option(Sets.SESSION, "ping_interval", between(0, 3600, "seconds")),
     "ping_timeout": Option(Sets.SESSION, "ping_timeout", between(1, 3600, "seconds")),
     "replacement_timeout": Option(Sets.SESSION, "replacement_timeout", between(1, 86400, "seconds")),
+    "trust_unidentified": Option(Sets.SESSION, "trust_unidentified"),
 }
 """Our own options. One without a value may stand alone or be given as 0 or 1."""
 
@@ -214,6 +216,12 @@ class MountOptions:
             session=MappingProxyType(fields[Sets.SESSION]),
             command=MappingProxyType(fields[Sets.COMMAND]),
         )
+
+    @property
+    def sync(self) -> bool:
+        """Whether every write has to reach stable storage; the last of ``sync`` and ``async`` holds."""
+        chosen = [option for option in self.fuse if option in ("sync", "async")]
+        return chosen[-1:] == ["sync"]
 
     def fuse_options(self, source: str) -> tuple[str, ...]:
         """Return the options for FUSE; *source* is what is mounted, unless they say otherwise."""

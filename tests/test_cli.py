@@ -284,10 +284,20 @@ def test_mutual_chap(network: FakeNetwork, secret_file: Path, tmp_path: Path) ->
     assert network.discoveries[0][1].credentials == expected
 
 
+@pytest.mark.parametrize("how", ["auto", "chap", "none"])
+def test_how_discovery_authenticates(network: FakeNetwork, secret_file: Path, how: str) -> None:
+    network.offer(HERE, disk())
+    alice = ["-u", "alice", "--secret-file", secret_file]
+    assert discovering(network, *alice, "--discovery-auth", how, HERE) == ExitStatus.OK
+    assert discovering(network, *alice, HERE) == ExitStatus.OK
+    assert [options.discovery_auth for _, options in network.discoveries] == [how, "auto"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (["-a", "chap"], "CHAP needs a user"),
+        (["--discovery-auth", "chap"], "CHAP needs a user"),
         (["--target-user", "array"], "CHAP needs a user"),
         (["--secret-file", "SECRET"], "CHAP needs a user"),
         (["-a", "none", "-u", "alice"], "no use for a user"),
