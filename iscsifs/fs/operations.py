@@ -1,7 +1,8 @@
 """What FUSE asks for, answered from the tree. This is the one place that answers with errno.
 
 A `storage` file behaves as the node of a block device does: its size is the capacity and nothing changes it,
-a write past the end is ENOSPC, fsync is a flush of the unit's cache.
+a write past the end is ENOSPC, fsync is a flush of the unit's cache. A truncation says which bytes programs
+take for zeros from then on (`iscsifs.fs.truncation`).
 """
 
 import errno
@@ -35,6 +36,7 @@ from iscsifs.errors import (
     WriteProtectedError,
 )
 from iscsifs.fs.tree import MAX_NAME, Directory, File, Link, Node, Storage, Tree
+from iscsifs.fs.truncation import Writers
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,11 @@ _ATTR_TIMEOUT: Final = 300.0
 def error_number(exc: Exception) -> int:
     """Return the errno for what an operation raised."""
     return next((ERRNO[kind] for kind in type(exc).__mro__ if kind in ERRNO), errno.EIO)
+
+
+def _thread(ctx: RequestContext | None) -> int:
+    """Return the thread that asks; 0 is one that this process cannot see, of another container."""
+    return 0 if ctx is None else ctx.pid
 
 
 def _handler(
@@ -97,6 +104,8 @@ class _OpenFile:
 
     storage: Storage
     failures: int
+    inode: int
+    writes: bool
     in_work: int = 0
 
     def __enter__(self) -> Self:
@@ -135,6 +144,7 @@ class Operations(pyfuse3.Operations):
         self._files: dict[int, _OpenFile] = {}
         # What was ever opened to be written, and how many of its failures somebody was told of.
         self._told: dict[Storage, int] = {}
+        self._writers = Writers(lambda inode: pyfuse3.invalidate_inode(inode, attr_only=False))
         self._listings: dict[int, list[tuple[bytes, Node]]] = {}
 
     @property
@@ -182,12 +192,14 @@ class Operations(pyfuse3.Operations):
     async def setattr(
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
-        """Let truncation and touch(1) succeed without effect, refuse everything else."""
+        """Truncate, let touch(1) succeed without effect, refuse everything else."""
         node = self._node(inode)
         if fields.update_mode or fields.update_uid or fields.update_gid:
             raise FUSEError(errno.EPERM)
-        if fields.update_size and isinstance(node, File) and self._is_read_only(node.storage):
-            raise FUSEError(errno.EROFS)
+        if fields.update_size and isinstance(node, File):
+            if self._is_read_only(node.storage):
+                raise FUSEError(errno.EROFS)
+            await self._truncate(node, attr.st_size, fh, ctx)
         return self._attributes(node)
 
     @_handler
@@ -238,16 +250,21 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        """Open a storage file. O_TRUNC changes nothing; pages cached before are dropped."""
+        """Open a storage file; pages cached before are dropped."""
         node = self._node(inode)
         if not isinstance(node, File):
             raise FUSEError(errno.EISDIR if isinstance(node, Directory) else errno.ELOOP)
-        if flags & os.O_ACCMODE != os.O_RDONLY:
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        if writes:
             if self._is_read_only(node.storage):
                 raise FUSEError(errno.EROFS)
             self._told.setdefault(node.storage, 0)
+            if flags & os.O_TRUNC:
+                await self._truncate(node, 0, None, ctx)
         self._handle += 1
-        self._files[self._handle] = _OpenFile(node.storage, node.storage.failures)
+        self._files[self._handle] = _OpenFile(node.storage, node.storage.failures, inode, writes)
+        if writes:
+            self._writers.add(self._handle, node.storage, _thread(ctx))
         return FileInfo(fh=self._handle, direct_io=self._direct_io, keep_cache=False)
 
     @_handler
@@ -277,12 +294,18 @@ class Operations(pyfuse3.Operations):
             if len(buf) > room:
                 buf = buf[:room]
             await storage.write(off, buf)
+            self._writers.used(fh)
+            if storage.take_stale():
+                await self._writers.drop_pages_behind(file.inode, off, len(buf))
             return len(buf)
 
     @_handler
     async def flush(self, fh: int) -> None:
         """Have all that was written so far leave this machine, for a close(2), and report what was lost."""
         with self._files[fh] as file:
+            if file.writes:
+                self._writers.flushed(fh)
+                await file.storage.zero()
             await file.storage.drain()
             self._report(file)
 
@@ -301,7 +324,14 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def release(self, fh: int) -> None:
         """Forget an open file."""
-        del self._files[fh]
+        if self._files.pop(fh).writes:
+            self._writers.remove(fh)
+
+    async def _truncate(self, file: File, size: int, fh: int | None, ctx: RequestContext) -> None:
+        try:
+            await self._writers.truncate(file, size, fh, _thread(ctx))
+        except OSError as exc:
+            raise FUSEError(exc.errno or errno.EIO) from None
 
     async def _refuse(self, *args: Any) -> NoReturn:
         """Refuse to change the tree."""
