@@ -28,13 +28,16 @@ from pyfuse3 import (
 
 from iscsifs.errors import (
     DataError,
+    InUseError,
     IscsifsError,
     MediumError,
     NoMediumError,
     ReservationError,
     SpaceError,
+    TruncationError,
     WriteProtectedError,
 )
+from iscsifs.fs.losses import Handle, Ledger, Losses
 from iscsifs.fs.tree import MAX_NAME, Directory, File, Link, Node, Storage, Tree
 from iscsifs.fs.truncation import Writers
 
@@ -49,6 +52,8 @@ ERRNO: Final[dict[type[BaseException], int]] = {
     SpaceError: errno.ENOSPC,
     NoMediumError: errno.ENOMEDIUM,
     ReservationError: errno.EBADE,
+    TruncationError: errno.EFBIG,
+    InUseError: errno.EBUSY,
     IscsifsError: errno.EIO,
     MemoryError: errno.ENOMEM,
 }
@@ -97,15 +102,17 @@ def _handler(
 
 @dataclass(slots=True)
 class _OpenFile:
-    """A file handle; *failures* are those of *storage* that were there before or that it has been told.
+    """A file handle, with what it was told of lost writes.
 
-    As a context manager it counts the requests in work.
+    *writes*: it may write; *sync*: each write has to reach stable storage (O_SYNC, O_DSYNC). As a context
+    manager it counts the requests in work.
     """
 
     storage: Storage
-    failures: int
+    losses: Handle
     inode: int
     writes: bool
+    sync: bool
     in_work: int = 0
 
     def __enter__(self) -> Self:
@@ -120,7 +127,8 @@ class Operations(pyfuse3.Operations):
     """The handlers of one mount.
 
     *uid* and *gid* own every file. With *read_only* no unit is written to. With *direct_io* the kernel's page
-    cache is left out, for units that others write to as well.
+    cache is left out, for units that others write to as well. With *sync* every handle is as if opened
+    with O_SYNC.
 
     Of the operations that are not here, those that would change the tree are refused, and the others answered
     with ENOSYS, after which the kernel spares itself the question (extended attributes: one for each write).
@@ -130,31 +138,35 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, tree: Tree, *, uid: int, gid: int, read_only: bool, direct_io: bool) -> None:
+    def __init__(
+        self, tree: Tree, *, uid: int, gid: int, read_only: bool, direct_io: bool, sync: bool = False
+    ) -> None:
         super().__init__()
         self._tree = tree
         self._uid = uid
         self._gid = gid
         self._read_only = read_only
         self._direct_io = direct_io
+        self._sync = sync
         # A device has no times of its own. They stand still on purpose: a changed mtime makes the kernel drop
         # all pages that it has of the file.
         self._time_ns = time.time_ns()
         self._handle = 0
         self._files: dict[int, _OpenFile] = {}
-        # What was ever opened to be written, and how many of its failures somebody was told of.
-        self._told: dict[Storage, int] = {}
+        self._written: dict[Storage, None] = {}  # what was ever opened to be written
+        self._losses = Ledger(lambda storage: any(file.storage is storage for file in tree.files()))
         self._writers = Writers(lambda inode: pyfuse3.invalidate_inode(inode, attr_only=False))
         self._listings: dict[int, list[tuple[bytes, Node]]] = {}
 
     @property
     def written(self) -> list[Storage]:
         """What may have been written, also where it is not in the tree any more."""
-        return list(self._told)
+        return list(self._written)
 
-    def was_told(self, storage: Storage) -> bool:
-        """Say whether somebody was told of the latest failure of *storage*, or there was none."""
-        return self._told[storage] == storage.failures
+    @property
+    def untold(self) -> list[Losses]:
+        """The units of which writes were lost that no fsync and no synchronous write has reported."""
+        return self._losses.unseen()
 
     def has_work(self) -> bool:
         """Say whether any request is in work that does not wait for a target that is away."""
@@ -199,7 +211,7 @@ class Operations(pyfuse3.Operations):
         if fields.update_size and isinstance(node, File):
             if self._is_read_only(node.storage):
                 raise FUSEError(errno.EROFS)
-            await self._truncate(node, attr.st_size, fh, ctx)
+            await self._writers.truncate(node, attr.st_size, fh, _thread(ctx))
         return self._attributes(node)
 
     @_handler
@@ -258,14 +270,19 @@ class Operations(pyfuse3.Operations):
         if writes:
             if self._is_read_only(node.storage):
                 raise FUSEError(errno.EROFS)
-            self._told.setdefault(node.storage, 0)
-            if flags & os.O_TRUNC:
-                await self._truncate(node, 0, None, ctx)
+            self._written[node.storage] = None
         self._handle += 1
-        self._files[self._handle] = _OpenFile(node.storage, node.storage.failures, inode, writes)
+        fh = self._handle
         if writes:
-            self._writers.add(self._handle, node.storage, _thread(ctx))
-        return FileInfo(fh=self._handle, direct_io=self._direct_io, keep_cache=False)
+            await self._writers.open(fh, node, _thread(ctx), truncate=bool(flags & os.O_TRUNC))
+        self._files[fh] = _OpenFile(
+            node.storage,
+            self._losses.open(node.storage),
+            inode,
+            writes=writes,
+            sync=self._sync or bool(flags & os.O_DSYNC),  # a bit that O_SYNC has as well
+        )
+        return FileInfo(fh=fh, direct_io=self._direct_io, keep_cache=False)
 
     @_handler
     async def read(  # type: ignore[override]  # any buffer will do, the annotation in pyfuse3 is narrower
@@ -293,33 +310,42 @@ class Operations(pyfuse3.Operations):
                 raise FUSEError(errno.ENOSPC)
             if len(buf) > room:
                 buf = buf[:room]
-            await storage.write(off, buf)
+            await storage.write(off, buf, file.sync)
             self._writers.used(fh)
             if storage.take_stale():
                 await self._writers.drop_pages_behind(file.inode, off, len(buf))
+            if file.sync:
+                file.losses.report()
             return len(buf)
 
     @_handler
     async def flush(self, fh: int) -> None:
-        """Have all that was written so far leave this machine, for a close(2), and report what was lost."""
+        """Have all that was written so far leave this machine, for a close(2), and show what was lost.
+
+        A handle that only reads waits for nothing and is shown nothing: the losses are not its own.
+        """
         with self._files[fh] as file:
             if file.writes:
                 self._writers.flushed(fh)
                 await file.storage.zero()
-            await file.storage.drain()
-            self._report(file)
+                await file.storage.drain()
+                if (failure := file.losses.untold) is not None:
+                    raise FUSEError(error_number(failure))  # the log has had it
 
     @_handler
     async def fsync(self, fh: int, datasync: bool) -> None:
-        """Have all that was written so far put on stable storage, and report what was lost."""
+        """Have all that was written so far put on stable storage, and report what was lost.
+
+        A unit that takes no writes is not asked, but as long as it owes anything: it may have become so.
+        """
         with self._files[fh] as file:
-            if not self._is_read_only(file.storage):
+            if file.storage.needs_flush or not self._is_read_only(file.storage):
                 try:
                     await file.storage.flush()
                 except IscsifsError:
-                    self._tell(file)
+                    file.losses.saw_all()  # this failure tells of all of them
                     raise
-                self._report(file)
+            file.losses.report()
 
     @_handler
     async def release(self, fh: int) -> None:
@@ -327,29 +353,12 @@ class Operations(pyfuse3.Operations):
         if self._files.pop(fh).writes:
             self._writers.remove(fh)
 
-    async def _truncate(self, file: File, size: int, fh: int | None, ctx: RequestContext) -> None:
-        try:
-            await self._writers.truncate(file, size, fh, _thread(ctx))
-        except OSError as exc:
-            raise FUSEError(exc.errno or errno.EIO) from None
-
     async def _refuse(self, *args: Any) -> NoReturn:
         """Refuse to change the tree."""
         raise FUSEError(errno.EPERM)
 
     _refused: Any = _refuse  # whatever the arguments
     create = link = mkdir = mknod = rename = rmdir = symlink = unlink = _refused
-
-    def _report(self, file: _OpenFile) -> None:
-        """Raise the error of a write that was lost since *file* was told of the last one."""
-        if file.failures != file.storage.failures:
-            self._tell(file)
-            if file.storage.last_failure is not None:
-                raise file.storage.last_failure
-
-    def _tell(self, file: _OpenFile) -> None:
-        """Note that *file* is told of what was lost up to now."""
-        file.failures = self._told[file.storage] = file.storage.failures
 
     def _node(self, inode: int) -> Node:
         node = self._tree.nodes.get(inode)

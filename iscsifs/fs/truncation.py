@@ -5,7 +5,6 @@ open to write: that may be a loop device's, whose next write would be behind the
 file system in front of it.
 """
 
-import errno
 import logging
 import math
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Final
 
 import trio
 
+from iscsifs.errors import InUseError, TruncationError
 from iscsifs.fs.tree import File, Storage
 
 log = logging.getLogger(__name__)
@@ -50,9 +50,16 @@ class Writers:
         self._writers: dict[int, _Writer] = {}
         self._released = trio.Event()
 
-    def add(self, fh: int, storage: Storage, pid: int) -> None:
-        """Note that thread *pid* has opened *fh* to write to *storage*."""
-        self._writers[fh] = _Writer(storage, pid)
+    async def open(self, fh: int, file: File, pid: int, *, truncate: bool) -> None:
+        """Note that thread *pid* opens *file* to write, as *fh*; *truncate* it, see there for what is
+        raised."""
+        self._writers[fh] = _Writer(file.storage, pid)
+        if truncate:
+            try:
+                await self.truncate(file, 0, fh, pid)
+            except BaseException:
+                self.remove(fh)
+                raise
 
     def used(self, fh: int) -> None:
         """Note that there was a write to *fh*."""
@@ -77,13 +84,13 @@ class Writers:
     async def truncate(self, file: File, size: int, fh: int | None, pid: int) -> None:
         """Truncate *file* for thread *pid*, through *fh* or by its name.
 
-        Raises OSError where it is refused, and what `Storage.zero` raises.
+        Raises TruncationError, InUseError, and what `Storage.zero` raises.
 
         The kernel does not tell the handle of open(2) with O_TRUNC, but truncates next with the same thread.
         """
         storage = file.storage
         if size > storage.size:
-            raise OSError(errno.EFBIG, "larger than the unit")
+            raise TruncationError(f"{storage.name}: it has {storage.size} bytes, and cannot get {size}")
         if fh is None:
             fh = self._just_opened(storage, pid)
         if storage.shrinks(size):
@@ -91,13 +98,10 @@ class Writers:
                 while self._others_of(storage, fh, only_closed=True):
                     await self._released.wait()
             if others := self._others_of(storage, fh):
-                log.warning(
-                    "%s: not truncated: %d others have it open to write; write without truncating, "
-                    "as with dd conv=notrunc",
-                    storage.name,
-                    len(others),
+                raise InUseError(
+                    f"{storage.name}: not truncated, as {len(others)} more have it open to write; "
+                    "write without truncating, as with dd conv=notrunc"
                 )
-                raise OSError(errno.EBUSY, "others have it open to write")
         if fh is not None:
             self.used(fh)
         await storage.truncate(size)
@@ -105,8 +109,7 @@ class Writers:
             # Pages that mmap(2) has changed are not written before this is answered.
             while not await self._drop_pages(file.inode, DROP_TIME):
                 if not storage.is_away:
-                    log.warning("%s: the kernel does not drop its pages; is it mapped?", storage.name)
-                    raise OSError(errno.EBUSY, "pages of it are in use")
+                    raise InUseError(f"{storage.name}: not truncated: programs have it mapped")
         if fh is None and not self._others_of(storage, None):
             # Nobody will close it, so it is now that all has to be zeros.
             storage.release()

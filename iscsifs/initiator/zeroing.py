@@ -81,35 +81,40 @@ class Zeroing:
     async def _fill_piece(self, start: int, end: int, description: Description, longest: int) -> None:
         assert description.capacity is not None
         size = description.capacity.block_size
+        doubts = self._commands.doubts
         mine = await self._ranges.enter(start // size * size, -(-end // size) * size)
         try:
             for _ in range(MAX_ROUNDS):
                 # Some of it may have been written, or zeroed by somebody else, in the meantime.
                 pending = self._holes.pending.within(start, end)
+                self._commands.check_doubts(doubts)
                 if not pending:
                     return
                 for first, last in pending:
-                    await self._zero(first, last, description, longest)
+                    await self._zero(first, last, description, longest, doubts)
             raise DataLostError(f"{self._commands.name}: the target loses its cache over and over")
         finally:
             self._ranges.leave(mine)
 
-    async def _zero(self, start: int, end: int, description: Description, longest: int) -> None:
+    async def _zero(self, start: int, end: int, description: Description, longest: int, doubts: int) -> None:
         assert description.capacity is not None
         size = description.capacity.block_size
         first, last = -(-start // size) * size, end // size * size
         resets = self._writes.resets
         for block in {start // size * size} - {start} | {last} - {end}:
-            await self._writes.write(block, await self._read(block, block + size))
+            data = await self._read(block, block + size)
+            self._commands.check_doubts(doubts)  # what was read may be another unit's
+            await self._writes.write(block, data)
         if last - first < longest or not await self._write_same(first, last, description):
-            await self._write_zeros(first, last, longest)
+            await self._write_zeros(first, last, longest, doubts)
         if self._writes.resets == resets:  # otherwise the target may have lost some of it
             self._holes.zeroed(start, end)
 
-    async def _write_zeros(self, start: int, end: int, longest: int) -> None:
+    async def _write_zeros(self, start: int, end: int, longest: int, doubts: int) -> None:
         zeros = memoryview(bytes(min(longest, end - start)))
         while start < end:
             stop = min(start + longest, end)
+            self._commands.check_doubts(doubts)
             await self._writes.write(start, zeros[: stop - start])
             start = stop
 
