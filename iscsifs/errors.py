@@ -180,6 +180,14 @@ class CommandTimeout(CommandError):
     """A command had no answer within its time, or the session did not come back within its time."""
 
 
+class TruncationError(IscsifsError):
+    """A truncation to more bytes than the unit has."""
+
+
+class InUseError(IscsifsError):
+    """A truncation that others would suffer from who use the unit."""
+
+
 class DataLostError(IscsifsError):
     """Writes that were not synchronised may be lost: with the target's cache, or because it is not known
     which unit they would be written to."""

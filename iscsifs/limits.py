@@ -167,6 +167,10 @@ MAX_UNWRITTEN: Final = 32 * 1024 * 1024
 MAX_UNSYNCHRONISED: Final = 64 * 1024 * 1024
 """Bytes of data written to one unit that are kept until they are synchronised."""
 
+MAX_HOLES: Final = 1 << 16
+"""Ranges of one unit that read as zeros without having been written, after a truncation; then writers wait
+until they are zeroed."""
+
 MAX_ROUNDS: Final = 8
 """How often a write, a read or a flush is repeated because the target has lost its cache in the meantime."""
 

@@ -94,6 +94,21 @@ class Storage(Protocol):
         With *sync* it returns when they are on stable storage, and raises what fails.
         """
 
+    def shrinks(self, size: int) -> bool:
+        """Say whether `truncate` to *size* lays the end of what programs mean further to the front."""
+
+    async def truncate(self, size: int) -> None:
+        """Let what comes inside *size* bytes again, and is not written, be zeros; the capacity stays."""
+
+    async def zero(self) -> None:
+        """Return when what has to be zeros after a truncation is zeros in the unit."""
+
+    def release(self) -> None:
+        """From now on nobody writes who would know of the last truncation."""
+
+    def take_stale(self) -> bool:
+        """Say whether copies of what was read may have old bytes where there are zeros now; once."""
+
     def relieve(self) -> None:
         """Soon keep nothing in memory that need not be kept; called again as long as memory is short."""
 
