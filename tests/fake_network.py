@@ -85,6 +85,7 @@ class FakeTarget:
 
     def __post_init__(self) -> None:
         self.on_change: Callable[[], None] = lambda: None
+        self.on_return: Callable[[object], None] = lambda unit: None
 
     @property
     def address(self) -> str:

@@ -17,6 +17,8 @@ import trio
 from iscsifs.errors import ConfigError, reason
 from iscsifs.fs.headroom import Headroom
 from iscsifs.fs.operations import Operations
+from iscsifs.fs.platform.init_reply import AmendedInit
+from iscsifs.fs.platform.pages import PageDropper
 from iscsifs.fs.process import give_memory_back, keep_freed_memory
 from iscsifs.fs.requests import Readiness, take_requests_in_bursts
 from iscsifs.fs.tuning import Limits, tune
@@ -111,6 +113,7 @@ class Mount:
         logging.getLogger(pyfuse3.__name__).addFilter(_is_news)
         self._operations = operations
         self._mount_point = mount_point
+        operations.drop_pages = PageDropper(mount_point).drop
         complaints = _StandardError()
         try:
             self._headroom = Headroom(operations.relieve)
@@ -141,7 +144,8 @@ class Mount:
         Those that nobody waits for any more, and those that wait for a target that is away, are not waited
         for, but where *write_back* waits for that target as well.
         """
-        readiness = take_requests_in_bursts(self._headroom.has_room)
+        init = AmendedInit(limits.max_background)
+        readiness = take_requests_in_bursts(self._headroom.has_room, init)
         over, answered = trio.Event(), trio.Event()
         failure: Exception | None = None
 
@@ -151,12 +155,13 @@ class Mount:
                 await pyfuse3.main(_MIN_TASKS, _MAX_TASKS)
             except Exception as exc:
                 failure = exc  # raised when what was written is safe
+            init.end()  # where libfuse has refused the kernel's version, and waits for nothing more
             answered.set()
             over.set()
 
         async def leave() -> None:
             try:
-                await self._in_thread(tune, self._mount_point, limits)
+                await self._in_thread(tune, self._mount_point, limits, lambda: init.is_in_force)
             except OSError as exc:
                 log.warning("%s: the kernel's limits stay as they are: %s", self._mount_point, exc.strerror)
             mounted()

@@ -463,7 +463,8 @@ class LogicalUnit:
         task = await self._commands.run(command, data_in=buffer)
         if task.received != size:
             reason = f"{task.received} of {size} bytes arrived"
-            raise DataError(f"{self.name}: {cdb.describe(command)}: {reason}")
+            error = DataError(f"{self.name}: {cdb.describe(command)}: {reason}")
+            raise error.counted_as(f"{self.name}: {cdb.command_name(command)}: too few bytes arrived")
 
     def _start_write(self, offset: int, data: memoryview, fua: bool, done: Done) -> None:
         """Write whole blocks, in parallel pieces if need be, and tell *done* the first failure, or None."""

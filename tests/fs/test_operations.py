@@ -14,7 +14,7 @@ import pytest
 import trio
 from memory_unit import Memory
 from pyfuse3 import EntryAttributes, FUSEError, RequestContext, SetattrFields
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs import errors
 from iscsifs.fs.operations import Operations, error_number
@@ -35,12 +35,18 @@ def unit(storage: Storage | None, label: str = "0") -> UnitDescription:
 
 
 def serve(
-    *storages: Storage, read_only: bool = False, direct_io: bool = False, sync: bool = False
+    *storages: Storage,
+    read_only: bool = False,
+    direct_io: bool = False,
+    sync: bool = False,
+    exclusive: bool = False,
 ) -> Operations:
     tree = Tree()
     units = tuple(unit(storage, str(number)) for number, storage in enumerate(storages))
     tree.add_targets([TargetDescription("host", "10.4.0.42", 3260, "iqn.2001-04.com.example:disk", units)])
-    return Operations(tree, uid=1000, gid=100, read_only=read_only, direct_io=direct_io, sync=sync)
+    return Operations(
+        tree, uid=1000, gid=100, read_only=read_only, direct_io=direct_io, sync=sync, exclusive=exclusive
+    )
 
 
 async def walk(operations: Operations, path: str) -> EntryAttributes:
@@ -69,7 +75,7 @@ async def test_storage_has_the_attributes_of_a_disk(storage: Memory) -> None:
     assert stat.S_IMODE(attributes.st_mode) == 0o600
     assert attributes.st_size == SIZE
     assert attributes.st_blocks == SIZE // 512
-    assert attributes.st_blksize == 1 << 20
+    assert attributes.st_blksize == 16  # of its 10,000 bytes
     assert attributes.st_nlink == 2
     assert (attributes.st_uid, attributes.st_gid) == (1000, 100)
 
@@ -344,15 +350,144 @@ async def test_a_truncation_fails_where_the_kernel_does_not_drop_its_pages(
         held.set()
 
 
-async def test_touch_succeeds_and_times_stand_still(storage: Memory) -> None:
+async def times_of(operations: Operations) -> tuple[int, int]:
+    attributes = await walk(operations, "host/disk/lun0/storage")
+    return attributes.st_mtime_ns, attributes.st_ctime_ns
+
+
+async def test_times_that_are_set_are_kept(storage: Memory) -> None:
     operations = serve(storage)
     before = await walk(operations, "host/disk/storage")
     wanted = EntryAttributes()
+    wanted.st_mtime_ns, wanted.st_atime_ns = 123456789, 987654321
     got = await operations.setattr(before.st_ino, wanted, fields(update_mtime=True), None, NOBODY)
+    assert (got.st_mtime_ns, got.st_atime_ns) == (123456789, before.st_atime_ns)
+    assert got.st_ctime_ns > before.st_ctime_ns
+    got = await operations.setattr(before.st_ino, wanted, fields(update_atime=True), None, NOBODY)
+    assert (got.st_mtime_ns, got.st_atime_ns) == (123456789, 987654321)
+    assert await times_of(operations) == (123456789, got.st_ctime_ns)
+
+
+async def test_times_of_what_is_no_disk_cannot_be_set(storage: Memory) -> None:
+    operations = serve(storage)
+    request = operations.setattr(ROOT_INODE, EntryAttributes(), fields(update_mtime=True), None, NOBODY)
+    assert await errno_of(request) == errno.EPERM
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_times_follow_writes(storage: Memory, fails: bool) -> None:
+    operations = serve(storage)
     handle = await open_storage(operations)
-    await operations.write(handle, 0, b"abc")
-    after = await operations.getattr(before.st_ino, NOBODY)
-    assert before.st_mtime_ns == got.st_mtime_ns == after.st_mtime_ns
+    before = await times_of(operations)
+    assert await times_of(operations) == before
+    if fails:  # part of it may have been written
+        storage.failure = errors.MediumError("LBA 5 cannot be written", status=STATUS)
+        assert await errno_of(operations.write(handle, 0, b"abc")) == errno.EIO
+    else:
+        await operations.write(handle, 0, b"abc")
+    after = await times_of(operations)
+    assert after[0] > before[0]
+    assert after[1] > before[1]
+
+
+async def test_times_move_on_once_when_somebody_else_may_have_written(storage: Memory) -> None:
+    dropped: list[bytes] = []
+    operations = serve(storage)
+    operations.drop_pages = dropped.append
+    operations.may_have_changed(storage)  # which nobody knows
+    before = await times_of(operations)
+    operations.may_have_changed(storage)
+    after = await times_of(operations)
+    assert after > before
+    assert await times_of(operations) == after
+    assert not dropped  # the next open does that
+    await open_storage(operations, os.O_RDONLY)
+    operations.may_have_changed(storage)
+    assert await times_of(operations) > after
+    assert dropped == [b"host/disk/lun0/storage"]
+
+
+async def test_another_unit_under_a_name_has_times_of_its_own(storage: Memory) -> None:
+    operations = serve(storage)
+    before = await times_of(operations)
+    for file in operations._tree.files():
+        file.storage = Memory(SIZE)
+    assert await times_of(operations) > before
+
+
+async def test_owner_and_mode_can_be_what_they_are(storage: Memory) -> None:
+    operations = serve(storage)
+    now = await walk(operations, "host/disk/storage")
+    wanted = fields(update_mode=True, update_uid=True, update_gid=True)
+    got = await operations.setattr(now.st_ino, now, wanted, None, NOBODY)
+    assert (got.st_mode, got.st_uid, got.st_gid) == (now.st_mode, now.st_uid, now.st_gid)
+
+
+@pytest.mark.parametrize(
+    ("size", "preferred", "expected"),
+    [
+        (16 << 20, 1 << 20, 1 << 20),
+        ((16 << 20) + 1536, 1 << 20, 512),
+        ((16 << 20) + 4096, 1 << 20, 4096),
+        (16 << 20, 96 << 10, 64 << 10),
+        (16 << 20, 4 << 20, 4 << 20),
+        (0, 1 << 20, 512),
+    ],
+)
+async def test_the_preferred_size_divides_the_disk(size: int, preferred: int, expected: int) -> None:
+    attributes = await walk(serve(Memory(size, preferred_size=preferred)), "host/disk/storage")
+    assert attributes.st_blksize == expected
+    assert size % expected == 0
+
+
+async def test_a_direct_write_across_the_end_is_written_and_finds_no_space(storage: Memory) -> None:
+    operations = serve(storage)
+    handle = await open_storage(operations, os.O_RDWR | os.O_DIRECT)
+    assert await operations.write(handle, SIZE - 4, b"abcd") == 4
+    assert await errno_of(operations.write(handle, SIZE - 2, b"xyz")) == errno.ENOSPC
+    assert storage.content[-4:] == b"abxy"
+
+
+async def test_there_are_no_extended_attributes(storage: Memory) -> None:
+    assert list(await serve(storage).listxattr(ROOT_INODE, NOBODY)) == []
+
+
+async def test_an_exclusive_disk_has_one_writer(storage: Memory, autojump_clock: MockClock) -> None:
+    other = Memory(SIZE)
+    operations = serve(storage, other, exclusive=True)
+    inode = (await walk(operations, "host/disk/storage")).st_ino
+    first = await open_storage(operations)
+    await open_storage(operations, os.O_RDONLY)
+    for flags in os.O_RDWR, os.O_WRONLY | os.O_DIRECT:
+        assert await errno_of(operations.open(inode, flags, NOBODY)) == errno.EBUSY
+    await operations.open((await walk(operations, "host/disk/lun1/storage")).st_ino, os.O_RDWR, NOBODY)
+    await operations.release(first)
+    await open_storage(operations)
+    assert await errno_of(operations.open(inode, os.O_RDWR, NOBODY)) == errno.EBUSY
+
+
+async def test_a_writer_that_was_just_closed_is_waited_for(
+    storage: Memory, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    operations = serve(storage, exclusive=True)
+    first = await open_storage(operations)
+    nursery.start_soon(open_storage, operations)
+    nursery.start_soon(open_storage, operations, os.O_RDONLY)
+    await trio.sleep(0.5)  # the kernel tells of a close(2) later than it returns
+    await operations.release(first)
+    await wait_all_tasks_blocked()
+    assert sum(file.writes for file in operations._files.values()) == 1
+
+
+async def test_o_trunc_that_would_disturb_others_is_refused(
+    storage: Memory, autojump_clock: MockClock
+) -> None:
+    operations = serve(storage)  # as the kernel asks where FUSE_INIT was not amended
+    inode = (await walk(operations, "host/disk/storage")).st_ino
+    reader = await open_storage(operations, os.O_RDONLY)
+    assert await errno_of(operations.open(inode, os.O_WRONLY | os.O_TRUNC, NOBODY)) == errno.EBUSY
+    await operations.release(reader)
+    await operations.open(inode, os.O_WRONLY | os.O_TRUNC, NOBODY)
 
 
 @pytest.mark.parametrize("field", ["update_mode", "update_uid", "update_gid"])
@@ -629,10 +764,10 @@ async def test_an_open_drops_what_was_cached(storage: Memory, direct_io: bool) -
     assert info.direct_io == direct_io
 
 
-async def test_df_shows_the_size_of_all_units_once() -> None:
-    data = await serve(Memory(1 << 20), Memory(1 << 20)).statfs(NOBODY)
-    assert data.f_blocks * data.f_frsize == 2 << 20
-    assert data.f_bfree == data.f_bavail == 0
+async def test_df_shows_nothing_that_could_be_full() -> None:
+    data = await serve(*[Memory(1 << 20) for _ in range(3)]).statfs(NOBODY)
+    assert data.f_blocks == data.f_bfree == data.f_bavail == 0
+    assert data.f_files == data.f_ffree == data.f_favail == 0
     assert data.f_namemax == 255
 
 
