@@ -9,7 +9,6 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
-from enum import IntEnum
 from functools import partial
 from pathlib import Path
 from signal import SIGHUP, SIGINT, SIGTERM
@@ -22,9 +21,11 @@ from iscsifs import initiator
 from iscsifs.attach import Attached, Failure, Network, NoTargetError, attach, find_targets
 from iscsifs.config import Config, Host, HostSpec, initiator_name
 from iscsifs.errors import ConfigError, IscsifsError, LoginError, LoginRefused, TransportError, reason
+from iscsifs.exit_status import ExitStatus as ExitStatus
 from iscsifs.fs.background import Ready, run_in_background
 from iscsifs.fs.mount import Mount, check_mount_point
 from iscsifs.fs.operations import Operations
+from iscsifs.fs.pidfile import pid_file
 from iscsifs.fs.process import keep_in_memory
 from iscsifs.fs.tree import Storage, TargetDirectory, Tree
 from iscsifs.fs.tuning import Limits
@@ -36,6 +37,7 @@ from iscsifs.logs import log_to_syslog, log_to_terminal, tell_repeats
 from iscsifs.mount_options import OPTIONS, MountOptions
 from iscsifs.notify import notify
 from iscsifs.secret import forbid_core_dumps, read_secret
+from iscsifs.unmount import unmount
 
 log = logging.getLogger(__name__)
 
@@ -48,19 +50,6 @@ _A_WHILE: Final = 1.0
 """Seconds after which it is told what the end waits for."""
 
 _NOT_FOUND: Final = (2, 3)  # RFC 7143 section 11.13.5
-
-
-class ExitStatus(IntEnum):
-    """What the command ends with; iscsifs(8) has the list."""
-
-    OK = 0
-    FAILED = 1
-    USAGE = 2
-    UNREACHABLE = 3
-    REFUSED = 4
-    NO_TARGET = 5
-    PARTIAL = 6
-    NOT_WRITTEN = 7
 
 
 _STATUS: Final[dict[type[BaseException], ExitStatus]] = {
@@ -93,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
         usage="iscsifs [options] [USER@]HOST[:PORT]... MOUNTPOINT\n"
         "       iscsifs [options] iscsi://[USER@]HOST[:PORT]/TARGETNAME[/LUN] MOUNTPOINT\n"
         "       iscsifs -D [options] [USER@]HOST[:PORT]...\n"
-        "       fusermount3 -u MOUNTPOINT",
+        "       iscsifs --unmount MOUNTPOINT...",
         description="Mount iSCSI targets as files.",
         epilog="The secret of CHAP comes from --secret-file, or is asked for on the terminal.",
         allow_abbrev=False,
@@ -130,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--secret-file", type=_value("secret_file"), metavar="FILE", help="secrets, in a file of mode 0600")
     add("--target-user", metavar="NAME", help="have the target prove that it is NAME (mutual CHAP)")
-        help="ro, direct_io, exclusive, uid=N, allow_other and others, most options here as well: user=USER",
+    add("--target-secret-file", type=_value("target_secret_file"), metavar="FILE", help="the target's secret")
     add("--digest", choices=("none", "header", "data", "all"), help="CRC32C checks (none)")
     add("-i", "--initiator", metavar="NAME", help="our name (that of /etc/iscsi/initiatorname.iscsi)")
     add("-r", "--read-only", action="store_true", help="mount read-only")
@@ -140,8 +129,10 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="OPTIONS",
-        help="ro, direct_io, exclusive, uid=N, allow_other and others, most of the options here too: user=USER",
+        help="ro, direct_io, exclusive, uid=N, allow_other and others, most options here as well: user=USER",
     )
+    add("-U", "--unmount", action="store_true", help="unmount, and wait until everything is written")
+    add("--pid-file", type=_value("pid_file"), metavar="FILE", help="keep the number of the process in FILE")
     add("-f", "--foreground", action="store_true", help="stay in the foreground")
     add("-v", "--verbose", action="store_true", help="tell more")
     add("-d", "--debug", action="store_true", help="stay in the foreground and tell everything")
@@ -217,6 +208,7 @@ def configure(args: argparse.Namespace, ask: Callable[[str], bytes]) -> Config:
         tuple(args.patterns or ()),
         args.foreground or args.debug,
         ",".join(operands),
+        args.pid_file,
     )
 
 
@@ -269,6 +261,8 @@ def main(
     """
     args = parser().parse_intermixed_args(argv)
     log_to_terminal(logging.DEBUG if args.debug else logging.INFO if args.verbose else logging.WARNING)
+    if args.unmount:
+        return _unmount(args.operands)
     try:
         config = configure(args, ask)
         if config.mount_point is None:
@@ -283,16 +277,36 @@ def main(
         return _run(partial(mount, lambda status: None))
 
     def serve(ready: Ready) -> int:
+        is_ready = False
+
         def leave_terminal(status: int) -> None:
+            nonlocal is_ready
             ready(status)
+            is_ready = True
             log_to_syslog()
 
-        return _run(partial(mount, leave_terminal))
+        status = _run(partial(mount, leave_terminal))
+        if status is ExitStatus.OK and not is_ready:
+            return _complain(IscsifsError(f"{config.mount_point}: it was unmounted before it could be used"))
+        return status
 
     try:
         return run_in_background(serve)
     except OSError as exc:
         return _complain(IscsifsError(f"cannot start: {reason(exc)}"))
+
+
+def _unmount(operands: Sequence[str]) -> int:
+    """Unmount each of *operands*; return the first exit status that tells of a failure."""
+    if not operands:
+        return _complain(ConfigError("give a mount point to unmount; see iscsifs -h"))
+    statuses = []
+    for operand in operands:
+        try:
+            statuses.append(unmount(Path(operand)))
+        except IscsifsError as exc:
+            statuses.append(_complain(exc))
+    return next((status for status in statuses if status), ExitStatus.OK)
 
 
 def _complain(exc: IscsifsError | Failure) -> ExitStatus:
@@ -401,6 +415,10 @@ async def _mount(
         return ExitStatus.FAILED
     targets, failures = found
     with ExitStack() as last:
+        try:
+            last.enter_context(pid_file(config.pid_file))
+        except ConfigError as exc:
+            return _complain(exc)
         async with AsyncExitStack() as sessions:
             # Credentials belong to an initiator, and hosts may differ in them.
             initiators = {
@@ -423,6 +441,7 @@ async def _mount(
                 mount = Mount(operations, mount_point, config.mount_options.fuse_options(config.source))
             except ConfigError as exc:
                 return _complain(exc)
+            record = last.enter_context(mount.record())
             last.callback(mount.close)  # after the logout: who sees it unmounted knows that all is done
             _show(attached, tree, operations)
             summary = f"Targets mounted: {len(attached)}; failures at the start: {len(failures)}"
@@ -432,11 +451,20 @@ async def _mount(
                 notify("READY=1", f"STATUS={summary}")
 
             limits = Limits(config.mount_options.max_background, config.mount_options.read_ahead)
-            serve = partial(mount.serve, signals.first, mounted, limits, partial(_write_back, operations))
+
+            async def write_back() -> None:
+                record.begin_end()
+                await _write_back(operations)
+
+            serve = partial(mount.serve, signals.first, mounted, limits, write_back)
             try:
                 await _unless(signals.second, serve)
             finally:
+                record.begin_end()
                 safe = _all_is_safe(operations)
+            if mount.fault is not None:
+                status = _complain(mount.fault)
+            record.status = ExitStatus.OK if safe else ExitStatus.NOT_WRITTEN
     return status if safe else ExitStatus.NOT_WRITTEN
 
 

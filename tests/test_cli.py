@@ -375,7 +375,7 @@ def test_help_tells_how_to_unmount(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["-h"])
     assert caught.value.code == 0
-    assert "fusermount3 -u MOUNTPOINT" in capsys.readouterr().out
+    assert "iscsifs --unmount MOUNTPOINT" in capsys.readouterr().out
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

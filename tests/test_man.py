@@ -168,9 +168,9 @@ def test_so_are_those_of_the_target() -> None:
 
 
 def test_the_synopsis_tells_how_to_unmount() -> None:
-    assert ".Nm fusermount3\n.Fl u\n.Ar mountpoint" in section("iscsifs.8", "SYNOPSIS")
+    assert ".Nm\n.Fl Fl unmount\n.Ar mountpoint ..." in section("iscsifs.8", "SYNOPSIS")
 
 
 def test_examples_end_with_unmounting() -> None:
     for example in section("iscsifs.8", "EXAMPLES").split(".Bd")[1:]:
-        assert re.search(r"(fusermount3 -u|# umount) \S+\n\.Ed", example)
+        assert re.search(r"(fusermount3 -u|# umount|iscsifs --unmount) \S+\n\.Ed", example)
