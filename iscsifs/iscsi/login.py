@@ -47,6 +47,7 @@ LOGIN_SEGMENT_LENGTH: Final = 8192
 
 INITIATOR_ERROR: Final = (2, 0x00)
 AUTHENTICATION_FAILURE: Final = (2, 0x01)
+AUTHORIZATION_FAILURE: Final = (2, 0x02)
 
 STATUS: Final[Mapping[tuple[int, int], str]] = MappingProxyType(
     {
@@ -54,7 +55,7 @@ STATUS: Final[Mapping[tuple[int, int], str]] = MappingProxyType(
         (1, 0x02): "the target has moved permanently",
         (2, 0x00): "initiator error",
         (2, 0x01): "authentication failure",
-        (2, 0x02): "authorization failure; the target must be told to let this initiator in",
+        (2, 0x02): "authorization failure",
         (2, 0x03): "not found; there is no target of this name here, list them with -D",
         (2, 0x04): "the target was removed",
         (2, 0x05): "unsupported version",
@@ -65,8 +66,8 @@ STATUS: Final[Mapping[tuple[int, int], str]] = MappingProxyType(
         (2, 0x0A): "session does not exist",
         (2, 0x0B): "invalid request type during login",
         (3, 0x00): "target error",
-        (3, 0x01): "service unavailable",
-        (3, 0x02): "out of resources",
+        (3, 0x01): "service unavailable; try again later",
+        (3, 0x02): "out of resources; log other initiators out, or try again later",
     }
 )
 """Status-Class and Status-Detail of a Login Response, and what they mean (section 11.13.5)."""
@@ -176,6 +177,12 @@ class InitiatorLogin:
         self._requests = 0
         self._conversation = self._converse()
 
+    def is_proven(self, credentials: Credentials) -> bool:
+        """Whether both sides have proven what *credentials* allow for."""
+        if self.chap is None:
+            return False
+        return credentials.target_secret is None or self.chap.target_user is not None
+
     @property
     def stage(self) -> Stage:
         """The stage that the last request belongs to."""
@@ -235,11 +242,13 @@ class InitiatorLogin:
             stage, received = yield from self._exchange(stage, pairs, next_stage)
             if (answer := dict(received).get("AuthMethod")) is not None:
                 self._check_method(answer, methods)
+            elif stage is not Stage.SECURITY and "AuthMethod" not in negotiation.values:
+                self._check_method("None", methods)  # gotgt and others leave the answer out
             pairs, step = negotiation.receive(received, Stage.SECURITY, final=stage is not Stage.SECURITY)
             if step:
                 raise AuthenticationError(step[0][0], "it is not expected in this step of the login")
             method = negotiation.values.get("AuthMethod")
-            if stage is not Stage.SECURITY and config.credentials and method != "None":
+            if stage is not Stage.SECURITY and method == "CHAP":
                 raise _broken("T is set, but not in the request", "11.13.6")
             if method == "CHAP" and config.credentials and self.chap is None:
                 stage, pairs = yield from self._authenticate(config.credentials, pairs)
@@ -322,6 +331,8 @@ class InitiatorLogin:
             meaning = STATUS.get(status, "for a reason that has no name")
             if status == AUTHENTICATION_FAILURE:
                 meaning += f"; {self.refusal_hint()}"
+            elif status == AUTHORIZATION_FAILURE:
+                meaning += f"; allow the initiator {self.config.initiator_name} there"
             raise LoginRefused(*status, meaning)
         if response.status_class:
             raise _broken(f"Status-Class {response.status_class}", "11.13.5")

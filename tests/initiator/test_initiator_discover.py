@@ -366,7 +366,7 @@ async def test_gotgt_reads_the_type_of_the_session_in_the_operational_stage_only
         await peer.accept()
         request = await peer.expect(LoginRequest)
         flags = LoginFlag.TRANSIT | Stage.OPERATIONAL
-        await respond(peer, request, ("AuthMethod", "None"), isid=bytes(6), flags=flags)
+        await respond(peer, request, isid=bytes(6), flags=flags)
         await peer.expect(LoginRequest)
         assert b"SessionType" not in peer.data
         await peer.close()

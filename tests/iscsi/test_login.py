@@ -189,7 +189,7 @@ def test_anything_but_a_login_response_is_a_protocol_error(unexpected: pdu.Targe
     ],
 )
 def test_stages_that_were_not_asked_for_end_the_login(dialogue: Dialogue, flags: int) -> None:
-    with pytest.raises(ProtocolError):
+    with pytest.raises(ENDED):
         dialogue.answer(flags=flags)
 
 
@@ -414,6 +414,7 @@ def test_a_login_without_credentials_cannot_be_made_to_use_chap() -> None:
         ("None", 0, {"credentials": ONE_WAY}, "does not ask for CHAP .* leave out the user"),
         ("None", T | 1, {"credentials": ONE_WAY}, "does not ask for CHAP .* leave out the user"),
         ("None", T | 1, {"credentials": MUTUAL}, "does not ask for CHAP .* leave out the user"),
+        ("", T | 1, {"credentials": ONE_WAY}, "does not ask for CHAP .* leave out the user"),
         ("Reject", 0, {"credentials": ONE_WAY}, "takes no CHAP; leave out the user"),
         (
             "None",
@@ -428,12 +429,13 @@ def test_why_there_is_no_method_in_common(
     answer: str, flags: int, config: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(AuthenticationError, match=reason):
-        Dialogue(**config).answer(("AuthMethod", answer), flags=flags)
+        Dialogue(**config).answer(*([("AuthMethod", answer)] if answer else []), flags=flags)
 
 
-def test_a_discovery_that_leaves_the_security_stage_by_itself_is_tolerated() -> None:
+@pytest.mark.parametrize("answer", [(), (("AuthMethod", "None"),)])
+def test_a_discovery_that_leaves_the_security_stage_by_itself_is_tolerated(answer: Any) -> None:
     dialogue = Dialogue(credentials=ONE_WAY, target_name=None, allow_none=True)
-    dialogue.answer(("AuthMethod", "None"), flags=T | 1)  # gotgt
+    dialogue.answer(*answer, flags=T | 1)  # gotgt
     assert dialogue.asked == (Stage.OPERATIONAL, Stage.FULL_FEATURE)
     assert dialogue.agree().done
     assert dialogue.login.oddities == ["it leaves the security stage without being asked to"]
@@ -495,8 +497,11 @@ def test_a_connection_that_is_closed_later_is_not_about_the_user() -> None:
 def test_skipping_the_authentication_ends_the_login(flags: int) -> None:
     for allow_none in (False, True):
         dialogue = Dialogue(credentials=ONE_WAY, allow_none=allow_none)
-        with pytest.raises(ProtocolError):
-            dialogue.answer(flags=flags)
+        if allow_none and flags == T | 1:
+            assert dialogue.answer(flags=flags).asked == (Stage.OPERATIONAL, Stage.FULL_FEATURE)
+        else:
+            with pytest.raises(ENDED):
+                dialogue.answer(flags=flags)
         dialogue = Dialogue(credentials=ONE_WAY, allow_none=allow_none)
         with pytest.raises(ProtocolError):
             dialogue.answer(("AuthMethod", "CHAP"), flags=flags)
