@@ -66,7 +66,7 @@ STATUS: Final[Mapping[tuple[int, int], str]] = MappingProxyType(
         (2, 0x0A): "session does not exist",
         (2, 0x0B): "invalid request type during login",
         (3, 0x00): "target error",
-        (3, 0x01): "service unavailable; try again later",
+        (3, 0x01): "service unavailable; try again later, and check the target's name (list them with -D)",
         (3, 0x02): "out of resources; log other initiators out, or try again later",
     }
 )
@@ -235,8 +235,9 @@ class InitiatorLogin:
         if config.credentials:
             methods = ("CHAP", "None") if config.allow_none else ("CHAP",)
         pairs = [*pairs, negotiation.send("AuthMethod", methods)]
-        # Where there may be an exchange of CHAP to come, it is not yet time to ask for the next stage.
-        next_stage = None if config.credentials else Stage.OPERATIONAL
+        # Where CHAP has to come it is not yet time to ask for the next stage. Where None will do it is asked
+        # for at once: LIO refuses a request without a text in this stage.
+        next_stage = None if config.credentials and not config.allow_none else Stage.OPERATIONAL
         stage = Stage.SECURITY
         while stage is Stage.SECURITY:
             stage, received = yield from self._exchange(stage, pairs, next_stage)
@@ -249,7 +250,7 @@ class InitiatorLogin:
                 raise AuthenticationError(step[0][0], "it is not expected in this step of the login")
             method = negotiation.values.get("AuthMethod")
             if stage is not Stage.SECURITY and method == "CHAP":
-                raise _broken("T is set, but not in the request", "11.13.6")
+                raise _broken("T is set with AuthMethod=CHAP, before its exchange", "12.1")
             if method == "CHAP" and config.credentials and self.chap is None:
                 stage, pairs = yield from self._authenticate(config.credentials, pairs)
             if method is not None:
@@ -368,18 +369,11 @@ class InitiatorLogin:
             if flags & LoginFlag.CONTINUE:
                 raise _broken("both T and C are set", "11.13.7")
             if not asked & LoginFlag.TRANSIT:
-                self._check_skipping(current, following)
-                return
+                if current == Stage.SECURITY and following == Stage.OPERATIONAL and self.chap is None:
+                    return  # who needs CHAP says in plain words that this is none
+                raise _broken("T is set with AuthMethod=CHAP, before the exchange", "12.1")
             if following == 2 or not current < following <= asked & 3:
                 raise _broken(f"from stage {current} to {following}, where {asked & 3} was asked for", "6.3")
-
-    def _check_skipping(self, current: int, following: int) -> None:
-        """Tolerate a T=1 that was not asked for where it ends the security stage before CHAP has begun: some
-        targets answer so what they have no authentication for. The stage itself checks whether it may end."""
-        skips = current == Stage.SECURITY and following == Stage.OPERATIONAL and self.chap is None
-        if not skips or self.config.credentials is None:
-            raise _broken("T is set, but not in the request", "11.13.6")
-        self._tolerate("it leaves the security stage without being asked to")
 
     def _redirect(self, response: LoginResponse, text: bytes) -> Redirect:
         name = self.config.target_name or "the portal"

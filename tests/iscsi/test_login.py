@@ -387,9 +387,8 @@ def test_none_is_offered_only_where_it_is_acceptable() -> None:
     dialogue = Dialogue(credentials=ONE_WAY, allow_none=True)
     assert dict(dialogue.pairs)["AuthMethod"] == "CHAP,None"
     dialogue.answer(("AuthMethod", "None"))
-    assert dialogue.asked == (Stage.SECURITY, Stage.OPERATIONAL)
-    assert dialogue.pairs == []
-    assert dialogue.answer().agree().done
+    assert dialogue.asked == (Stage.OPERATIONAL, Stage.FULL_FEATURE)
+    assert dialogue.agree().done
     assert b"CHAP_" not in b"".join(text for _, text in dialogue.history)
 
 
@@ -433,12 +432,17 @@ def test_why_there_is_no_method_in_common(
 
 
 @pytest.mark.parametrize("answer", [(), (("AuthMethod", "None"),)])
-def test_a_discovery_that_leaves_the_security_stage_by_itself_is_tolerated(answer: Any) -> None:
+def test_a_discovery_that_may_have_no_authentication_asks_for_the_next_stage_at_once(answer: Any) -> None:
+    """LIO refuses a request without a text in the security stage, and gotgt gives no answer to AuthMethod."""
     dialogue = Dialogue(credentials=ONE_WAY, target_name=None, allow_none=True)
-    dialogue.answer(*answer, flags=T | 1)  # gotgt
+    assert dialogue.asked == (Stage.SECURITY, Stage.OPERATIONAL)
+    dialogue.answer(*answer)
     assert dialogue.asked == (Stage.OPERATIONAL, Stage.FULL_FEATURE)
     assert dialogue.agree().done
-    assert dialogue.login.oddities == ["it leaves the security stage without being asked to"]
+    dialogue = Dialogue(credentials=ONE_WAY, target_name=None, allow_none=True)
+    dialogue.answer(("AuthMethod", "CHAP"), flags=0)
+    assert dialogue.asked == (Stage.SECURITY, None)
+    assert dialogue.pairs == [("CHAP_A", "8,7,6,5")]
 
 
 @pytest.mark.parametrize("credentials", [None, ONE_WAY])
@@ -505,7 +509,7 @@ def test_skipping_the_authentication_ends_the_login(flags: int) -> None:
         dialogue = Dialogue(credentials=ONE_WAY, allow_none=allow_none)
         with pytest.raises(ProtocolError):
             dialogue.answer(("AuthMethod", "CHAP"), flags=flags)
-        dialogue = Dialogue(credentials=MUTUAL, allow_none=allow_none).answer(("AuthMethod", "CHAP"))
+        dialogue = Dialogue(credentials=MUTUAL, allow_none=allow_none).answer(("AuthMethod", "CHAP"), flags=0)
         with pytest.raises(ProtocolError):
             dialogue.answer(("CHAP_A", "5"), ("CHAP_I", "1"), ("CHAP_C", "0x" + "00" * 16), flags=flags)
 
