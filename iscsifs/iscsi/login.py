@@ -66,7 +66,7 @@ STATUS: Final[Mapping[tuple[int, int], str]] = MappingProxyType(
         (2, 0x0A): "session does not exist",
         (2, 0x0B): "invalid request type during login",
         (3, 0x00): "target error",
-        (3, 0x01): "service unavailable; try again later, and check the target's name (list them with -D)",
+        (3, 0x01): "service unavailable; try again later, and check the name: -D lists what there is",
         (3, 0x02): "out of resources; log other initiators out, or try again later",
     }
 )
