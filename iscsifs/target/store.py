@@ -39,6 +39,7 @@ class Store:
         self._fd = fd
         self._cuttable = stat.S_ISREG(os.fstat(fd).st_mode)
         self._said: set[tuple[str, int | None]] = set()
+        self._unsynchronised: OSError | None = None
         self.size = size
         self.in_memory = in_memory
         self.name = name
@@ -128,6 +129,7 @@ class Store:
 
     def extent(self, offset: int) -> tuple[bool, int]:
         """Return whether the byte at *offset* has space of its own, and the offset up to where that holds."""
+        self._require(self.size)  # what is missing is no hole
         try:
             data = os.lseek(self._fd, offset, os.SEEK_DATA)
         except OSError as exc:
@@ -144,12 +146,19 @@ class Store:
         self.size = size
 
     def sync(self) -> None:
-        """Wait until all that was written is on the medium."""
+        """Wait until all that was written is on the medium.
+
+        After an error nobody can say any more that it is: the kernel forgets what it could not write, and
+        would report success the next time. So the error stays for as long as the store is open.
+        """
         self._require(self.size)
+        if self._unsynchronised is not None:
+            raise self._unsynchronised
         try:
             os.fdatasync(self._fd)
         except OSError as exc:
-            raise self._failed("synchronised", exc) from None
+            self._unsynchronised = self._failed("synchronised", exc)
+            raise self._unsynchronised from None
 
     def close(self) -> None:
         """Give the file back; the store is not to be used any more."""

@@ -1,5 +1,6 @@
 """Where the bytes are: files and memory, and the log that makes a volatile cache of them."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -74,6 +75,26 @@ def test_an_error_of_the_file_is_said_once(tmp_path: Path, caplog: pytest.LogCap
         with pytest.raises(OSError, match="Bad file descriptor"):
             store.write(0, b"x")
     assert caplog.messages == [f"image {path}: it cannot be written: Bad file descriptor"]
+    store.close()
+
+
+def test_what_could_not_be_synchronised_once_never_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"abc")
+    store = Store.open(path)
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            store.sync()
+    with pytest.raises(OSError, match="Input/output error"):
+        store.sync()  # the kernel would say that all is well
+    assert caplog.messages == [f"image {path}: it cannot be synchronised: Input/output error"]
     store.close()
 
 
