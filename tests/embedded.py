@@ -8,7 +8,7 @@ from targets import Chap, Daemon
 
 
 class Embedded(Daemon):
-    """The command iscsifs-target, from this working tree; it has one address, and the same users everywhere."""
+    """The command iscsifs-target, from this working tree; one address, and the same users everywhere."""
 
     program: ClassVar[str] = "python3"  # for what looks whether the program is there
     first_lun: ClassVar[int] = 0
