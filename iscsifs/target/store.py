@@ -63,7 +63,7 @@ class Store:
         or any number do either if all that write are *shared*. Raises ConfigError.
         """
         name = f"image {printable(str(path))}"
-        fd, made = _open(path, name, size, read_only)
+        fd, made = _open(path, name, size, read_only=read_only, shared=shared)
         try:
             mode = os.fstat(fd).st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
@@ -192,16 +192,18 @@ class Store:
         return True
 
 
-def _open(path: Path, name: str, size: int | None, read_only: bool) -> tuple[int, bool]:
+def _open(path: Path, name: str, size: int | None, *, read_only: bool, shared: bool) -> tuple[int, bool]:
     """Open *path*; tell whether that has made it. Raises ConfigError."""
     flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
     try:
         # With O_EXCL the kernel refuses a block device that is mounted, or otherwise in use.
-        block_device = not read_only and path.is_block_device()
+        block_device = not (read_only or shared) and path.is_block_device()
         return os.open(path, flags | (os.O_EXCL if block_device else 0)), False
     except OSError as exc:
         if exc.errno == errno.EBUSY:
-            raise ConfigError(f"{name}: it is in use; unmount it, or serve it with --read-only") from None
+            raise ConfigError(
+                f"{name}: it is mounted, or served already; unmount it, or give --read-only or --shared"
+            ) from None
         if exc.errno != errno.ENOENT:
             raise ConfigError(f"{name}: {exc.strerror}") from None
     if size is None or read_only:
