@@ -908,6 +908,8 @@ def test_a_file_that_was_cut_is_a_medium_error_at_its_first_missing_block(tmp_pa
         (commands.unmap(24), commands.unmap_parameters([(100, 8)])),
     ):
         assert client.sense(cdb, data) == units.WRITE_ERROR
+    status = bytes((0x9E, 0x12)) + (90).to_bytes(8, "big") + (24).to_bytes(4, "big") + bytes(2)
+    assert client.sense(status) == units.READ_ERROR
     sync = client.run(commands.synchronize_cache_10()).sync
     assert sync is not None
     with pytest.raises(OSError, match="cut"):
