@@ -119,7 +119,9 @@ def test_rules_are_for_rooms_that_exist() -> None:
         "attach",
         "cli",
         "config",
+        "exit_status",
         "logs",
         "mount_options",
         "secret",
+        "unmount",
     }

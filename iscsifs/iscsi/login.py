@@ -288,10 +288,12 @@ class InitiatorLogin:
         if chap is None or chap.algorithm is None:
             return f"it may take no CHAP: leave out {self._chap_options}"
         where = "" if config.target_name is not None else " for discovery"
-        proof = ", and that it has a secret to prove itself" if chap.mutual else ""
-        return (
-            f'check that the target knows the user "{config.credentials.user}" with this secret{where}{proof}'
+        other = (
+            "that the target has a secret to prove itself"
+            if chap.mutual
+            else "whether it demands mutual CHAP"
         )
+        return f'check the user "{config.credentials.user}" and the secret{where}, and {other}'
 
     def _exchange(self, stage: Stage, pairs: list[Pair], next_stage: Stage | None) -> _Exchange:
         """Send *pairs* and ask for *next_stage*; return the stage that we are in then, and what came back."""

@@ -111,11 +111,15 @@ class Server:
 
     async def stop(self) -> None:
         """Close the portals and cut all connections."""
-        self._serving.cancel()
-        self._close_listeners()
+        self.close_portals()
         for session in list(self.sessions):
             session.wire.close()
             await session.ended.wait()
+
+    def close_portals(self) -> None:
+        """Listen no more, until `start`; connections are not touched."""
+        self._serving.cancel()
+        self._close_listeners()
 
     def drop_connections(self, *, reset: bool = False) -> None:
         """Cut all connections, with RST if *reset*; new ones are welcome."""

@@ -122,6 +122,10 @@ class Store:
             offset += count
             length -= count
 
+    def will_need(self, offset: int, length: int) -> None:
+        """Have the kernel read *length* bytes at *offset* ahead, without waiting for them."""
+        os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
+
     def extent(self, offset: int) -> tuple[bool, int]:
         """Return whether the byte at *offset* has space of its own, and the offset up to where that holds."""
         try:
