@@ -3,13 +3,16 @@
     IscsifsError
     ├── ConfigError              what the user gave cannot be used
     ├── TransportError           the network: unreachable, refused, closed, silent
+    │   ├── ConnectionClosed     the other end closed or reset the connection
+    │   └── LoginTimeout         it took the connection, but did not finish the login in time
     ├── ProtocolError            the peer broke a rule of RFC 7143
     │   └── DigestError          a CRC32C did not match
     ├── LoginError               the login ended without a session
     │   ├── NegotiationError     a key's value cannot be accepted
     │   ├── AuthenticationError  one of the two sides was not believed
     │   ├── RedirectionError     the target has moved to where we cannot follow
-    │   └── LoginRefused         the target ended the login with a status
+    │   ├── LoginRefused         the target ended the login with a status
+    │   └── LoginDropped         the target ended the login by closing the connection
     ├── CommandError             a SCSI command did not succeed
     │   ├── StatusError          the target ended it with a SCSI status (and sense data)
     │   │   ├── MediumError          these blocks cannot be read or written
@@ -20,7 +23,7 @@
     │   ├── DataError            GOOD status, but not the data that were asked for
     │   ├── TaskAborted          it was aborted, rejected or lost with its session
     │   └── CommandTimeout       no answer in time, or the session could not be restored in time
-    ├── DataLostError            writes that had been acknowledged may be lost
+    ├── DataLostError            writes that were not synchronised may be lost
     └── UnitError                a logical unit that cannot be used as a disk
 
 Each message is one line that names the thing and the reason. Text from the network goes into a message
@@ -28,7 +31,7 @@ only through `printable`.
 """
 
 import errno
-from typing import Final
+from typing import Final, Self
 
 _REMEDIES: Final = {
     errno.ECONNREFUSED: "is a target running there, and is the port right?",
@@ -44,6 +47,18 @@ _REMEDIES: Final = {
 class IscsifsError(Exception):
     """The root of the tree."""
 
+    _kind = ""
+
+    @property
+    def kind(self) -> str:
+        """What the log counts it as (`iscsifs.logs`): its text, or what was said instead."""
+        return self._kind or str(self)
+
+    def counted_as(self, kind: str) -> Self:
+        """Return the exception, of this *kind* from now on: its text is different each time."""
+        self._kind = kind
+        return self
+
 
 class ConfigError(IscsifsError):
     """An option, a file or an argument cannot be used."""
@@ -51,6 +66,10 @@ class ConfigError(IscsifsError):
 
 class TransportError(IscsifsError):
     """A connection could not be made, or was lost (RFC 7143 section 7.14)."""
+
+
+class ConnectionClosed(TransportError):
+    """The other end closed or reset the connection."""
 
 
 class LoginTimeout(TransportError):
@@ -108,6 +127,10 @@ class LoginRefused(LoginError):
         self.status_detail = status_detail
 
 
+class LoginDropped(LoginError):
+    """The target closed the connection where it had to say whether it lets us in."""
+
+
 class CommandError(IscsifsError):
     """A SCSI command did not succeed."""
 
@@ -157,8 +180,17 @@ class CommandTimeout(CommandError):
     """A command had no answer within its time, or the session did not come back within its time."""
 
 
+class TruncationError(IscsifsError):
+    """A truncation to more bytes than the unit has."""
+
+
+class InUseError(IscsifsError):
+    """A truncation that others would suffer from who use the unit."""
+
+
 class DataLostError(IscsifsError):
-    """Writes that had been acknowledged, but not synchronised, may be lost with the target's cache."""
+    """Writes that were not synchronised may be lost: with the target's cache, or because it is not known
+    which unit they would be written to."""
 
 
 class UnitError(IscsifsError):

@@ -76,10 +76,10 @@ class Command:
     """A WRITE under way. What becomes of its *extent* in the meantime does not change what is sent.
 
     *resets* is how often the target had lost its cache before. `fua`: it succeeds only when its data are on
-    stable storage.
+    stable storage. With a `failure` it has failed, whatever it is answered with.
     """
 
-    __slots__ = ("blocked", "data", "extents", "fua", "merged", "resets", "start")
+    __slots__ = ("blocked", "data", "extents", "failure", "fua", "merged", "resets", "start")
 
     def __init__(self, extent: Extent, resets: int) -> None:
         chunks = extent.chunks
@@ -88,6 +88,7 @@ class Command:
         self.data = memoryview(b"".join(chunks)) if self.merged else chunks[0]
         self.resets = resets
         self.fua = False
+        self.failure: IscsifsError | None = None
         self.extents: dict[Extent, None] = {}  # what of it is still the newest
         self.blocked: dict[Extent, None] = {}  # what must not be sent before it has ended
 

@@ -236,7 +236,7 @@ class WriteBuffer:
         """Count a loss of writes that had been acknowledged; log why, once for each reason in a row."""
         if str(failure) != self._logged:
             self._logged = str(failure)
-            log.error("acknowledged writes are lost: %s", failure)
+            log.error("acknowledged writes are lost: %s", failure, extra={"kind": failure.kind})
         self.failures += 1
         self.failure = failure
 
@@ -251,6 +251,17 @@ class WriteBuffer:
                 barrier.fail(extent, failure)
         self._keep(lambda extent: extent.state is State.SENDING)
         self._make_room()
+
+    def disown(self, failure: IscsifsError) -> None:
+        """Nothing that is here may be written again, nor counts as written, because of *failure*: not what is
+        on its way either, whatever it is answered with."""
+        self.resets += 1
+        if self._let_go is not None:
+            self._let_go = None
+            self.report(failure)
+        for command in self._commands:
+            command.failure = failure
+        self.give_up(failure)
 
     def forget(self, start: int, end: int) -> None:
         """Let go of the data between *start* and *end* that are not under way: nobody wants them any more."""
@@ -458,6 +469,7 @@ class WriteBuffer:
 
     def _finish(self, command: Command, failure: IscsifsError | None) -> None:
         """Book the end of *command*."""
+        failure = command.failure or failure
         self._commands.remove(command)
         if failure is not None or not command.fua:
             self._touched = self._epoch
@@ -604,7 +616,8 @@ class WriteBuffer:
         self._synchronises_unasked = False
         self._may_synchronise_unasked = failure is None
         if failure is not None:
-            log.warning("%s: the write cache could not be synchronised: %s", self._name, failure)
+            kind = {"kind": f"{self._name}: {failure.kind}"}
+            log.warning("%s: the write cache could not be synchronised: %s", self._name, failure, extra=kind)
 
     def _begin_to_synchronise(self) -> None:
         if not self._synchronises_unasked:

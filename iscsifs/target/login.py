@@ -10,7 +10,7 @@ All that is wrong with a request becomes the status of the response.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -31,6 +31,16 @@ UNSUPPORTED_VERSION: Final = (2, 0x05)
 MISSING_PARAMETER: Final = (2, 0x07)
 SESSION_DOES_NOT_EXIST: Final = (2, 0x0A)
 INVALID_DURING_LOGIN: Final = (2, 0x0B)
+
+_MEANINGS: Final = {
+    INITIATOR_ERROR: "the Login Request breaks a rule",
+    AUTHENTICATION_FAILURE: "it does not offer CHAP",
+    NOT_FOUND: "there is no such target here",
+    UNSUPPORTED_VERSION: "it wants a version of the protocol that is not supported",
+    MISSING_PARAMETER: "the Login Request lacks a key",
+    SESSION_DOES_NOT_EXIST: "it names a session that does not exist, and only one connection is supported",
+    INVALID_DURING_LOGIN: "it sent something else than a Login Request",
+}
 
 TARGET_OFFER: Final[Mapping[str, Value]] = MappingProxyType(
     {
@@ -58,6 +68,10 @@ class TargetConfig:
     """The CHAP users and their secrets; None lets everybody in."""
     own: tuple[str, bytes] | None = field(default=None, repr=False)
     """The CHAP name and secret with which the target proves itself."""
+    discovery: tuple[Mapping[str, bytes] | None, tuple[str, bytes] | None] | None = field(
+        default=None, repr=False
+    )
+    """The secrets and the own secret for discovery sessions, where these are others."""
     algorithms: tuple[int, ...] = tuple(ALGORITHMS)
     offer: Mapping[str, Value] = field(default_factory=lambda: TARGET_OFFER)
     command_window: int = COMMAND_WINDOW
@@ -97,6 +111,8 @@ class TargetLogin:
         self.initiator_name = ""
         self.target_name: str | None = None
         self.discovery = False
+        self.refusal = ""
+        """Why the login was refused, for a log; empty unless it was."""
         self.tsih = tsih
         self.stat_sn = stat_sn
         """The StatSN of the next response of any kind."""
@@ -105,8 +121,8 @@ class TargetLogin:
         self._random_bytes = random_bytes
         self._memory = memory
         self._rewrite = rewrite
-        methods = ("None",) if config.secrets is None else ("CHAP",)
-        self._negotiation = Negotiation(Role.TARGET, {**config.offer, "AuthMethod": methods})
+        self._wish: dict[str, Value] = {**config.offer, "AuthMethod": _methods(config)}
+        self._negotiation = Negotiation(Role.TARGET, self._wish)
         self._text = TextCollector("Login Request")
         self._first: LoginRequest | None = None
         self._stage = Stage.SECURITY
@@ -119,7 +135,7 @@ class TargetLogin:
         """Take a request and its data segment; return the response and its."""
         if not isinstance(request, LoginRequest):
             response = LoginResponse(0, 0, 0, bytes(6), 0, request.initiator_task_tag)
-            return self._refusal(response, INVALID_DURING_LOGIN)
+            return self._refusal(response, INVALID_DURING_LOGIN, _MEANINGS[INVALID_DURING_LOGIN])
         response = LoginResponse(
             flags=0,
             version_max=0,
@@ -143,11 +159,11 @@ class TargetLogin:
                     self.parameters = self._negotiation.conclude()
                     response = response._replace(tsih=self.tsih)
         except _Refused as refused:
-            return self._refusal(response, refused.status)
-        except AuthenticationError:
-            return self._refusal(response, AUTHENTICATION_FAILURE)
-        except (NegotiationError, ProtocolError):
-            return self._refusal(response, INITIATOR_ERROR)
+            return self._refusal(response, refused.status, _MEANINGS[refused.status])
+        except AuthenticationError as exc:
+            return self._refusal(response, AUTHENTICATION_FAILURE, str(exc))
+        except (NegotiationError, ProtocolError) as exc:
+            return self._refusal(response, INITIATOR_ERROR, str(exc))
         return self._send(response, answer)
 
     def _send(self, response: LoginResponse, pairs: list[Pair]) -> tuple[LoginResponse, bytes]:
@@ -177,7 +193,8 @@ class TargetLogin:
             max_cmd_sn=serial.add(self.exp_cmd_sn, self._config.command_window - 1),
         )
 
-    def _refusal(self, response: LoginResponse, status: Status) -> tuple[LoginResponse, bytes]:
+    def _refusal(self, response: LoginResponse, status: Status, why: str) -> tuple[LoginResponse, bytes]:
+        self.refusal = why
         response = response._replace(flags=0, status_class=status[0], status_detail=status[1])
         return self._send(response, [])
 
@@ -209,6 +226,11 @@ class TargetLogin:
         first = "InitiatorName" not in negotiation.values
         if first:
             negotiation.discovery = ("SessionType", "Discovery") in received
+            if negotiation.discovery and self._config.discovery is not None:
+                secrets, own = self._config.discovery
+                self._config = replace(self._config, secrets=secrets, own=own)
+                self._wish["AuthMethod"] = _methods(self._config)
+                self._trusted = secrets is None
         answers, step = negotiation.receive(received, self._stage, final=False)
         if first:
             self._identify()
@@ -261,6 +283,11 @@ class TargetLogin:
         proof = self._chap.verify(step)
         self._trusted = True
         return proof
+
+
+def _methods(config: TargetConfig) -> tuple[str, ...]:
+    """Return the authentication methods that *config* takes."""
+    return ("None",) if config.secrets is None else ("CHAP",)
 
 
 class _Refused(Exception):
