@@ -280,8 +280,11 @@ class LogicalUnit:
         block_size = self._block_size
         start = offset // block_size * block_size
         end = -(-(offset + len(data)) // block_size) * block_size
+        doubts = self._commands.doubts
         mine = await self._ranges.enter(start, end)
         try:
+            if doubts != self._commands.doubts:  # this was meant for the unit that was there
+                self._commands.check_doubts(doubts)
             if end - start == len(data):
                 await self._writes.write(start, data, sync)
                 if self._holes.is_active:
@@ -291,7 +294,6 @@ class LogicalUnit:
             partial = {start} if start < offset else set()
             if offset + len(data) < end:
                 partial.add(end - block_size)
-            doubts = self._commands.doubts
             for block in partial:
                 blocks[block - start :][:block_size] = await self._read_newest(block, block + block_size)
             self._commands.check_doubts(doubts)  # what was read may be another unit's
@@ -313,11 +315,13 @@ class LogicalUnit:
         block_size = self.block_size
         lba = -(-offset // block_size)
         end = min(offset + size, self.size) // block_size
+        doubts = self._commands.doubts
         mine = await self._ranges.enter(lba * block_size, end * block_size)
         try:
             while lba < end:
                 blocks, command, data = self._unmap(lba, end - lba)
                 await self._writes.drain()
+                self._commands.check_doubts(doubts)
                 self._writes.forget(lba * block_size, (lba + blocks) * block_size)
                 # tgt does what it is told, and then reports a residual of the whole parameter list.
                 with suppress(DataError):
