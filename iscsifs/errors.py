@@ -23,7 +23,7 @@
     │   ├── DataError            GOOD status, but not the data that were asked for
     │   ├── TaskAborted          it was aborted, rejected or lost with its session
     │   └── CommandTimeout       no answer in time, or the session could not be restored in time
-    ├── DataLostError            writes that had been acknowledged may be lost
+    ├── DataLostError            writes that were not synchronised may be lost
     └── UnitError                a logical unit that cannot be used as a disk
 
 Each message is one line that names the thing and the reason. Text from the network goes into a message
@@ -31,7 +31,7 @@ only through `printable`.
 """
 
 import errno
-from typing import Final
+from typing import Final, Self
 
 _REMEDIES: Final = {
     errno.ECONNREFUSED: "is a target running there, and is the port right?",
@@ -46,6 +46,18 @@ _REMEDIES: Final = {
 
 class IscsifsError(Exception):
     """The root of the tree."""
+
+    _kind = ""
+
+    @property
+    def kind(self) -> str:
+        """What the log counts it as (`iscsifs.logs`): its text, or what was said instead."""
+        return self._kind or str(self)
+
+    def counted_as(self, kind: str) -> Self:
+        """Return the exception, of this *kind* from now on: its text is different each time."""
+        self._kind = kind
+        return self
 
 
 class ConfigError(IscsifsError):
@@ -168,8 +180,17 @@ class CommandTimeout(CommandError):
     """A command had no answer within its time, or the session did not come back within its time."""
 
 
+class TruncationError(IscsifsError):
+    """A truncation to more bytes than the unit has."""
+
+
+class InUseError(IscsifsError):
+    """A truncation that others would suffer from who use the unit."""
+
+
 class DataLostError(IscsifsError):
-    """Writes that had been acknowledged, but not synchronised, may be lost with the target's cache."""
+    """Writes that were not synchronised may be lost: with the target's cache, or because it is not known
+    which unit they would be written to."""
 
 
 class UnitError(IscsifsError):

@@ -102,6 +102,12 @@ NOTES_A_MINUTE: Final = 20
 LINES_A_MINUTE: Final = 200
 """Lines in the log from each place in the code that writes any, whoever caused them; the rest is counted."""
 
+REPEATS_INTERVAL: Final = 60.0
+"""Seconds in which messages of one kind are one line in the log, and a second one that counts the others."""
+
+MAX_KINDS: Final = 4096
+"""Kinds of messages that are counted at once; others are logged as they come."""
+
 NOTES_A_LIST: Final = 20
 """Lines in the log for what is left out of one list of targets or units; the rest is counted."""
 
@@ -133,6 +139,13 @@ LAST_LOGOUT_TIMEOUT: Final = 2.0
 """Seconds for the logout at the end of a session of any kind: all is done by then, so nothing is lost without
 it."""
 
+ATTEMPT_PATIENCE: Final = 3.0
+"""Seconds that a command may wait for the login that it has caused, where the target has been away for longer
+than the replacement time-out."""
+
+ATTEMPT_PAUSE: Final = 1.0
+"""Seconds after such a login has failed in which commands fail at once and cause none."""
+
 # Logical units.
 
 MAX_LUNS: Final = 16384
@@ -154,6 +167,10 @@ MAX_UNWRITTEN: Final = 32 * 1024 * 1024
 MAX_UNSYNCHRONISED: Final = 64 * 1024 * 1024
 """Bytes of data written to one unit that are kept until they are synchronised."""
 
+MAX_HOLES: Final = 1 << 16
+"""Ranges of one unit that read as zeros without having been written, after a truncation; then writers wait
+until they are zeroed."""
+
 MAX_ROUNDS: Final = 8
 """How often a write, a read or a flush is repeated because the target has lost its cache in the meantime."""
 
@@ -164,10 +181,16 @@ END_TIMEOUT: Final = 30.0
 
 MAX_CONNECTIONS: Final = 512
 """Connections that are served at once, whether logged in or not; half of the files that a process may usually
-have open."""
+have open. When there are so many, a new one takes the place of one that has not logged in."""
 
-LOGIN_TIMEOUT: Final = 30.0
-"""Seconds that a login may take."""
+LOGIN_TIMEOUT: Final = 10.0
+"""Seconds that a login may take: it is some exchanges of short texts, for which nobody has to think."""
+
+REPEAT_INTERVAL: Final = 60.0
+"""Seconds in which a line like one that is in the log already is counted instead."""
+
+MAX_KINDS_OF_LINES: Final = 256
+"""Kinds of lines that are told apart for that: each address of a peer makes its own."""
 
 KEEPALIVE_IDLE: Final = 60
 """Seconds of silence after which TCP asks whether the initiator is still there, so that one without power
@@ -197,3 +220,12 @@ MAX_TRANSFER: Final = 64 << 20
 
 MAX_UNMAP_DESCRIPTORS: Final = 256
 """Ranges that one UNMAP may name."""
+
+MAX_COMPARE_AND_WRITE: Final = 255
+"""Blocks that one COMPARE AND WRITE may compare: what its CDB has room for (SBC-3 section 5.2)."""
+
+LOGGED_COMMANDS: Final = 100_000
+"""Commands that a target for tests remembers."""
+
+LOGGED_DATA: Final = 256 << 20
+"""Bytes of data of these commands."""

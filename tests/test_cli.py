@@ -230,6 +230,49 @@ def test_or_it_is_asked_for_once_for_each_user(network: FakeNetwork) -> None:
     assert [users[port].user for port in (1, 2, 3) if users[port]] == ["alice", "bob", "alice"]  # type: ignore[union-attr]
 
 
+def test_mount_options_say_what_flags_say_before_a_secret_is_asked_for(
+    network: FakeNetwork, secret_file: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.touch(0o600)
+    other.write_bytes(b"the secret of the target")
+    network.offer(Portal("127.0.0.1", 5), disk("a"), disk("b"))
+    name = "iqn.2001-04.com.example:me"
+    options = f"user=alice,secret_file={secret_file},port=5,pattern=*:a,initiator={name},rw,relatime"
+    more = (
+        f"digest=header,auth=chap,target_user=array,target_secret_file={other},x-systemd.automount,comment=x"
+    )
+    assert discovering(network, "-o", options, "-o", more, "127.0.0.1") == ExitStatus.OK
+    ((portal, used),) = network.discoveries
+    assert portal.port == 5
+    assert used.initiator_name == name
+    assert used.digests == "header"
+    assert used.credentials == Credentials("alice", SECRET, "array", b"the secret of the target")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-u", "alice", "-o", "user=bob"],
+        ["--digest", "all", "-o", "digest=none"],
+        ["-p", "1", "-o", "port=2"],
+    ],
+)
+def test_a_flag_and_a_mount_option_that_differ_are_refused(
+    network: FakeNetwork, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert discovering(network, *arguments, HERE) == ExitStatus.USAGE
+    assert "contradict each other; leave one of them out" in capsys.readouterr().err
+    assert network.discoveries == []
+
+
+def test_a_flag_and_a_mount_option_may_say_the_same(network: FakeNetwork) -> None:
+    network.offer(HERE, disk("a"), disk("b"))
+    arguments = ["-p", "3260", "-o", "port=3260", "-t", "*:a", "-o", "pattern=*:b", "--digest=all", "-o"]
+    assert discovering(network, *arguments, "digest=all", "127.0.0.1") == ExitStatus.OK
+    assert network.discoveries[0][1].digests == "all"
+
+
 def test_mutual_chap(network: FakeNetwork, secret_file: Path, tmp_path: Path) -> None:
     network.offer(HERE, disk())
     other = tmp_path / "other"
@@ -332,7 +375,7 @@ def test_help_tells_how_to_unmount(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["-h"])
     assert caught.value.code == 0
-    assert "fusermount3 -u MOUNTPOINT" in capsys.readouterr().out
+    assert "iscsifs --unmount MOUNTPOINT" in capsys.readouterr().out
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -524,6 +567,46 @@ def test_units_that_come_and_grow_are_seen(network: FakeNetwork, mount_point: Pa
         assert size("lun1") == 3 * MIB
 
     assert mounted(network, mount_point, HERE, then=then) == ExitStatus.OK
+
+
+@pytest.mark.mount
+def test_a_new_session_moves_the_times_of_its_disks(network: FakeNetwork, mount_point: Path) -> None:
+    target = disk("a", units=[FakeUnit("0"), FakeUnit("1")])
+    network.offer(HERE, target)
+
+    def times() -> list[bytes]:
+        paths = [mount_point / f"127.0.0.1/a/lun{lun}/storage" for lun in (0, 1)]
+        return subprocess.check_output(["stat", "-c", "%.9Y %.9Z", *paths]).splitlines()
+
+    def then() -> None:
+        before = times()
+        assert times() == before
+        target.on_return(target.units[1])
+        after = times()
+        assert after[0] == before[0]
+        assert after[1] > before[1]
+        assert times() == after
+
+    assert mounted(network, mount_point, HERE, then=then) == ExitStatus.OK
+
+
+@pytest.mark.mount
+def test_an_exclusive_mount_refuses_a_second_writer(network: FakeNetwork, mount_point: Path) -> None:
+    network.offer(HERE, disk("a"))
+    write = [
+        "sh",
+        "-c",
+        ': >>"$1" && exec 3>>"$1" && : >>"$1"',
+        "sh",
+        str(mount_point / "127.0.0.1/a/storage"),
+    ]
+
+    def then() -> None:
+        done = subprocess.run(write, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert "busy" in done.stderr
+
+    assert mounted(network, mount_point, "-o", "exclusive", HERE, then=then) == ExitStatus.OK
 
 
 @pytest.mark.mount

@@ -12,7 +12,6 @@ import pytest
 
 import iscsifs.cli
 import iscsifs.target.cli
-from iscsifs.config import FUSE_OPTIONS, MountOptions
 from iscsifs.fs.headroom import RESERVE
 from iscsifs.fs.tuning import Limits
 from iscsifs.initiator.options import InitiatorOptions
@@ -21,15 +20,18 @@ from iscsifs.limits import (
     ATTACH_TIMEOUT,
     END_TIMEOUT,
     LAST_LOGOUT_TIMEOUT,
+    LOGIN_TIMEOUT,
     MANAGEMENT_TIMEOUT,
     MAX_ABORTS,
     MAX_ATTEMPTS,
+    MAX_CONNECTIONS,
     MAX_TARGETS,
     MAX_TIME2WAIT,
     MAX_UNSYNCHRONISED,
     MAX_UNWRITTEN,
     UNIT_GRACE,
 )
+from iscsifs.mount_options import FUSE_OPTIONS, OPTIONS
 
 MAN = Path(__file__).parent.parent / "man"
 
@@ -72,7 +74,8 @@ def test_every_option_is_described_and_no_other(
     assert described - set(options) == set()
     assert set(options) - described <= {"-h", "--help"}
     for item in items:
-        (first, *_) = options_in(item)
+        (first, *others) = options_in(item)
+        assert all(options[first] is options[other] for other in others), item
         takes_value = options[first].nargs != 0
         assert takes_value == bool(re.search(r" (Ar|Cm) ", item)), item
         if choices := options[first].choices:
@@ -104,11 +107,8 @@ def test_every_mount_option_is_described_and_no_other() -> None:
         for line in lines
         for word in re.findall(r"[a-z_]+=?", re.sub(r"^\.(It )?|\b(Cm|Ns|Ar \w+|Xo)\b|0", "", line))
     }
-    assert described >= FUSE_OPTIONS
-    for option in described - FUSE_OPTIONS:
-        MountOptions.parse(
-            [f"{option}{1 if option == 'writebehind=' else 12}" if option.endswith("=") else option]
-        )
+    own = {f"{name}=" if option.read else name for name, option in OPTIONS.items()}
+    assert described - {"ro", "user"} == FUSE_OPTIONS | own
 
 
 @pytest.mark.parametrize(
@@ -161,10 +161,16 @@ def test_the_times_and_sizes_are_those_that_are_used(sentence: str) -> None:
     assert " ".join((MAN / "iscsifs.8").read_text().split()).count(sentence) == 1
 
 
+def test_so_are_those_of_the_target() -> None:
+    text = " ".join((MAN / "iscsifs-target.8").read_text().split())
+    assert f"At most {MAX_CONNECTIONS} connections are served at once" in text
+    assert f"a login may take {LOGIN_TIMEOUT:g} seconds" in text
+
+
 def test_the_synopsis_tells_how_to_unmount() -> None:
-    assert ".Nm fusermount3\n.Fl u\n.Ar mountpoint" in section("iscsifs.8", "SYNOPSIS")
+    assert ".Nm\n.Fl Fl unmount\n.Ar mountpoint ..." in section("iscsifs.8", "SYNOPSIS")
 
 
 def test_examples_end_with_unmounting() -> None:
     for example in section("iscsifs.8", "EXAMPLES").split(".Bd")[1:]:
-        assert re.search(r"(fusermount3 -u|# umount) \S+\n\.Ed", example)
+        assert re.search(r"(fusermount3 -u|# umount|iscsifs --unmount) \S+\n\.Ed", example)

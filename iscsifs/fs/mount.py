@@ -9,21 +9,25 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Final, TypeVarTuple, Unpack
+from typing import Final, TypeVar, TypeVarTuple, Unpack
 
 import pyfuse3
 import trio
 
-from iscsifs.errors import ConfigError, reason
+from iscsifs.errors import ConfigError, IscsifsError, reason
 from iscsifs.fs.headroom import Headroom
 from iscsifs.fs.operations import Operations
+from iscsifs.fs.platform.init_reply import AmendedInit
+from iscsifs.fs.platform.pages import PageDropper
 from iscsifs.fs.process import give_memory_back, keep_freed_memory
+from iscsifs.fs.record import MountEntry, Record, mount_at
 from iscsifs.fs.requests import Readiness, take_requests_in_bursts
 from iscsifs.fs.tuning import Limits, tune
 from iscsifs.limits import END_TIMEOUT
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
 # A request that is in work keeps a task of pyfuse3 to itself. With its default of 99 as many processes that
@@ -50,8 +54,9 @@ _WORK: Final = 0.25
 """Seconds of the processor's time after which there may be memory to give back."""
 
 
-def check_mount_point(mount_point: Path) -> None:
-    """Raise ConfigError unless *mount_point* is an empty directory on which this user can mount."""
+def check_mount_point(mount_point: Path, nonempty: bool = False) -> None:
+    """Raise ConfigError unless *mount_point* is a directory on which this user can mount, and empty unless
+    *nonempty*."""
     try:
         entries = os.listdir(mount_point)
         if os.path.ismount(mount_point):
@@ -69,8 +74,10 @@ def check_mount_point(mount_point: Path) -> None:
                 f"fusermount3 -u -z {mount_point}"
             ) from None
         raise ConfigError(f"{mount_point}: {exc.strerror}; give an empty directory to mount on") from None
-    if entries:
-        raise ConfigError(f"{mount_point}: the directory is not empty; give an empty one to mount on")
+    if entries and not nonempty:
+        raise ConfigError(
+            f"{mount_point}: not empty; give an empty directory, or -o nonempty to hide what is in it"
+        )
     if not os.access(mount_point, os.W_OK):
         raise ConfigError(f"{mount_point}: no permission to write; give a directory of your own to mount on")
     if not os.path.exists("/dev/fuse"):
@@ -108,6 +115,10 @@ class Mount:
         logging.getLogger(pyfuse3.__name__).addFilter(_is_news)
         self._operations = operations
         self._mount_point = mount_point
+        operations.drop_pages = PageDropper(mount_point).drop
+        self._path = Path(os.path.realpath(mount_point))  # not later: a look at it would wait for us
+        self.fault: IscsifsError | None = None
+        """Why it could never be used, after `serve`."""
         complaints = _StandardError()
         try:
             self._headroom = Headroom(operations.relieve)
@@ -123,6 +134,13 @@ class Mount:
         except OSError as exc:
             raise ConfigError(f"{mount_point}: cannot mount: {reason(exc)}") from None
 
+        # It may have been unmounted already.
+        self._entry = mount_at(self._path) or MountEntry("", "", self._path, "", os.geteuid())
+
+    def record(self) -> Record:
+        """Begin the record by which others find this process."""
+        return Record(self._entry)
+
     async def serve(
         self,
         stop: trio.Event,
@@ -132,14 +150,17 @@ class Mount:
     ) -> None:
         """Answer requests until the file system is unmounted from outside, or until *stop*.
 
-        *mounted* is called when the first request can be answered. After *stop* what mmap(2) has changed is
+        *mounted* is called when the first request was answered, unless *stop* came first. Where the kernel
+        ended the connection before that, `fault` says so. After *stop* what mmap(2) has changed is
         written back, and new requests stay unread. In the end *write_back* is called, to put what was written
         on stable storage, and requests in work are given time: all of this together has END_TIMEOUT seconds.
         Those that nobody waits for any more, and those that wait for a target that is away, are not waited
         for, but where *write_back* waits for that target as well.
         """
-        readiness = take_requests_in_bursts(self._headroom.has_room)
+        init = AmendedInit(limits.max_background)
+        readiness = take_requests_in_bursts(self._headroom.has_room, init)
         over, answered = trio.Event(), trio.Event()
+        is_ready = False
         failure: Exception | None = None
 
         async def answer() -> None:
@@ -148,15 +169,19 @@ class Mount:
                 await pyfuse3.main(_MIN_TASKS, _MAX_TASKS)
             except Exception as exc:
                 failure = exc  # raised when what was written is safe
+            init.end()  # where libfuse has refused the kernel's version, and waits for nothing more
             answered.set()
             over.set()
 
         async def leave() -> None:
+            nonlocal is_ready
             try:
-                await self._in_thread(tune, self._mount_point, limits)
+                await self._in_thread(tune, self._mount_point, limits, lambda: init.is_in_force)
             except OSError as exc:
                 log.warning("%s: the kernel's limits stay as they are: %s", self._mount_point, exc.strerror)
-            mounted()
+            if not stop.is_set():
+                is_ready = True
+                mounted()
             await stop.wait()
             if not over.is_set():
                 nursery.cancel_scope.deadline = trio.current_time() + END_TIMEOUT
@@ -186,6 +211,8 @@ class Mount:
             nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
+        if not is_ready and not stop.is_set() and mount_at(self._path) == self._entry:
+            self.fault = IscsifsError(f"{self._mount_point}: mounted, but the kernel ended it; unmounting")
 
     def close(self) -> None:
         """Unmount, even when files are still open; do nothing where that has been done from outside."""
@@ -196,7 +223,7 @@ class Mount:
             if exc.errno == errno.ENOTCONN:
                 # libfuse takes a connection that was aborted for a file system that was unmounted.
                 log.warning("%s: the kernel's connection was aborted; unmounting", self._mount_point)
-                unmount = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
+                unmount = ["umount", "-i", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
                 subprocess.run([*unmount, self._mount_point], stdin=subprocess.DEVNULL, check=False)
 
     async def _write_back(self) -> None:
@@ -206,11 +233,11 @@ class Mount:
         except OSError as exc:
             log.error("%s: cannot write back: %s", self._mount_point, exc.strerror)
 
-    async def _in_thread(self, work: Callable[[Unpack[_Ts]], object], *arguments: *_Ts) -> None:
+    async def _in_thread(self, work: Callable[[Unpack[_Ts]], _T], *arguments: *_Ts) -> _T:
         """Do *work* in a thread, as it waits for an answer of this file system; raises OSError."""
         self._headroom.has_room()  # for its stack: otherwise the reserve is given up
         try:
-            await trio.to_thread.run_sync(work, *arguments, abandon_on_cancel=True)
+            return await trio.to_thread.run_sync(work, *arguments, abandon_on_cancel=True)
         except RuntimeError as exc:
             raise OSError(errno.ENOMEM, str(exc)) from None
 

@@ -40,5 +40,8 @@ class InitiatorOptions:
     """How long after that ping it may stay silent before it is given up."""
     replacement_timeout: float = 120.0
     """How long commands wait for a lost session to come back before they fail."""
+    trust_unidentified: bool = False
+    """Whether a unit that nothing identifies is taken for the same one after a new login, and gets the writes
+    of before; otherwise these are lost, and reported."""
     write_behind: bool = True
     """Whether a write is acknowledged as soon as it is kept here; fsync waits for the target in any case."""

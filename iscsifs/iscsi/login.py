@@ -17,7 +17,7 @@ the standard without harm is in `login.oddities`.
 
 import logging
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -30,10 +30,11 @@ from iscsifs.errors import (
     LoginRefused,
     ProtocolError,
     RedirectionError,
+    printable,
 )
 from iscsifs.iscsi import serial
 from iscsifs.iscsi.chap import ALGORITHMS, ChallengeMemory, ChapInitiator, Credentials, RandomBytes
-from iscsifs.iscsi.keys import INITIATOR_OFFER, Parameters, Role, Value, check_offer
+from iscsifs.iscsi.keys import INITIATOR_OFFER, METHOD_KEYS, Parameters, Role, Value, check_offer
 from iscsifs.iscsi.names import Portal, TargetAddress, check_name
 from iscsifs.iscsi.negotiation import REJECT, Negotiation
 from iscsifs.iscsi.pdu import LoginFlag, LoginRequest, LoginResponse, Pdu, Stage
@@ -71,6 +72,10 @@ STATUS: Final[Mapping[tuple[int, int], str]] = MappingProxyType(
     }
 )
 """Status-Class and Status-Detail of a Login Response, and what they mean (section 11.13.5)."""
+
+
+_OPEN_KEYS: Final = frozenset({"CHAP_A", "CHAP_I", "CHAP_N"})
+"""Keys of authentication methods whose values may be shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,6 +312,7 @@ class InitiatorLogin:
 
     def _exchange(self, stage: Stage, pairs: list[Pair], next_stage: Stage | None) -> _Exchange:
         """Send *pairs* and ask for *next_stage*; return the stage that we are in then, and what came back."""
+        self._show(stage, "->", pairs)
         *firsts, last = cut_text(encode_pairs(pairs), LOGIN_SEGMENT_LENGTH)
         for piece in firsts:
             response, text = yield self._outgoing(LoginFlag.CONTINUE | stage << 2, piece)
@@ -316,7 +322,15 @@ class InitiatorLogin:
         response, text = yield self._outgoing(flags, last)
         while (received := self._text.add(text, more=bool(response.flags & LoginFlag.CONTINUE))) is None:
             response, text = yield self._outgoing(flags, b"")
+        self._show(stage, "<-", received)
         return Stage(response.flags & 3) if response.flags & LoginFlag.TRANSIT else stage, received
+
+    def _show(self, stage: Stage, direction: str, pairs: list[Pair]) -> None:
+        """Log each key of a step for -d, but no value that a secret could be guessed by."""
+        for name, value in pairs:
+            hidden = name in METHOD_KEYS and name not in _OPEN_KEYS
+            shown = f"({len(value)} characters)" if hidden else printable(value)
+            log.debug("%s stage %s %s=%s", stage.name, direction, printable(name), shown)
 
     def _outgoing(self, flags: int, text: bytes) -> Outgoing:
         self._requests += 1
@@ -405,6 +419,8 @@ class InitiatorLogin:
         self.exp_cmd_sn = response.exp_cmd_sn
         self.max_cmd_sn = response.max_cmd_sn
         self.parameters = self._negotiation.conclude()
+        for name, value in asdict(self.parameters).items():
+            log.debug("agreed: %s=%s", name, printable(str(value)))
         tag = self.parameters.target_portal_group_tag
         if tag is None and config.target_name is not None:
             log.warning("%s does not say its TargetPortalGroupTag", config.target_name)

@@ -20,6 +20,7 @@ class Page(IntEnum):
     UNIT_SERIAL_NUMBER = 0x80
     DEVICE_IDENTIFICATION = 0x83
     BLOCK_LIMITS = 0xB0
+    BLOCK_DEVICE_CHARACTERISTICS = 0xB1
     LOGICAL_BLOCK_PROVISIONING = 0xB2
 
 
@@ -152,6 +153,22 @@ _WWID_ORDER: tuple[tuple[DesignatorType, int | None], ...] = (
 _NAA_LENGTH = {2: 8, 3: 8, 5: 8, 6: 16}
 _WWID_LIMIT = 255
 
+# The bits of a binary name that its company gives to each unit (SPC-3 sections 7.6.3.5 and 7.6.3.6), by NAA
+# or by the length of the EUI-64. The rest is the format and the IEEE company identifier, the same for all.
+_NAA_OWN_BITS = {
+    2: 0x0FFF_000000_FFFFFF,
+    3: (1 << 60) - 1,
+    5: (1 << 36) - 1,
+    6: (1 << 100) - 1,
+}
+_EUI_OWN_BITS = {
+    8: (1 << 40) - 1,
+    12: (1 << 72) - 1,
+    16: (1 << 128) - 1 ^ 0xFFFFFF << 40,
+}
+_T10_VENDOR_LENGTH = 8
+_MD5_LENGTH = 16
+
 
 def wwid(designators: Iterable[Designator]) -> str | None:
     """Return the best persistent name of the logical unit, or None where no designator is one.
@@ -162,12 +179,53 @@ def wwid(designators: Iterable[Designator]) -> str | None:
     """
     names: dict[tuple[DesignatorType, int | None], str] = {}
     for designator in designators:
-        if designator.association != Association.LOGICAL_UNIT or not any(designator.value):
+        if not distinguishes(designator):
             continue
         kind, name = _name(designator)
         if kind in _WWID_ORDER and 0 < len(name) <= _WWID_LIMIT:
             names.setdefault(kind, name)
     return next((names[kind] for kind in _WWID_ORDER if kind in names), None)
+
+
+def distinguishes(designator: Designator, product: str = "") -> bool:
+    """Return whether *designator* tells its logical unit from all others, as far as it can be seen from it.
+
+    It does not where it names the target or a port; where it is of a type that several units may share
+    (vendor specific, target port group, logical unit group); where it is malformed; and where the part that
+    is the unit's own is missing or a placeholder, all zeros or all ones. A T10 name needs more than the
+    vendor and the *product*.
+    """
+    if designator.association != Association.LOGICAL_UNIT:
+        return False
+    value = designator.value
+    match designator.type:
+        case DesignatorType.NAA:
+            naa = value[0] >> 4 if value else 0
+            own_bits = _NAA_OWN_BITS.get(naa, 0) if len(value) == _NAA_LENGTH.get(naa) else 0
+            return int.from_bytes(value, "big") & own_bits not in (0, own_bits)
+        case DesignatorType.EUI_64:
+            own_bits = _EUI_OWN_BITS.get(len(value), 0)
+            return int.from_bytes(value, "big") & own_bits not in (0, own_bits)
+        case DesignatorType.MD5_LOGICAL_UNIT:
+            return len(value) == _MD5_LENGTH and len(set(value)) > 1
+        case DesignatorType.SCSI_NAME_STRING:
+            text = _safe(value)
+            form = next((form for form in ("naa.", "eui.", "iqn.") if text.startswith(form)), text)
+            return not is_placeholder(text.removeprefix(form))
+        case DesignatorType.T10_VENDOR_ID:
+            own = value[_T10_VENDOR_LENGTH:]
+            if designator.code_set == CodeSet.BINARY:
+                return len(set(own)) > 1 or own.strip(b"\0\xff") != b""
+            text = own.strip(b" \0").decode("latin-1")
+            return not is_placeholder(text.removeprefix(product) if product else text)
+        case _:
+            return False
+
+
+def is_placeholder(text: str) -> bool:
+    """Return whether *text*, a serial number or the like, stands where there is none: nothing, or only zeros,
+    spaces and punctuation."""
+    return not any(character.isalnum() and character != "0" for character in text)
 
 
 def _name(designator: Designator) -> tuple[tuple[int, int | None], str]:
@@ -223,6 +281,8 @@ class BlockLimits:
     unmap_alignment: int = 0
     max_write_same_length: int = 0
     write_same_non_zero: bool = False
+    max_compare_and_write: int = 0
+    max_prefetch: int = 0
 
     @classmethod
     def parse(cls, data: bytes) -> "BlockLimits":
@@ -230,11 +290,11 @@ class BlockLimits:
         payload = _payload(Page.BLOCK_LIMITS, data)[: _BLOCK_LIMITS.size].ljust(_BLOCK_LIMITS.size, b"\0")
         (
             flags,
-            _compare_and_write,
+            max_compare_and_write,
             optimal_granularity,
             max_transfer_length,
             optimal_transfer_length,
-            _prefetch,
+            max_prefetch,
             max_unmap_blocks,
             max_unmap_descriptors,
             unmap_granularity,
@@ -251,17 +311,19 @@ class BlockLimits:
             unmap_alignment=alignment & ~_UGAVALID if alignment & _UGAVALID else 0,
             max_write_same_length=max_write_same_length,
             write_same_non_zero=bool(flags & 0x01),
+            max_compare_and_write=max_compare_and_write,
+            max_prefetch=max_prefetch,
         )
 
     def pack(self, device_type: DeviceType = DeviceType.DISK) -> bytes:
         """Return the page in SBC-3's full length."""
         payload = _BLOCK_LIMITS.pack(
             int(self.write_same_non_zero),
-            0,
+            self.max_compare_and_write,
             self.optimal_granularity,
             self.max_transfer_length,
             self.optimal_transfer_length,
-            0,
+            self.max_prefetch,
             self.max_unmap_blocks,
             self.max_unmap_descriptors,
             self.unmap_granularity,
@@ -269,6 +331,11 @@ class BlockLimits:
             self.max_write_same_length,
         )
         return _pack(Page.BLOCK_LIMITS, payload, device_type)
+
+
+def pack_characteristics(device_type: DeviceType = DeviceType.DISK) -> bytes:
+    """Return the Block Device Characteristics page of a unit without rotating media (SBC-3)."""
+    return _pack(Page.BLOCK_DEVICE_CHARACTERISTICS, b"\x00\x01".ljust(60, b"\0"), device_type)
 
 
 class ProvisioningType(IntEnum):

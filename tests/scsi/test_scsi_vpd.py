@@ -175,12 +175,15 @@ def test_the_best_name_wins_wherever_it_stands(chosen: set[int], random: object)
         (scsi_name(b"../../etc"), None),
         (scsi_name(b"."), None),
         (t10(b"ACME/../../x\x1b[2J"), "t10.ACME_.._.._x_2J"),
-        (t10("größe".encode()), "t10.gr_e"),
+        (t10("ACME    größe".encode()), "t10.ACME_gr_e"),
         (t10(b"        "), None),
         (t10(b"\0\0\0\0"), None),
         (t10(b"x" * 251), "t10." + "x" * 251),
         (t10(b"x" * 252), None),
-        (Designator(DesignatorType.T10_VENDOR_ID, CodeSet.BINARY, b"ACME\x00\x01"), "t10.41434d450001"),
+        (
+            Designator(DesignatorType.T10_VENDOR_ID, CodeSet.BINARY, b"ACME    \x00\x01"),
+            "t10.41434d45202020200001",
+        ),
         (naa("0" * 16), None),
         (naa("70" * 8), None),
         (naa("60" * 8), None),  # NAA 6 has 16 bytes
@@ -207,9 +210,11 @@ def test_a_name_is_always_fit_for_a_path(given_designators: list[Designator]) ->
 
 def test_the_limits_of_real_units() -> None:
     assert BlockLimits.parse(TGT_THIN_LIMITS) == BlockLimits(
-        max_unmap_blocks=0xFFFFFFFF, max_unmap_descriptors=0xFFFFFFFF
+        max_unmap_blocks=0xFFFFFFFF, max_unmap_descriptors=0xFFFFFFFF, max_compare_and_write=128
     )
-    assert BlockLimits.parse(ISTGT_LIMITS) == BlockLimits(optimal_granularity=8, optimal_transfer_length=2048)
+    assert BlockLimits.parse(ISTGT_LIMITS) == BlockLimits(
+        optimal_granularity=8, optimal_transfer_length=2048, max_compare_and_write=255
+    )
 
 
 def test_the_short_page_of_sbc_2_has_no_unmap() -> None:
