@@ -58,7 +58,8 @@ class Server:
     it says. Where a port is 0 a free one is taken, and kept. A *script* may be put in and taken away at any
     time; it holds for the connections that come. `login_timeout` is in seconds. What connects while there are
     *max_connections* takes the place of a connection that has not logged in: the oldest of those from the
-    address that has most of them. Where all have logged in, it is closed at once.
+    address that has most of them; or else of a discovery session. Where all have logged in to units, it is
+    closed at once.
 
     Raises ConfigError where a portal cannot be listened at.
     """
@@ -251,20 +252,27 @@ class Server:
             self._accepting = True
 
     def _make_room(self) -> bool:
-        """Tell whether there is room for one more connection; one that has not logged in may have to go."""
+        """Tell whether there is room for one more connection; one that is not with units may have to go.
+
+        Those that have not logged in go first, then discovery sessions, which can be had again.
+        """
         served = [session for session in self.sessions if not session.wire.closed]
         if len(served) < self.max_connections:
             return True
         silent = [session for session in served if not session.connection.login.done]
-        if not silent:
-            return False
-        # Who opens many connections and says nothing gives up its own, not those of others.
-        counts = Counter(session.wire.peer_address for session in silent)
-        most = max(counts.values())
-        oldest = next(session for session in silent if counts[session.wire.peer_address] == most)
-        oldest.failure = TransportError(f"no login, and {self.max_connections} connections are the most")
-        oldest.wire.close()
-        return True
+        discovery = [session for session in served if session.connection.login.discovery]
+        for sessions, what in (silent, "no login"), (discovery, "a discovery session"):
+            if sessions:
+                # Who opens many connections and says nothing gives up its own, not those of others.
+                counts = Counter(session.wire.peer_address for session in sessions)
+                most = max(counts.values())
+                oldest = next(session for session in sessions if counts[session.wire.peer_address] == most)
+                oldest.failure = TransportError(
+                    f"{what}, and {self.max_connections} connections are the most"
+                )
+                oldest.wire.close()
+                return True
+        return False
 
     def _refuse(self, why: str) -> None:
         """Say why connections are refused, once until one is accepted again."""
