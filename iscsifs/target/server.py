@@ -93,7 +93,7 @@ class Server:
     async def __aenter__(self) -> Self:
         self._listen()
         self._nursery = await self._nursery_manager.__aenter__()
-        self._nursery.start_soon(self._accept_all, self._nursery)
+        self._nursery.start_soon(self._accept_all, self._nursery, self._serving, self._listeners[:])
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -108,7 +108,7 @@ class Server:
         """Listen at the portals again."""
         assert self._nursery is not None, "the server is an async context manager"
         self._listen()
-        self._nursery.start_soon(self._accept_all, self._nursery)
+        self._nursery.start_soon(self._accept_all, self._nursery, self._serving, self._listeners[:])
 
     async def stop(self) -> None:
         """Close the portals and cut all connections."""
@@ -224,11 +224,13 @@ class Server:
             for portal, listener in zip(self.portals, self._listeners, strict=True)
         )
 
-    async def _accept_all(self, nursery: trio.Nursery) -> None:
+    async def _accept_all(
+        self, nursery: trio.Nursery, serving: trio.CancelScope, listeners: list[socket.socket]
+    ) -> None:
         """Accept connections until `stop`; what serves them lives on in *nursery*."""
-        with self._serving:
+        with serving:
             async with trio.open_nursery() as accepting:
-                for listener in self._listeners:
+                for listener in listeners:
                     accepting.start_soon(self._accept, nursery, listener)
 
     async def _accept(self, nursery: trio.Nursery, listener: socket.socket) -> None:
