@@ -9,7 +9,6 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
-from enum import IntEnum
 from functools import partial
 from pathlib import Path
 from signal import SIGHUP, SIGINT, SIGTERM
@@ -22,41 +21,35 @@ from iscsifs import initiator
 from iscsifs.attach import Attached, Failure, Network, NoTargetError, attach, find_targets
 from iscsifs.config import Config, Host, HostSpec, initiator_name
 from iscsifs.errors import ConfigError, IscsifsError, LoginError, LoginRefused, TransportError, reason
+from iscsifs.exit_status import ExitStatus as ExitStatus
 from iscsifs.fs.background import Ready, run_in_background
 from iscsifs.fs.mount import Mount, check_mount_point
 from iscsifs.fs.operations import Operations
+from iscsifs.fs.pidfile import pid_file
 from iscsifs.fs.process import keep_in_memory
 from iscsifs.fs.tree import Storage, TargetDirectory, Tree
 from iscsifs.fs.tuning import Limits
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.chap import Credentials
 from iscsifs.iscsi.names import DEFAULT_PORT
-from iscsifs.limits import END_TIMEOUT
-from iscsifs.logs import log_to_syslog, log_to_terminal
+from iscsifs.limits import ATTACH_TIMEOUT, END_TIMEOUT, LAST_LOGOUT_TIMEOUT
+from iscsifs.logs import log_to_file, log_to_file_too, log_to_syslog, log_to_terminal, tell_repeats
 from iscsifs.mount_options import OPTIONS, MountOptions
+from iscsifs.notify import notify
 from iscsifs.secret import forbid_core_dumps, read_secret
+from iscsifs.unmount import unmount
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+_LOG_INTERVAL: Final = 5.0
+"""Seconds between two looks at what was repeated in the log."""
+
 _A_WHILE: Final = 1.0
 """Seconds after which it is told what the end waits for."""
 
 _NOT_FOUND: Final = (2, 3)  # RFC 7143 section 11.13.5
-
-
-class ExitStatus(IntEnum):
-    """What the command ends with; iscsifs(8) has the list."""
-
-    OK = 0
-    FAILED = 1
-    USAGE = 2
-    UNREACHABLE = 3
-    REFUSED = 4
-    NO_TARGET = 5
-    PARTIAL = 6
-    NOT_WRITTEN = 7
 
 
 _STATUS: Final[dict[type[BaseException], ExitStatus]] = {
@@ -89,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
         usage="iscsifs [options] [USER@]HOST[:PORT]... MOUNTPOINT\n"
         "       iscsifs [options] iscsi://[USER@]HOST[:PORT]/TARGETNAME[/LUN] MOUNTPOINT\n"
         "       iscsifs -D [options] [USER@]HOST[:PORT]...\n"
-        "       fusermount3 -u MOUNTPOINT",
+        "       iscsifs --unmount MOUNTPOINT...",
         description="Mount iSCSI targets as files.",
         epilog="The secret of CHAP comes from --secret-file, or is asked for on the terminal.",
         allow_abbrev=False,
@@ -136,8 +129,11 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="OPTIONS",
-        help="ro, direct_io, uid=N, gid=N, allow_other and others, also most of the options here: user=USER",
+        help="ro, direct_io, exclusive, uid=N, allow_other and others, most options here as well: user=USER",
     )
+    add("-U", "--unmount", action="store_true", help="unmount, and wait until everything is written")
+    add("--log", type=_value("log"), metavar="FILE", help="append messages to FILE, with the time")
+    add("--pid-file", type=_value("pid_file"), metavar="FILE", help="keep the number of the process in FILE")
     add("-f", "--foreground", action="store_true", help="stay in the foreground")
     add("-v", "--verbose", action="store_true", help="tell more")
     add("-d", "--debug", action="store_true", help="stay in the foreground and tell everything")
@@ -213,6 +209,7 @@ def configure(args: argparse.Namespace, ask: Callable[[str], bytes]) -> Config:
         tuple(args.patterns or ()),
         args.foreground or args.debug,
         ",".join(operands),
+        args.pid_file,
     )
 
 
@@ -265,8 +262,12 @@ def main(
     """
     args = parser().parse_intermixed_args(argv)
     log_to_terminal(logging.DEBUG if args.debug else logging.INFO if args.verbose else logging.WARNING)
+    if args.unmount:
+        return _unmount(args.operands)
     try:
         config = configure(args, ask)
+        if args.log is not None:
+            _log_to(args.log)
         if config.mount_point is None:
             return _run(partial(_discover, config, network))
         check_mount_point(config.mount_point, config.mount_options.nonempty)
@@ -279,11 +280,18 @@ def main(
         return _run(partial(mount, lambda status: None))
 
     def serve(ready: Ready) -> int:
+        is_ready = False
+
         def leave_terminal(status: int) -> None:
+            nonlocal is_ready
             ready(status)
+            is_ready = True
             log_to_syslog()
 
-        return _run(partial(mount, leave_terminal))
+        status = _run(partial(mount, leave_terminal))
+        if status is ExitStatus.OK and not is_ready:
+            return _complain(IscsifsError(f"{config.mount_point}: it was unmounted before it could be used"))
+        return status
 
     try:
         return run_in_background(serve)
@@ -291,9 +299,30 @@ def main(
         return _complain(IscsifsError(f"cannot start: {reason(exc)}"))
 
 
+def _log_to(path: Path) -> None:
+    try:
+        log_to_file(path)
+    except OSError as exc:
+        raise ConfigError(f"log file {path}: {reason(exc)}") from None
+
+
+def _unmount(operands: Sequence[str]) -> int:
+    """Unmount each of *operands*; return the first exit status that tells of a failure."""
+    if not operands:
+        return _complain(ConfigError("give a mount point to unmount; see iscsifs -h"))
+    statuses = []
+    for operand in operands:
+        try:
+            statuses.append(unmount(Path(operand)))
+        except IscsifsError as exc:
+            statuses.append(_complain(exc))
+    return next((status for status in statuses if status), ExitStatus.OK)
+
+
 def _complain(exc: IscsifsError | Failure) -> ExitStatus:
     """Say on the terminal what went wrong."""
     print(f"iscsifs: {exc}", file=sys.stderr)
+    log_to_file_too(str(exc))
     return status_of(exc.error if isinstance(exc, Failure) else exc)
 
 
@@ -315,7 +344,14 @@ class _Signals:
         with trio.open_signal_receiver(SIGINT, SIGTERM, SIGHUP) as signals:
             task_status.started()
             async for _ in signals:
+                _announce_end()
                 (self.second if self.first.is_set() else self.first).set()
+
+
+def _announce_end() -> None:
+    """Tell the service manager that the end has begun, and what it may take."""
+    seconds = END_TIMEOUT + 2 * LAST_LOGOUT_TIMEOUT
+    notify("STOPPING=1", "STATUS=Writing what is not on stable storage, logging out", extend=seconds)
 
 
 def _run(job: Callable[[_Signals], Awaitable[ExitStatus]]) -> ExitStatus:
@@ -326,6 +362,7 @@ def _run(job: Callable[[_Signals], Awaitable[ExitStatus]]) -> ExitStatus:
         async with trio.open_nursery() as nursery:
             signals = _Signals()
             await nursery.start(signals.watch)
+            nursery.start_soon(_tell_repeats)
             status = await job(signals)
             nursery.cancel_scope.cancel()
         return status
@@ -337,6 +374,15 @@ def _run(job: Callable[[_Signals], Awaitable[ExitStatus]]) -> ExitStatus:
     except Exception:
         log.critical("unexpected error, please report it", exc_info=True)
         return ExitStatus.FAILED
+    finally:
+        tell_repeats(0.0)
+
+
+async def _tell_repeats() -> None:
+    """Now and then have the log tell how often messages were repeated."""
+    while True:
+        await trio.sleep(_LOG_INTERVAL)
+        tell_repeats()
 
 
 async def _unless(stop: trio.Event, work: Callable[[], Awaitable[_T]]) -> _T | None:
@@ -373,11 +419,17 @@ async def _mount(
 ) -> ExitStatus:
     """Log in to all targets, serve the file system until its end, write everything back and log out."""
     keep_in_memory()
+    login_timeout = max(host.options.login_timeout for host in config.hosts)
+    notify("STATUS=Logging in", extend=ATTACH_TIMEOUT + 2 * login_timeout)
     found = await _unless(signals.first, partial(find_targets, config, network))
     if found is None:
         return ExitStatus.FAILED
     targets, failures = found
     with ExitStack() as last:
+        try:
+            last.enter_context(pid_file(config.pid_file))
+        except ConfigError as exc:
+            return _complain(exc)
         async with AsyncExitStack() as sessions:
             # Credentials belong to an initiator, and hosts may differ in them.
             initiators = {
@@ -400,16 +452,30 @@ async def _mount(
                 mount = Mount(operations, mount_point, config.mount_options.fuse_options(config.source))
             except ConfigError as exc:
                 return _complain(exc)
+            record = last.enter_context(mount.record())
             last.callback(mount.close)  # after the logout: who sees it unmounted knows that all is done
             _show(attached, tree, operations)
+            summary = f"Targets mounted: {len(attached)}; failures at the start: {len(failures)}"
+
+            def mounted() -> None:
+                ready(status)
+                notify("READY=1", f"STATUS={summary}")
+
             limits = Limits(config.mount_options.max_background, config.mount_options.read_ahead)
-            serve = partial(
-                mount.serve, signals.first, lambda: ready(status), limits, partial(_write_back, operations)
-            )
+
+            async def write_back() -> None:
+                record.begin_end()
+                await _write_back(operations)
+
+            serve = partial(mount.serve, signals.first, mounted, limits, write_back)
             try:
                 await _unless(signals.second, serve)
             finally:
+                record.begin_end()
                 safe = _all_is_safe(operations)
+            if mount.fault is not None:
+                status = _complain(mount.fault)
+            record.status = ExitStatus.OK if safe else ExitStatus.NOT_WRITTEN
     return status if safe else ExitStatus.NOT_WRITTEN
 
 
@@ -431,7 +497,7 @@ def _show(attached: Sequence[Attached], tree: Tree, operations: Operations) -> N
     for target, directory in zip(attached, directories, strict=True):
 
         def refresh(target: Attached = target, directory: TargetDirectory = directory) -> None:
-            operations.changed(tree.replace_units(directory, target.describe().units))
+            operations.changed(tree.update(directory, target.describe()))
 
         target.target.on_change = refresh
         target.target.on_return = operations.may_have_changed
@@ -440,7 +506,7 @@ def _show(attached: Sequence[Attached], tree: Tree, operations: Operations) -> N
 
 async def _write_back(operations: Operations) -> None:
     """Have every unit put on stable storage what it was given; one that has done so already is not asked."""
-
+    _announce_end()
     unsafe = [storage for storage in operations.written if storage.needs_flush]
 
     async def flush(storage: Storage) -> None:

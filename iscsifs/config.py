@@ -95,7 +95,7 @@ class Config:
 
     *mount_point* is None where targets are only listed. Of the targets that a host offers those are wanted
     whose names match one of *patterns*, all where there are none. *source* is what is mounted, as it was
-    given.
+    given. *pid_file* is to hold the number of the process.
     """
 
     hosts: tuple[Host, ...]
@@ -104,6 +104,7 @@ class Config:
     patterns: tuple[str, ...] = ()
     foreground: bool = False
     source: str = "iscsifs"
+    pid_file: Path | None = None
 
     def wants(self, target_name: str) -> bool:
         """Say whether a discovered target is to be logged in to."""

@@ -1,10 +1,23 @@
-"""Where messages go: to the terminal in the foreground, to syslog in the background."""
+"""Where messages go: to the terminal in the foreground, to syslog in the background.
+
+What a target or a load repeats is counted: the first message of a kind is logged at once, the others of the
+next REPEATS_INTERVAL are one line more (`tell_repeats`). Messages from one place in the code are of one kind
+if their texts are the same; where these contain what is different each time, such as an LBA, the caller names
+the kind: ``log.error("%s", exc, extra={"kind": exc.kind})``.
+"""
 
 import logging
 import socket
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from iscsifs.limits import LINES_A_MINUTE
+from iscsifs.limits import LINES_A_MINUTE, MAX_KINDS, REPEATS_INTERVAL
+
+log = logging.getLogger(__name__)
 
 _SYSLOG: Final = "/dev/log"
 _FACILITY: Final = 3 << 3  # LOG_DAEMON of syslog(3)
@@ -15,8 +28,8 @@ _DEBUG: Final = 7
 class _TerminalFormatter(logging.Formatter):
     """One line for each message; *tracebacks* adds those that a message comes with."""
 
-    def __init__(self, tracebacks: bool) -> None:
-        super().__init__("iscsifs: %(message)s")
+    def __init__(self, tracebacks: bool, layout: str = "iscsifs: %(message)s") -> None:
+        super().__init__(layout, "%Y-%m-%d %H:%M:%S" if "asctime" in layout else None)
         self._tracebacks = tracebacks
 
     def format(self, record: logging.LogRecord) -> str:
@@ -28,6 +41,13 @@ class _TerminalFormatter(logging.Formatter):
         while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
             cause = cause.exceptions[0]  # the nurseries that it went through
         return f"{super().format(brief)}: {cause!r} (-d shows where)"
+
+
+class _FileHandler(logging.FileHandler):
+    """Appends to a file; where that fails, the mount goes on without."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Leave *record* out: the disk is full, perhaps."""
 
 
 class _SyslogHandler(logging.Handler):
@@ -53,6 +73,79 @@ class _SyslogHandler(logging.Handler):
         super().close()
 
 
+@dataclass(slots=True)
+class _Kind:
+    """Messages of one kind: the level and the text of the latest, when they were last told of, and how many
+    there were since. (Not the record itself: its arguments may keep much alive.)"""
+
+    level: int
+    text: str
+    told: float
+    more: int = 0
+
+    def told_with(self, text: str, seconds: float) -> str:
+        """Return *text* with the count of *seconds*."""
+        return f"{text} ({self.more} more like this in the last {seconds:.0f} s)"
+
+
+class _Repeats(logging.Filter):
+    """Lets the first message of each kind pass, and counts the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kinds: dict[tuple[str, int, str], _Kind] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether *record* may pass: it is the first of its kind, or the count of others is."""
+        if isinstance(record, _Count):
+            return True
+        text = record.getMessage()
+        key = record.pathname, record.lineno, getattr(record, "kind", text)
+        kind = self._kinds.get(key)
+        if kind is None:
+            if len(self._kinds) < MAX_KINDS:
+                self._kinds[key] = _Kind(record.levelno, text, record.created)
+            return True
+        seconds = abs(record.created - kind.told)  # the clock may also be set back
+        if seconds >= REPEATS_INTERVAL:
+            if kind.more:
+                record.msg, record.args = kind.told_with(text, seconds), None
+            kind.told, kind.more = record.created, 0
+            return True
+        kind.level, kind.text = record.levelno, text
+        kind.more += 1
+        return False
+
+    def counts(self, now: float, interval: float) -> "list[_Count]":
+        """Return a message for each kind that was repeated, and last told of *interval* seconds ago; forget
+        those that were not."""
+        counts = []
+        for (path, line, _), kind in list(self._kinds.items()):
+            seconds = abs(now - kind.told)
+            if kind.more and seconds >= interval:
+                text = kind.told_with(kind.text, seconds)
+                counts.append(_Count(log.name, kind.level, path, line, text, None, None))
+                kind.told, kind.more = now, 0
+        self._kinds = {key: kind for key, kind in self._kinds.items() if abs(now - kind.told) < interval}
+        return counts
+
+
+class _Count(logging.LogRecord):
+    """A message that tells how often another was repeated."""
+
+
+def tell_repeats(interval: float = REPEATS_INTERVAL) -> None:
+    """Log how often messages were repeated that were last told of *interval* seconds ago.
+
+    To be called now and then, and in the end with 0.
+    """
+    for handler in logging.getLogger().handlers:
+        for repeats in handler.filters:
+            if isinstance(repeats, _Repeats):
+                for count in repeats.counts(time.time(), interval):
+                    handler.handle(count)
+
+
 class _Moderator(logging.Filter):
     """Lets LINES_A_MINUTE of each place in the code pass: what a peer repeats must not fill the disk."""
 
@@ -76,30 +169,57 @@ class _Moderator(logging.Filter):
 def log_to_terminal(level: int) -> None:
     """Log messages of *level* and above to the standard error.
 
-    Where that is DEBUG they come with tracebacks, and without an end.
+    Where that is DEBUG they come with the time and with tracebacks, and without an end.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(_TerminalFormatter(tracebacks=level <= logging.DEBUG))
+    is_debug = level <= logging.DEBUG
+    layout = "iscsifs: %(asctime)s.%(msecs)03d %(message)s" if is_debug else "iscsifs: %(message)s"
+    handler.setFormatter(_TerminalFormatter(is_debug, layout))
     _replace_handlers(handler, level)
 
 
+def log_to_file(path: Path) -> None:
+    """Append to the file *path* what is logged from now on, whatever else it is logged to; raises OSError."""
+    handler = _FileHandler(path, errors="backslashreplace")
+    level = logging.getLogger().level
+    layout = "%(asctime)s.%(msecs)03d iscsifs[%(process)d]: %(levelname)s: %(message)s"
+    handler.setFormatter(_TerminalFormatter(level <= logging.DEBUG, layout))
+    if level > logging.DEBUG:
+        handler.addFilter(_Repeats())
+        handler.addFilter(_Moderator())
+    logging.getLogger().addHandler(handler)
+
+
+def log_to_file_too(message: str) -> None:
+    """Log an error that the terminal was told to the file, where there is one."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _FileHandler):
+            with handler.lock or nullcontext():
+                handler.emit(logging.LogRecord("iscsifs", logging.ERROR, __file__, 0, message, None, None))
+
+
 def log_to_syslog() -> None:
-    """Log to the system's log from now on, where and while there is one."""
+    """Log to the file that there is, else to the system's log from now on, where and while there is one."""
     handler: logging.Handler
+    files = [old for old in logging.getLogger().handlers if isinstance(old, _FileHandler)]
     try:
-        handler = _SyslogHandler()
+        handler = logging.NullHandler() if files else _SyslogHandler()
     except OSError:
         handler = logging.NullHandler()
     handler.setFormatter(logging.Formatter("iscsifs[%(process)d]: %(message)s"))
-    _replace_handlers(handler, logging.getLogger().level)
+    _replace_handlers(handler, logging.getLogger().level, files)
 
 
-def _replace_handlers(handler: logging.Handler, level: int) -> None:
+def _replace_handlers(handler: logging.Handler, level: int, keep: Sequence[logging.Handler] = ()) -> None:
+    tell_repeats(0.0)
     root = logging.getLogger()
     for old in root.handlers[:]:
+        if old in keep:
+            continue
         root.removeHandler(old)
         old.close()
     if level > logging.DEBUG:
+        handler.addFilter(_Repeats())
         handler.addFilter(_Moderator())
     root.addHandler(handler)
     root.setLevel(level)

@@ -144,7 +144,9 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "discovery_auth": Option(Sets.COMMAND, "discovery_auth", one_of("auto", "chap", "none")),
     "digest": Option(Sets.COMMAND, "digest", one_of("none", "header", "data", "all")),
     "initiator": Option(Sets.COMMAND, "initiator", _text),
+    "log": Option(Sets.COMMAND, "log", path),
     "pattern": Option(Sets.COMMAND, "patterns", _text, many=True),
+    "pid_file": Option(Sets.COMMAND, "pid_file", path),
     "port": Option(Sets.COMMAND, "port", between(1, 65535, "a number")),
     # The mount.
     "uid": Option(Sets.MOUNT, "uid", _id(lambda name: pwd.getpwnam(name).pw_uid, "getent passwd")),

@@ -26,6 +26,7 @@ from iscsifs.limits import (
     MAX_ATTEMPTS,
     MAX_CONNECTIONS,
     MAX_TARGETS,
+    MAX_TIME2WAIT,
     MAX_UNSYNCHRONISED,
     MAX_UNWRITTEN,
     UNIT_GRACE,
@@ -150,6 +151,7 @@ _WORDS = {2: "two", 3: "three", 5: "five"}
         f"and after {MANAGEMENT_TIMEOUT:g} more the session is made anew",
         f"with which {_WORDS[MAX_ATTEMPTS]} sessions were lost",
         f"missing for {UNIT_GRACE:g} seconds",
+        f"(DefaultTime2Wait, Time2Wait), up to {MAX_TIME2WAIT:g} seconds",
         f"at most {MAX_UNWRITTEN >> 20} MiB of data wait to be written",
         f"and {MAX_UNSYNCHRONISED >> 20} MiB that were written are kept",
         f"a reserve of {RESERVE >> 20} MiB of addresses",
@@ -166,9 +168,9 @@ def test_so_are_those_of_the_target() -> None:
 
 
 def test_the_synopsis_tells_how_to_unmount() -> None:
-    assert ".Nm fusermount3\n.Fl u\n.Ar mountpoint" in section("iscsifs.8", "SYNOPSIS")
+    assert ".Nm\n.Fl Fl unmount\n.Ar mountpoint ..." in section("iscsifs.8", "SYNOPSIS")
 
 
 def test_examples_end_with_unmounting() -> None:
     for example in section("iscsifs.8", "EXAMPLES").split(".Bd")[1:]:
-        assert re.search(r"(fusermount3 -u|# umount) \S+\n\.Ed", example)
+        assert re.search(r"(fusermount3 -u|# umount|iscsifs --unmount) \S+\n\.Ed", example)

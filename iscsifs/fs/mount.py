@@ -9,23 +9,25 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Final, TypeVarTuple, Unpack
+from typing import Final, TypeVar, TypeVarTuple, Unpack
 
 import pyfuse3
 import trio
 
-from iscsifs.errors import ConfigError, reason
+from iscsifs.errors import ConfigError, IscsifsError, reason
 from iscsifs.fs.headroom import Headroom
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.platform.init_reply import AmendedInit
 from iscsifs.fs.platform.pages import PageDropper
 from iscsifs.fs.process import give_memory_back, keep_freed_memory
+from iscsifs.fs.record import MountEntry, Record, mount_at
 from iscsifs.fs.requests import Readiness, take_requests_in_bursts
 from iscsifs.fs.tuning import Limits, tune
 from iscsifs.limits import END_TIMEOUT
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
 # A request that is in work keeps a task of pyfuse3 to itself. With its default of 99 as many processes that
@@ -114,6 +116,9 @@ class Mount:
         self._operations = operations
         self._mount_point = mount_point
         operations.drop_pages = PageDropper(mount_point).drop
+        self._path = Path(os.path.realpath(mount_point))  # not later: a look at it would wait for us
+        self.fault: IscsifsError | None = None
+        """Why it could never be used, after `serve`."""
         complaints = _StandardError()
         try:
             self._headroom = Headroom(operations.relieve)
@@ -129,6 +134,13 @@ class Mount:
         except OSError as exc:
             raise ConfigError(f"{mount_point}: cannot mount: {reason(exc)}") from None
 
+        # It may have been unmounted already.
+        self._entry = mount_at(self._path) or MountEntry("", "", self._path, "", os.geteuid())
+
+    def record(self) -> Record:
+        """Begin the record by which others find this process."""
+        return Record(self._entry)
+
     async def serve(
         self,
         stop: trio.Event,
@@ -138,7 +150,8 @@ class Mount:
     ) -> None:
         """Answer requests until the file system is unmounted from outside, or until *stop*.
 
-        *mounted* is called when the first request can be answered. After *stop* what mmap(2) has changed is
+        *mounted* is called when the first request was answered, unless *stop* came first. Where the kernel
+        ended the connection before that, `fault` says so. After *stop* what mmap(2) has changed is
         written back, and new requests stay unread. In the end *write_back* is called, to put what was written
         on stable storage, and requests in work are given time: all of this together has END_TIMEOUT seconds.
         Those that nobody waits for any more, and those that wait for a target that is away, are not waited
@@ -147,6 +160,7 @@ class Mount:
         init = AmendedInit(limits.max_background)
         readiness = take_requests_in_bursts(self._headroom.has_room, init)
         over, answered = trio.Event(), trio.Event()
+        is_ready = False
         failure: Exception | None = None
 
         async def answer() -> None:
@@ -160,11 +174,14 @@ class Mount:
             over.set()
 
         async def leave() -> None:
+            nonlocal is_ready
             try:
-                await self._in_thread(tune, self._mount_point, limits)
+                await self._in_thread(tune, self._mount_point, limits, lambda: init.is_in_force)
             except OSError as exc:
                 log.warning("%s: the kernel's limits stay as they are: %s", self._mount_point, exc.strerror)
-            mounted()
+            if not stop.is_set():
+                is_ready = True
+                mounted()
             await stop.wait()
             if not over.is_set():
                 nursery.cancel_scope.deadline = trio.current_time() + END_TIMEOUT
@@ -194,6 +211,8 @@ class Mount:
             nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
+        if not is_ready and not stop.is_set() and mount_at(self._path) == self._entry:
+            self.fault = IscsifsError(f"{self._mount_point}: mounted, but the kernel ended it; unmounting")
 
     def close(self) -> None:
         """Unmount, even when files are still open; do nothing where that has been done from outside."""
@@ -204,7 +223,7 @@ class Mount:
             if exc.errno == errno.ENOTCONN:
                 # libfuse takes a connection that was aborted for a file system that was unmounted.
                 log.warning("%s: the kernel's connection was aborted; unmounting", self._mount_point)
-                unmount = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
+                unmount = ["umount", "-i", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
                 subprocess.run([*unmount, self._mount_point], stdin=subprocess.DEVNULL, check=False)
 
     async def _write_back(self) -> None:
@@ -214,11 +233,11 @@ class Mount:
         except OSError as exc:
             log.error("%s: cannot write back: %s", self._mount_point, exc.strerror)
 
-    async def _in_thread(self, work: Callable[[Unpack[_Ts]], object], *arguments: *_Ts) -> None:
+    async def _in_thread(self, work: Callable[[Unpack[_Ts]], _T], *arguments: *_Ts) -> _T:
         """Do *work* in a thread, as it waits for an answer of this file system; raises OSError."""
         self._headroom.has_room()  # for its stack: otherwise the reserve is given up
         try:
-            await trio.to_thread.run_sync(work, *arguments, abandon_on_cancel=True)
+            return await trio.to_thread.run_sync(work, *arguments, abandon_on_cancel=True)
         except RuntimeError as exc:
             raise OSError(errno.ENOMEM, str(exc)) from None
 

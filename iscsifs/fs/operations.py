@@ -1,7 +1,8 @@
 """What FUSE asks for, answered from the tree. This is the one place that answers with errno.
 
 A `storage` file behaves as the node of a block device does: its size is the capacity and nothing changes it,
-a write past the end is ENOSPC, fsync is a flush of the unit's cache.
+a write past the end is ENOSPC, fsync is a flush of the unit's cache. A truncation says which bytes programs
+take for zeros from then on (`iscsifs.fs.truncation`).
 """
 
 import errno
@@ -29,15 +30,18 @@ from pyfuse3 import (
 
 from iscsifs.errors import (
     DataError,
+    InUseError,
     IscsifsError,
     MediumError,
     NoMediumError,
     ReservationError,
     SpaceError,
+    TruncationError,
     WriteProtectedError,
 )
 from iscsifs.fs.losses import Handle, Ledger, Losses
 from iscsifs.fs.tree import MAX_NAME, Directory, File, Link, Node, Storage, Tree
+from iscsifs.fs.truncation import Writers
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +54,8 @@ ERRNO: Final[dict[type[BaseException], int]] = {
     SpaceError: errno.ENOSPC,
     NoMediumError: errno.ENOMEDIUM,
     ReservationError: errno.EBADE,
+    TruncationError: errno.EFBIG,
+    InUseError: errno.EBUSY,
     IscsifsError: errno.EIO,
     MemoryError: errno.ENOMEM,
 }
@@ -71,6 +77,11 @@ def error_number(exc: Exception) -> int:
     return next((ERRNO[kind] for kind in type(exc).__mro__ if kind in ERRNO), errno.EIO)
 
 
+def _thread(ctx: RequestContext | None) -> int:
+    """Return the thread that asks; 0 is one that this process cannot see, of another container."""
+    return 0 if ctx is None else ctx.pid
+
+
 def _handler(
     method: "Callable[Concatenate[Operations, _P], Coroutine[Any, Any, _R]]",
 ) -> "Callable[Concatenate[Operations, _P], Coroutine[Any, Any, _R]]":
@@ -84,11 +95,13 @@ def _handler(
             raise
         except Exception as exc:
             if isinstance(exc, IscsifsError):
-                log.error("%s: %s", method.__name__, exc)
+                kind = {"kind": f"{method.__name__}: {exc.kind}"}
+                log.error("%s: %s", method.__name__, exc, extra=kind)
             elif isinstance(exc, MemoryError):
                 log.error("%s: no memory", method.__name__)
             else:
-                log.exception("%s: unexpected error", method.__name__)
+                kind = {"kind": f"{method.__name__}: {exc!r}"}
+                log.exception("%s: unexpected error", method.__name__, extra=kind)
             raise FUSEError(error_number(exc)) from exc
 
     return guarded
@@ -118,6 +131,7 @@ class _OpenFile:
 
     storage: Storage
     losses: Handle
+    inode: int
     times: _Times
     writes: bool
     sync: bool
@@ -175,6 +189,7 @@ class Operations(pyfuse3.Operations):
         self._files: dict[int, _OpenFile] = {}
         self._written: dict[Storage, None] = {}  # what was ever opened to be written
         self._losses = Ledger(lambda storage: any(file.storage is storage for file in tree.files()))
+        self._writers = Writers(lambda inode: pyfuse3.invalidate_inode(inode, attr_only=False))
         self._listings: dict[int, list[tuple[bytes, Node]]] = {}
 
     @property
@@ -191,10 +206,10 @@ class Operations(pyfuse3.Operations):
         """Say whether any request is in work that does not wait for a target that is away."""
         return any(file.in_work and not file.storage.is_away for file in self._files.values())
 
-    def changed(self, files: Iterable[File]) -> None:
-        """Have the kernel ask again for the size and the mode of *files*, which may be others now."""
-        for file in files:
-            _forget_attributes(file.inode)
+    def changed(self, nodes: Iterable[File | Link]) -> None:
+        """Have the kernel ask again for the size and the mode of *nodes*, which may be others now."""
+        for node in nodes:
+            _forget_attributes(node.inode)
 
     def may_have_changed(self, storage: Storage) -> None:
         """Take note that somebody else may have written to *storage*: its session is a new one.
@@ -236,7 +251,7 @@ class Operations(pyfuse3.Operations):
     async def setattr(
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
-        """Set the times of a storage file, let truncation succeed without effect, refuse other changes."""
+        """Truncate a storage file or set its times, refuse other changes."""
         node = self._node(inode)
         now = self._attributes(node)
         if (
@@ -253,6 +268,7 @@ class Operations(pyfuse3.Operations):
         if fields.update_size:
             if self._is_read_only(node.storage):
                 raise FUSEError(errno.EROFS)
+            await self._writers.truncate(node, attr.st_size, fh, _thread(ctx))
             times.modify()
         if fields.update_atime:
             times.atime_ns = attr.st_atime_ns
@@ -323,15 +339,19 @@ class Operations(pyfuse3.Operations):
                 await self._until_free(storage, for_writing=True)
             self._written[storage] = None
         self._handle += 1
-        self._files[self._handle] = _OpenFile(
+        fh = self._handle
+        if writes:
+            await self._writers.open(fh, node, _thread(ctx), truncate=bool(flags & os.O_TRUNC))
+        self._files[fh] = _OpenFile(
             storage,
             self._losses.open(storage),
+            inode,
             self._times_of(node),
             writes=writes,
             sync=self._sync or bool(flags & os.O_DSYNC),  # a bit that O_SYNC has as well
             direct=bool(flags & os.O_DIRECT),
         )
-        return FileInfo(fh=self._handle, direct_io=self._direct_io, keep_cache=False)
+        return FileInfo(fh=fh, direct_io=self._direct_io, keep_cache=False)
 
     async def _until_free(self, storage: Storage, *, for_writing: bool) -> None:
         """Return when nobody has *storage* open, or open *for_writing*; raise EBUSY if that takes long."""
@@ -365,7 +385,8 @@ class Operations(pyfuse3.Operations):
             data = await storage.read(off, wanted)
             # The kernel takes a short answer for the end of the file, and fills up with zeros.
             if len(data) < wanted and off + len(data) < storage.size:
-                raise DataError(f"{len(data)} bytes at {off}, where {wanted} were asked for")
+                error = DataError(f"{len(data)} bytes at {off}, where {wanted} were asked for")
+                raise error.counted_as(f"{storage.name}: a short answer")
             return data
 
     @_handler
@@ -387,6 +408,9 @@ class Operations(pyfuse3.Operations):
                 await storage.write(off, buf, file.sync)
             finally:
                 file.times.mtime_ns = file.times.ctime_ns = time_ns()
+            self._writers.used(fh)
+            if storage.take_stale():
+                await self._writers.drop_pages_behind(file.inode, off, len(buf))
             if file.sync:
                 file.losses.report()
             if crosses and file.direct:
@@ -401,6 +425,8 @@ class Operations(pyfuse3.Operations):
         """
         with self._files[fh] as file:
             if file.writes:
+                self._writers.flushed(fh)
+                await file.storage.zero()
                 await file.storage.drain()
                 if (failure := file.losses.untold) is not None:
                     raise FUSEError(error_number(failure))  # the log has had it
@@ -423,7 +449,8 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def release(self, fh: int) -> None:
         """Forget an open file."""
-        del self._files[fh]
+        if self._files.pop(fh).writes:
+            self._writers.remove(fh)
         self._released.set()
         self._released = trio.Event()
 

@@ -22,6 +22,7 @@ from iscsifs.errors import (
 from iscsifs.initiator.link import Link
 from iscsifs.initiator.lookup import look_up
 from iscsifs.initiator.options import Digests, InitiatorOptions
+from iscsifs.initiator.trace import tracer
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.keys import INITIATOR_OFFER, Value
@@ -127,7 +128,7 @@ class Dialler:
                 portal = _alternative(redirect, redirections, error)
                 continue
             self._login = InitiatorLogin(config, random_bytes=os.urandom, memory=self._memory)
-            link = Link(sock, Connection(self._login))
+            link = Link(sock, Connection(self._login, tracer(str(portal))))
             try:
                 redirect = await link.log_in()
                 if redirect is None:
@@ -167,6 +168,11 @@ class Dialler:
             if oddity not in self._told:
                 self._told.add(oddity)
                 log.warning("%s: %s, against RFC 7143; going on", self.portal, oddity)
+        credentials = self._options.credentials
+        if credentials is not None and not login.is_proven(credentials):
+            log.info(
+                "%s: logged in for discovery without all of CHAP; what it tells is not proven", self.portal
+            )
         agreed = {"HeaderDigest": login.parameters.header_digest, "DataDigest": login.parameters.data_digest}
         for key, there in agreed.items():
             if not there and login.config.offer[key] != ("None",):

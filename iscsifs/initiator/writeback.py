@@ -616,7 +616,8 @@ class WriteBuffer:
         self._synchronises_unasked = False
         self._may_synchronise_unasked = failure is None
         if failure is not None:
-            log.warning("%s: the write cache could not be synchronised: %s", self._name, failure)
+            kind = {"kind": f"{self._name}: {failure.kind}"}
+            log.warning("%s: the write cache could not be synchronised: %s", self._name, failure, extra=kind)
 
     def _begin_to_synchronise(self) -> None:
         if not self._synchronises_unasked:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_mount import MIB, Mounted, MountMemory, mount, run
+from test_mount import MIB, Mounted, MountMemory, as_nobody, for_nobody, mount, run
 
-__all__ = ["mount"]  # the fixture
+__all__ = ["for_nobody", "mount"]  # the fixtures
 
 SIZE = 16 * MIB + 1536
 TIMES = 300
@@ -389,3 +389,48 @@ def test_df_is_not_alarmed(mount: MountMemory) -> None:
     for option in [], ["-i"]:
         assert f"{mounted.path}" not in run("df", *option)
         assert run("df", *option, mounted.path).splitlines()[1].split()[1:5] == ["0", "0", "0", "-"]
+
+
+@pytest.fixture
+def connections(tmp_path: Path, require_root: None) -> Iterator[Path]:
+    path = tmp_path / "connections"
+    path.mkdir()
+    run("mount", "-t", "fusectl", "fusectl", path)
+    yield path
+    run("umount", path)
+
+
+def device_of(path: Path) -> int:
+    """Return the minor number of what is mounted on *path*, which only its user may look into."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    (device,) = [words[2] for words in map(str.split, lines) if words[4] == f"{path}"]
+    return int(device.partition(":")[2])
+
+
+def test_an_ordinary_user_has_as_many_requests_as_the_kernel_allows(
+    for_nobody: Callable[..., Mounted], connections: Path
+) -> None:
+    allowed = int(Path("/sys/module/fuse/parameters/max_user_bgreq").read_text())
+    path = for_nobody(f"{MIB}", "options=auto_unmount").path
+    number = f"{device_of(path)}"
+    assert int((connections / number / "max_background").read_text()) == min(4096, allowed) > 12
+
+
+def test_an_ordinary_user_s_disk_is_not_disturbed_by_o_trunc(for_nobody: Callable[..., Mounted]) -> None:
+    path = for_nobody(f"{SIZE}").storage
+    script = "import os, sys\nreader = os.open(sys.argv[1], os.O_RDONLY)\n" + _TRUNCATE
+    script += (
+        f"    assert os.fstat(reader).st_size == {SIZE}\n    assert len(os.pread(reader, 9, 4096)) == 9\n"
+    )
+    as_nobody(sys.executable, "-c", script, path)
+
+
+def test_with_libfuse_s_own_answer_o_trunc_is_refused_while_it_would_disturb(mount: MountMemory) -> None:
+    path = filled(mount(f"{SIZE}", "plain_init=1"))
+    with open(path, "rb", buffering=0) as reader:
+        with pytest.raises(OSError, match="busy"):
+            path.write_bytes(b"y")
+        assert os.fstat(reader.fileno()).st_size == SIZE
+        assert len(reader.read(16)) == 16
+    path.write_bytes(b"y")
+    assert path.read_bytes() == b"y" + b"x" * (SIZE - 1)

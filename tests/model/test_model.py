@@ -1,10 +1,10 @@
 """The whole initiator, from `LogicalUnit` to the bytes on a socket, against a target and a model.
 
-A state machine writes, reads and flushes, several at once and also parts of blocks, while connections
-break, the target stalls, loses its cache, is busy, fails, says that its disk may be another one, and
-exchanges it for another one. Whatever happens: a read gives nothing older than the last write that was
-acknowledged before, what a flush was done for stays, an exception to this is reported first, another
-disk never gets a byte, and everything ends. 200 runs of 50 steps by default; 20,000 by
+A state machine writes (also with O_SYNC), reads and flushes, several at once and also parts of blocks, while
+connections break, the target stalls, loses its cache, is busy, fails, says that its disk may be another one,
+and exchanges it for another one. Whatever happens: a read gives nothing older than the last write that was
+acknowledged before, what a flush was done for stays and so does a write with O_SYNC, an exception to this is
+reported first, another disk never gets a byte, and everything ends. 200 runs of 50 steps; 20,000 by
 
     ISCSIFS_MODEL_RUNS=20000 pytest tests/model
 
@@ -16,6 +16,7 @@ import os
 from bisect import bisect_left, insort
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import trio
 from hypothesis import HealthCheck, settings
@@ -24,13 +25,23 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from memory_san import San
 from stepwise import Loop
 
-from iscsifs.errors import CommandTimeout, IscsifsError, MediumError, TaskAborted, UnitError
+from iscsifs.errors import (
+    CommandTimeout,
+    DataLostError,
+    IscsifsError,
+    MediumError,
+    TaskAborted,
+    UnitError,
+)
+from iscsifs.scsi.cdb import parse_rw
+from iscsifs.scsi.mode import ModeData
 from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.status import Status
 from iscsifs.target.disk import Disk
 from iscsifs.target.login import TARGET_OFFER, TargetConfig
 from iscsifs.target.unit import (
     INQUIRY_CHANGED,
+    INVALID_FIELD_IN_CDB,
     LUNS_CHANGED,
     MEDIUM_CHANGED,
     POWER_ON,
@@ -71,6 +82,20 @@ lengths = st.one_of(st.integers(1, 12), st.sampled_from([4, 8, 16, 32]))
 seconds = st.sampled_from([0.5, 3.0, 20.0, 150.0])
 
 
+class DiskWithoutFua(Disk):
+    """A disk that does not say DPOFUA."""
+
+    def mode_data(self) -> ModeData:
+        return replace(super().mode_data(), dpo_fua=False)
+
+
+class RefusedFua(Fault):
+    """Has every WRITE with FUA refused."""
+
+    def applies(self, cdb: bytes) -> bool:
+        return cdb[0] in WRITE_CODES and parse_rw(cdb).fua
+
+
 class Cell:
     """What is known of a quarter of a block; places are those in `history`."""
 
@@ -102,6 +127,7 @@ class Initiator(RuleBasedStateMachine):
         offer=st.sampled_from([TARGET_OFFER, SMALL_BURSTS, DIGESTS]),
         window=st.sampled_from([128, 2]),
         exchanged_at_last=st.booleans(),
+        fua=st.sampled_from(["honoured", "refused", "absent"]),
     )
     def open(
         self,
@@ -110,9 +136,13 @@ class Initiator(RuleBasedStateMachine):
         offer: dict[str, object],
         window: int,
         exchanged_at_last: bool,
+        fua: str,
     ) -> None:
         self.exchanged_at_last = exchanged_at_last
-        disk = Disk.in_memory(CELLS * CELL, block_size=BLOCK, write_cache=write_cache, droppable=True)
+        kind = DiskWithoutFua if fua == "absent" else Disk
+        disk = kind.in_memory(CELLS * CELL, block_size=BLOCK, write_cache=write_cache, droppable=True)
+        if fua == "refused":
+            disk.faults.append(RefusedFua(INVALID_FIELD_IN_CDB))
         config = TargetConfig(target_names=frozenset(), offer=offer, command_window=window)  # type: ignore[arg-type]
         self.san = San(self.loop.nursery, disk, config, write_behind=write_behind)
         self.loop.run(self.san.log_in)
@@ -120,19 +150,23 @@ class Initiator(RuleBasedStateMachine):
 
     # What users do. It only begins here.
 
-    @rule(start=starts, length=lengths)
-    def write(self, start: int, length: int) -> None:
+    @rule(start=starts, length=lengths, sync=st.booleans())
+    def write(self, start: int, length: int, sync: bool = False) -> None:
         self.number += 1
-        self.begin(self._write, start, min(start + length, CELLS), self.number)
+        self.begin(self._write, start, min(start + length, CELLS), self.number, sync)
 
-    async def _write(self, start: int, end: int, number: int) -> None:
+    async def _write(self, start: int, end: int, number: int, sync: bool) -> None:
         places = []
         for cell in self.cells[start:end]:
             places.append(len(cell.history))
             cell.history.append(number)
-        await self.unit.write(start * CELL, bytes([number]) * CELL * (end - start))
+        await self.unit.write(start * CELL, bytes([number]) * CELL * (end - start), sync)
         for cell, place in zip(self.cells[start:end], places, strict=True):
             insort(cell.succeeded, place)
+            if sync:
+                cell.safe = max(cell.safe, place)
+        if sync:
+            self.compare(self.san.medium(), [cell.safe for cell in self.cells])
 
     @rule(start=starts, length=lengths)
     def read(self, start: int, length: int) -> None:
@@ -257,6 +291,7 @@ class Initiator(RuleBasedStateMachine):
     @rule()
     def fail_in_the_background(self) -> None:
         """A write that was acknowledged fails later, and the next command reports it."""
+        self.possible |= {DataLostError}  # a synchronous write tells of that
         assert self.san.disk.undo_log is not None
         self.san.disk.undo_log.undo()
         codes = READ_CODES | WRITE_CODES | SYNCHRONIZE_CODES
