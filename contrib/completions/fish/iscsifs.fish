@@ -51,7 +51,7 @@ function _shtab_iscsifs_using
 end
 
 set -g _shtab_iscsifs_commands
-set -g _shtab_iscsifs_opts_with_value --auth --digest --discovery-auth --initiator --options --pattern --port --secret-file --target-secret-file --target-user --user -a -i -o -p -t -u
+set -g _shtab_iscsifs_opts_with_value --auth --digest --discovery-auth --initiator --options --pattern --pid-file --port --secret-file --target-secret-file --target-user --user -a -i -o -p -t -u
 
 complete -c iscsifs -e
 complete -c iscsifs -f
@@ -71,7 +71,9 @@ complete -c iscsifs -n _shtab_iscsifs_using -l target-secret-file -xka "(__fish_
 complete -c iscsifs -n _shtab_iscsifs_using -l digest -xka "none header data all" -d 'CRC32C checks (none)'
 complete -c iscsifs -n _shtab_iscsifs_using -s i -l initiator -x -d 'our name (that of /etc/iscsi/initiatorname.iscsi)'
 complete -c iscsifs -n _shtab_iscsifs_using -s r -l read-only -d 'mount read-only'
-complete -c iscsifs -n _shtab_iscsifs_using -s o -l options -x -d 'ro, direct_io, uid=N, gid=N, allow_other and others, also most of the options here: user=USER'
+complete -c iscsifs -n _shtab_iscsifs_using -s o -l options -x -d 'ro, direct_io, exclusive, uid=N, allow_other and others, most options here as well: user=USER'
+complete -c iscsifs -n _shtab_iscsifs_using -s U -l unmount -d 'unmount, and wait until everything is written'
+complete -c iscsifs -n _shtab_iscsifs_using -l pid-file -xka "(__fish_complete_path (commandline -ct))" -d 'keep the number of the process in FILE'
 complete -c iscsifs -n _shtab_iscsifs_using -s f -l foreground -d 'stay in the foreground'
 complete -c iscsifs -n _shtab_iscsifs_using -s v -l verbose -d 'tell more'
 complete -c iscsifs -n _shtab_iscsifs_using -s d -l debug -d 'stay in the foreground and tell everything'
