@@ -120,6 +120,16 @@ def test_copies_are_stale_where_old_bytes_were_shown() -> None:
     assert holes.stale
 
 
+def test_what_is_forgotten_stays_so_when_the_unit_is_looked_at_anew() -> None:
+    """As after each login: a dormant end must not wake up, or the next write makes zeros of a disk."""
+    holes = Holes()
+    holes.truncate(0, SIZE)
+    holes.release()
+    holes.clip(SIZE)
+    holes.wrote(20, 25, SIZE)
+    assert not holes.is_owed
+
+
 def test_a_unit_that_shrinks_has_no_holes_behind_its_end() -> None:
     holes = Holes()
     holes.truncate(0, SIZE)

@@ -237,6 +237,17 @@ async def test_holes_without_number_are_zeroed_before_they_cost_too_much(
     assert san.medium() == (bytes(BLOCK) + b"n" * BLOCK) * 100 + OLD[200 * BLOCK :]
 
 
+@pytest.mark.parametrize(("start", "end"), [(5, 9), (500, 520), (512, 1024), (3, 1500), (0, 3 * MIB + 7)])
+async def test_parts_of_blocks_are_zeroed_and_the_rest_of_them_stays(
+    connect: Open, start: int, end: int
+) -> None:
+    san = await connect()
+    await san.unit.truncate(start)
+    await san.unit.truncate(end)
+    await san.unit.flush()
+    assert san.medium() == OLD[:start] + bytes(end - start) + OLD[end:]
+
+
 async def test_nothing_is_asked_of_the_unit_for_what_is_zeros(connect: Open) -> None:
     san = await connect()
     await empty(san)
