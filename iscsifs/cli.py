@@ -36,7 +36,7 @@ from iscsifs.limits import ATTACH_TIMEOUT, END_TIMEOUT, LAST_LOGOUT_TIMEOUT
 from iscsifs.logs import log_to_file, log_to_file_too, log_to_syslog, log_to_terminal, tell_repeats
 from iscsifs.mount_options import OPTIONS, MountOptions
 from iscsifs.notify import notify
-from iscsifs.secret import forbid_core_dumps, read_secret
+from iscsifs.secret import SecretFile, forbid_core_dumps, read_secret
 from iscsifs.unmount import unmount
 
 log = logging.getLogger(__name__)
@@ -237,11 +237,13 @@ def _credentials(
         if users != [None]:
             raise ConfigError("-a none has no use for a user; leave one of the two out")
         return [None]
-    secret = read_secret(args.secret_file) if args.secret_file else None
-    secrets = [None if user is None else secret or ask(f'user "{user}"') for user in users]
+    secret_of = (
+        SecretFile(args.secret_file).secret_of if args.secret_file else lambda user: ask(f'user "{user}"')
+    )
+    secrets = [None if user is None else secret_of(user) for user in users]
     target_secret = None
     if args.target_secret_file is not None:
-        target_secret = read_secret(args.target_secret_file)
+        target_secret = read_secret(args.target_secret_file, args.target_user)
     elif mutual:
         target_secret = ask(f'target "{args.target_user}"')
     return [
