@@ -144,11 +144,7 @@ class Initiator(RuleBasedStateMachine):
             self.possible |= {DataLostError}
         kind = Anonymous if anonymous else Disk
         disk = kind.in_memory(
-            CELLS * CELL,
-            block_size=BLOCK,
-            write_cache=write_cache,
-            droppable=True,
-            dpo_fua=fua != "absent",
+            CELLS * CELL, block_size=BLOCK, write_cache=write_cache, droppable=True, dpo_fua=fua != "absent"
         )
         if fua == "refused":
             disk.faults.append(RefusedFua(INVALID_FIELD_IN_CDB))
