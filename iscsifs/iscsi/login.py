@@ -241,7 +241,7 @@ class InitiatorLogin:
             methods = ("CHAP", "None") if config.allow_none else ("CHAP",)
         pairs = [*pairs, negotiation.send("AuthMethod", methods)]
         # Where CHAP has to come it is not yet time to ask for the next stage. Where None will do it is asked
-        # for at once: LIO refuses a request without a text in this stage.
+        # for at once: LIO chooses CHAP of the list even where it needs none, and refuses its exchange.
         next_stage = None if config.credentials and not config.allow_none else Stage.OPERATIONAL
         stage = Stage.SECURITY
         while stage is Stage.SECURITY:
@@ -255,8 +255,10 @@ class InitiatorLogin:
                 raise AuthenticationError(step[0][0], "it is not expected in this step of the login")
             method = negotiation.values.get("AuthMethod")
             if stage is not Stage.SECURITY and method == "CHAP":
-                raise _broken("T is set with AuthMethod=CHAP, before its exchange", "12.1")
-            if method == "CHAP" and config.credentials and self.chap is None:
+                # LIO chooses the first method of the list, and goes on without it where it needs none.
+                if not config.allow_none:
+                    raise _broken("T is set with AuthMethod=CHAP, before its exchange", "12.1")
+            elif method == "CHAP" and config.credentials and self.chap is None:
                 stage, pairs = yield from self._authenticate(config.credentials, pairs)
             if method is not None:
                 next_stage = Stage.OPERATIONAL

@@ -302,14 +302,15 @@ async def tell(peer: Peer) -> None:
     await leave(peer)
 
 
-async def test_lio_takes_the_none_of_a_list_that_begins_with_chap() -> None:
+@pytest.mark.parametrize("method", ["CHAP", "None"])
+async def test_lio_takes_a_method_of_the_list_and_goes_on_without_it(method: str) -> None:
     async with discovering(credentials=ALICE) as (peer, outcome):
         await peer.accept()
         request = await peer.expect(LoginRequest)
         assert b"AuthMethod=CHAP,None\0" in peer.data
-        await respond(peer, request, ("AuthMethod", "None"))
+        await respond(peer, request, ("AuthMethod", method))
         await tell(peer)
-    # It refuses a request without a text in the security stage (0201h).
+    # In an open discovery it refuses the exchange of CHAP, and a request without a text (0201h).
     requests = [(pdu.flags >> 2 & 3, data) for pdu, data in peer.received if isinstance(pdu, LoginRequest)]
     assert [stage for stage, _ in requests] == [Stage.SECURITY, Stage.OPERATIONAL]
     assert outcome.targets == FOUND

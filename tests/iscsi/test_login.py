@@ -507,8 +507,15 @@ def test_skipping_the_authentication_ends_the_login(flags: int) -> None:
             with pytest.raises(ENDED):
                 dialogue.answer(flags=flags)
         dialogue = Dialogue(credentials=ONE_WAY, allow_none=allow_none)
-        with pytest.raises(ProtocolError):
+        if allow_none and flags == T | 1:  # LIO
             dialogue.answer(("AuthMethod", "CHAP"), flags=flags)
+            assert dialogue.asked == (Stage.OPERATIONAL, Stage.FULL_FEATURE)
+            assert dialogue.agree().done
+            assert not dialogue.login.is_proven(ONE_WAY)
+            assert dialogue.login.oddities == []
+        else:
+            with pytest.raises(ProtocolError):
+                dialogue.answer(("AuthMethod", "CHAP"), flags=flags)
         dialogue = Dialogue(credentials=MUTUAL, allow_none=allow_none).answer(("AuthMethod", "CHAP"), flags=0)
         with pytest.raises(ProtocolError):
             dialogue.answer(("CHAP_A", "5"), ("CHAP_I", "1"), ("CHAP_C", "0x" + "00" * 16), flags=flags)
