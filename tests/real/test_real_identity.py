@@ -208,7 +208,8 @@ def test_two_ways_to_one_disk_are_said_and_told_apart(
     one, two = (f"iscsi://{portal}/{NAME}" for portal in tgt.portals)
     mounted = mount_hosts(one, two)
     names = sorted(os.listdir(mounted.path / "by-id"))
-    assert [name.rpartition("@")[2] for name in names] == ["127.0.0.1,disk,lun1", "127.0.0.2,disk,lun1"]
+    places = [name.rpartition("@")[2] for name in names]  # LUN 0 is tgt's controller
+    assert sorted(places) == [f"127.0.0.{host},disk,lun{lun}" for host in (1, 2) for lun in (0, 1)]
     (line,) = mounted.said.stderr.splitlines()
     assert "127.0.0.1/disk/lun1 and 127.0.0.2/disk/lun1 have the same worldwide name" in line
 
@@ -235,6 +236,7 @@ def test_after_a_long_absence_the_next_access_succeeds_when_the_target_is_back(
 
 ANONYMOUS = """
 import sys, trio
+from iscsifs.iscsi.names import Portal
 from iscsifs.scsi.vpd import Page
 from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
@@ -247,8 +249,8 @@ class Anonymous(Disk):
 
 async def main(name, port, size):
     disk = Anonymous.in_memory(size)
-    async with Server([Device(name, {0: disk})], port=port) as server:
-        print(server.port, flush=True)
+    async with Server([Device(name, {0: disk})], portals=[Portal("127.0.0.1", port)]) as server:
+        print(server.portals[0].port, flush=True)
         while await trio.to_thread.run_sync(sys.stdin.readline):
             print(any(disk.store.read(0, size)), flush=True)
 
