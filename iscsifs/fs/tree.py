@@ -390,10 +390,13 @@ class Tree:
         """Make by-id anew. Units of one name are told apart by their paths, which are the same at every
         mount: none of them has the plain name, so that nobody takes one for the other."""
         namesakes: dict[str, list[bytes]] = {}
+        storages: dict[str, list[bytes]] = {}
         for directory in self._targets:
             for unit in directory.units():
                 if unit.unit.wwid:
                     namesakes.setdefault(unit.unit.wwid, []).append(unit.path)
+                    if unit.unit.storage is not None:
+                        storages.setdefault(unit.unit.wwid, []).append(unit.path)
         links: dict[bytes, bytes] = {}
         for wwid, paths in namesakes.items():
             for path in paths:
@@ -405,7 +408,7 @@ class Tree:
         for name, target in links.items():
             if name not in self._by_id.entries:
                 self._by_id.entries[name] = self._add(Link(next(self._inodes), target))
-        self._warn_of_namesakes({wwid: paths for wwid, paths in namesakes.items() if len(paths) > 1})
+        self._warn_of_namesakes({wwid: paths for wwid, paths in storages.items() if len(paths) > 1})
 
     def _warn_of_namesakes(self, namesakes: dict[str, list[bytes]]) -> None:
         """Say which units have one name, once, and again when others have it as well."""

@@ -30,6 +30,7 @@ from iscsifs.iscsi.pdu import (
     TargetPdu,
     pack,
 )
+from iscsifs.limits import UNIT_GRACE
 from iscsifs.target.disk import Disk
 from iscsifs.target.session import Session
 
@@ -201,14 +202,32 @@ async def test_21_a_unit_that_was_taken_away_is_an_error_and_its_sibling_stays(
     async with open_world(write_behind=behind) as world:
         world.site.device.detach(0)
         async with world.meanwhile(world.sibling, world.other):
-            assert await errno_of(world.file.read()) in ("EIO", "ENXIO")
+            started = trio.current_time()
             if behind:
                 await world.file.write(0, page("n"))
                 assert await errno_of(world.file.fsync()) == "EIO"
             else:
                 assert await errno_of(world.file.write(0, page("n"))) == "EIO"
+            assert UNIT_GRACE <= trio.current_time() - started <= UNIT_GRACE + 3
+            assert await errno_of(world.file.read()) in ("EIO", "ENXIO")
             await trio.sleep(5)
-        assert any("25/00: logical unit not supported" in line for line in says())
+        assert any(line.startswith(f"{NAME}: gone: ") for line in says())
+
+
+@BEHIND
+async def test_21_a_unit_that_is_taken_away_and_comes_back_gets_all_that_was_written(
+    autojump_clock: MockClock, says: Says, behind: bool
+) -> None:
+    async with open_world(write_behind=behind) as world, trio.open_nursery() as nursery:
+        disk = world.site.device.detach(0)
+        async with world.meanwhile(world.sibling, world.other):
+            nursery.start_soon(world.file.write, 0, page("n"))
+            await trio.sleep(UNIT_GRACE / 2)
+            world.site.device.attach(0, disk)
+            await trio.sleep(5)
+        await world.file.fsync()
+        assert world.stored() == page("n")
+        assert not any("lost" in line for line in says())
 
 
 # Hostile targets: what they send after the login, again and again.

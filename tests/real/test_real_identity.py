@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from mounting import ENVIRONMENT, Mounted, MountHosts, iscsifs, run, wait_until
@@ -111,14 +112,22 @@ def test_a_unit_that_is_deleted_for_good_is_few_lines_and_an_error(
         with fails():
             os.fsync(storage.fileno())
         assert 8 < time.monotonic() - began < 15
-        # The dead disk costs no line for each block either.
-        for block in range(0, 400, 2):
-            with fails():
-                os.pread(storage.fileno(), 4096, (1000 + block) * 4096)
     wait_until(lambda: not mounted.storage().exists(), "the unit is not shown any more")
     log = log_of(mounted)
-    assert len(log) <= 8, log
+    assert len(log) <= 6, log
     assert any("acknowledged writes are lost" in line for line in log), log
+
+
+def test_a_dead_disk_costs_few_lines(serve: Serve, mount_hosts: MountHosts, tmp_path: Path) -> None:
+    tgt = serve(Tgt(tmp_path, Target(NAME, [Unit(make_image(tmp_path / "image", 8 * MIB))])))
+    mounted = mount_hosts("-o", "replacement_timeout=1,direct_io", tgt.portal, foreground=True)
+    with open(mounted.storage(), "rb", buffering=0) as storage:
+        tgt.kill()
+        for block in range(200):
+            with fails():
+                os.pread(storage.fileno(), 4096, block * 4096)
+    log = log_of(mounted)
+    assert len(log) <= 8, log
     assert any("more like this in the last" in line for line in log), log
 
 
@@ -150,8 +159,12 @@ def test_what_a_login_and_unit_attentions_tell_is_shown_at_once(
 
         os.truncate(image, 16 * MIB)
         again(lambda: tgt.remove_unit(target, 1))
-        time.sleep(0.2)
+        # Not the unit that was exchanged, but the others report that to tgt's initiators: it has to be used.
+        reader = Thread(target=access, args=(mounted,))
+        reader.start()
+        time.sleep(0.5)
         tgt.add_unit(target, 1, Unit(image, options={"product_rev": "2222"}))
+        reader.join(10)
         soon(lambda: storage.stat().st_size == 16 * MIB, "a new size")
         soon(lambda: storage.stat().st_mode & 0o777 == 0o600, "no write protection")
         assert os.fstat(opened.fileno()).st_size == 16 * MIB
@@ -163,28 +176,23 @@ def test_what_a_login_and_unit_attentions_tell_is_shown_at_once(
 def test_the_portal_of_the_session_in_force_is_shown(
     serve: Serve, mount_hosts: MountHosts, tmp_path: Path
 ) -> None:
-    target = Target(NAME, [Unit(make_image(tmp_path / "image", MIB))])
-    tgt = serve(Tgt(tmp_path, target, addresses=["127.0.0.1", "127.0.0.2"]))
+    image = make_image(tmp_path / "image", MIB)
+    target = Target(NAME, [Unit(image)])
+    other = serve(Tgt(tmp_path, target, addresses=["127.0.0.2"]))  # it has the same disk
+    tgt = serve(Tgt(tmp_path, target))
     mounted = mount_hosts(tgt.portal)
     ip, port = mounted.target() / "ip", mounted.target() / "port"
-    assert os.readlink(ip) == "127.0.0.1"
-    assert ip.lstat().st_size == 9
-    tgt.adm(op="delete", mode="portal", param=f"portal=127.0.0.1:{tgt.port}")
-    drop_sessions(tgt, target)
-    access(mounted)
-    wait_until(lambda: os.readlink(ip) == "127.0.0.2", "the other portal", 5)
-    assert os.readlink(port) == str(tgt.port)
-    # Redirected: the target sends us to another port.
-    other = tgt.port + 1
-    tgt.adm(op="new", mode="portal", param=f"portal=127.0.0.1:{other}")
-    tgt.update(target, "RedirectAddress", "127.0.0.3")
-    tgt.adm(op="new", mode="portal", param=f"portal=127.0.0.3:{other}")
-    tgt.update(target, "RedirectPort", str(other))
+    assert (os.readlink(ip), os.readlink(port)) == ("127.0.0.1", str(tgt.port))
+    assert mounted.storage().stat().st_size == MIB
+    inode = mounted.storage().stat().st_ino
+    tgt.update(target, "RedirectAddress", "127.0.0.2")
+    tgt.update(target, "RedirectPort", str(other.port))
     tgt.update(target, "RedirectReason", "Temporary")
     drop_sessions(tgt, target)
+    wait_until(lambda: os.readlink(ip) == "127.0.0.2", "where we were sent to", 8)
+    assert os.readlink(port) == str(other.port)
+    assert mounted.storage().stat().st_ino == inode
     access(mounted)
-    wait_until(lambda: os.readlink(ip) == "127.0.0.3", "where we were sent to", 5)
-    assert os.readlink(port) == str(other)
 
 
 def test_two_ways_to_one_disk_are_said_and_told_apart(
@@ -200,7 +208,8 @@ def test_two_ways_to_one_disk_are_said_and_told_apart(
     one, two = (f"iscsi://{portal}/{NAME}" for portal in tgt.portals)
     mounted = mount_hosts(one, two)
     names = sorted(os.listdir(mounted.path / "by-id"))
-    assert [name.rpartition("@")[2] for name in names] == ["127.0.0.1,disk,lun1", "127.0.0.2,disk,lun1"]
+    places = [name.rpartition("@")[2] for name in names]  # LUN 0 is tgt's controller
+    assert sorted(places) == [f"127.0.0.{host},disk,lun{lun}" for host in (1, 2) for lun in (0, 1)]
     (line,) = mounted.said.stderr.splitlines()
     assert "127.0.0.1/disk/lun1 and 127.0.0.2/disk/lun1 have the same worldwide name" in line
 
@@ -227,6 +236,7 @@ def test_after_a_long_absence_the_next_access_succeeds_when_the_target_is_back(
 
 ANONYMOUS = """
 import sys, trio
+from iscsifs.iscsi.names import Portal
 from iscsifs.scsi.vpd import Page
 from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
@@ -239,8 +249,8 @@ class Anonymous(Disk):
 
 async def main(name, port, size):
     disk = Anonymous.in_memory(size)
-    async with Server([Device(name, {0: disk})], port=port) as server:
-        print(server.port, flush=True)
+    async with Server([Device(name, {0: disk})], portals=[Portal("127.0.0.1", port)]) as server:
+        print(server.portals[0].port, flush=True)
         while await trio.to_thread.run_sync(sys.stdin.readline):
             print(any(disk.store.read(0, size)), flush=True)
 
