@@ -386,6 +386,12 @@ def test_usage_errors_are_one_line(arguments: list[str], capsys: pytest.CaptureF
     assert complaint.endswith("see iscsifs -h")
 
 
+def test_an_option_that_was_mistyped_is_recognised(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--unmout", "mnt"])
+    assert "unrecognized arguments: --unmout; did you mean --unmount?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [[], ["host"], ["-D"]])
 def test_a_missing_operand_is_named(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == ExitStatus.USAGE
