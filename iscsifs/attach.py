@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import trio
 
@@ -67,6 +67,8 @@ class Target(Protocol):
     target_name: str
     on_change: Callable[[], None]
     """Called when a unit has come, gone, or changed."""
+    on_return: Callable[[Any], None]
+    """Called with a unit that was found to be the same after a new login or a reset."""
 
     @property
     def portal(self) -> Portal:

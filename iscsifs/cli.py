@@ -34,15 +34,19 @@ from iscsifs.fs.tuning import Limits
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.chap import Credentials
 from iscsifs.iscsi.names import DEFAULT_PORT
-from iscsifs.limits import END_TIMEOUT
-from iscsifs.logs import log_to_file, log_to_file_too, log_to_syslog, log_to_terminal
+from iscsifs.limits import ATTACH_TIMEOUT, END_TIMEOUT, LAST_LOGOUT_TIMEOUT
+from iscsifs.logs import log_to_file, log_to_file_too, log_to_syslog, log_to_terminal, tell_repeats
 from iscsifs.mount_options import OPTIONS, MountOptions
+from iscsifs.notify import notify
 from iscsifs.secret import SecretFile, forbid_core_dumps, read_secret
 from iscsifs.unmount import unmount
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+
+_LOG_INTERVAL: Final = 5.0
+"""Seconds between two looks at what was repeated in the log."""
 
 _A_WHILE: Final = 1.0
 """Seconds after which it is told what the end waits for."""
@@ -133,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="OPTIONS",
-        help="ro, direct_io, uid=N, gid=N, allow_other and others, also most of the options here: user=USER",
+        help="ro, direct_io, exclusive, uid=N, allow_other and others, most options here as well: user=USER",
     )
     add("-U", "--unmount", action="store_true", help="unmount, and wait until everything is written")
     add("--log", type=_value("log"), metavar="FILE", help="append messages to FILE, with the time")
@@ -350,7 +354,14 @@ class _Signals:
         with trio.open_signal_receiver(SIGINT, SIGTERM, SIGHUP) as signals:
             task_status.started()
             async for _ in signals:
+                _announce_end()
                 (self.second if self.first.is_set() else self.first).set()
+
+
+def _announce_end() -> None:
+    """Tell the service manager that the end has begun, and what it may take."""
+    seconds = END_TIMEOUT + 2 * LAST_LOGOUT_TIMEOUT
+    notify("STOPPING=1", "STATUS=Writing what is not on stable storage, logging out", extend=seconds)
 
 
 def _run(job: Callable[[_Signals], Awaitable[ExitStatus]]) -> ExitStatus:
@@ -361,6 +372,7 @@ def _run(job: Callable[[_Signals], Awaitable[ExitStatus]]) -> ExitStatus:
         async with trio.open_nursery() as nursery:
             signals = _Signals()
             await nursery.start(signals.watch)
+            nursery.start_soon(_tell_repeats)
             status = await job(signals)
             nursery.cancel_scope.cancel()
         return status
@@ -372,6 +384,15 @@ def _run(job: Callable[[_Signals], Awaitable[ExitStatus]]) -> ExitStatus:
     except Exception:
         log.critical("unexpected error, please report it", exc_info=True)
         return ExitStatus.FAILED
+    finally:
+        tell_repeats(0.0)
+
+
+async def _tell_repeats() -> None:
+    """Now and then have the log tell how often messages were repeated."""
+    while True:
+        await trio.sleep(_LOG_INTERVAL)
+        tell_repeats()
 
 
 async def _unless(stop: trio.Event, work: Callable[[], Awaitable[_T]]) -> _T | None:
@@ -408,6 +429,8 @@ async def _mount(
 ) -> ExitStatus:
     """Log in to all targets, serve the file system until its end, write everything back and log out."""
     keep_in_memory()
+    login_timeout = max(host.options.login_timeout for host in config.hosts)
+    notify("STATUS=Logging in", extend=ATTACH_TIMEOUT + 2 * login_timeout)
     found = await _unless(signals.first, partial(find_targets, config, network))
     if found is None:
         return ExitStatus.FAILED
@@ -442,13 +465,19 @@ async def _mount(
             record = last.enter_context(mount.record())
             last.callback(mount.close)  # after the logout: who sees it unmounted knows that all is done
             _show(attached, tree, operations)
+            summary = f"Targets mounted: {len(attached)}; failures at the start: {len(failures)}"
+
+            def mounted() -> None:
+                ready(status)
+                notify("READY=1", f"STATUS={summary}")
+
             limits = Limits(config.mount_options.max_background, config.mount_options.read_ahead)
 
             async def write_back() -> None:
                 record.begin_end()
                 await _write_back(operations)
 
-            serve = partial(mount.serve, signals.first, lambda: ready(status), limits, write_back)
+            serve = partial(mount.serve, signals.first, mounted, limits, write_back)
             try:
                 await _unless(signals.second, serve)
             finally:
@@ -468,6 +497,7 @@ def _operations(tree: Tree, options: MountOptions) -> Operations:
         read_only=options.read_only,
         direct_io=options.direct_io,
         sync=options.sync,
+        exclusive=options.exclusive,
     )
 
 
@@ -477,15 +507,16 @@ def _show(attached: Sequence[Attached], tree: Tree, operations: Operations) -> N
     for target, directory in zip(attached, directories, strict=True):
 
         def refresh(target: Attached = target, directory: TargetDirectory = directory) -> None:
-            operations.changed(tree.replace_units(directory, target.describe().units))
+            operations.changed(tree.update(directory, target.describe()))
 
         target.target.on_change = refresh
+        target.target.on_return = operations.may_have_changed
         print(target.line(), flush=True)
 
 
 async def _write_back(operations: Operations) -> None:
     """Have every unit put on stable storage what it was given; one that has done so already is not asked."""
-
+    _announce_end()
     unsafe = [storage for storage in operations.written if storage.needs_flush]
 
     async def flush(storage: Storage) -> None:

@@ -31,7 +31,7 @@ only through `printable`.
 """
 
 import errno
-from typing import Final
+from typing import Final, Self
 
 _REMEDIES: Final = {
     errno.ECONNREFUSED: "is a target running there, and is the port right?",
@@ -47,10 +47,17 @@ _REMEDIES: Final = {
 class IscsifsError(Exception):
     """The root of the tree."""
 
+    _kind = ""
+
     @property
     def kind(self) -> str:
-        """What the log counts it as (`iscsifs.logs`): its text, without what is different each time."""
-        return str(self)
+        """What the log counts it as (`iscsifs.logs`): its text, or what was said instead."""
+        return self._kind or str(self)
+
+    def counted_as(self, kind: str) -> Self:
+        """Return the exception, of this *kind* from now on: its text is different each time."""
+        self._kind = kind
+        return self
 
 
 class ConfigError(IscsifsError):
@@ -129,21 +136,12 @@ class CommandError(IscsifsError):
 
 
 class StatusError(CommandError):
-    """The target ended a command with a *status* other than GOOD (SAM), *sense* being its raw sense data.
+    """The target ended a command with a *status* other than GOOD (SAM), *sense* being its raw sense data."""
 
-    *kind* is the message without the blocks that it is about.
-    """
-
-    def __init__(self, message: str, *, status: int, sense: bytes = b"", kind: str = "") -> None:
+    def __init__(self, message: str, *, status: int, sense: bytes = b"") -> None:
         super().__init__(message)
         self.status = status
         self.sense = sense
-        self._kind = kind or message
-
-    @property
-    def kind(self) -> str:
-        """What the log counts it as."""
-        return self._kind
 
 
 class BusyError(StatusError):
@@ -180,6 +178,14 @@ class TaskAborted(CommandError):
 
 class CommandTimeout(CommandError):
     """A command had no answer within its time, or the session did not come back within its time."""
+
+
+class TruncationError(IscsifsError):
+    """A truncation to more bytes than the unit has."""
+
+
+class InUseError(IscsifsError):
+    """A truncation that others would suffer from who use the unit."""
 
 
 class DataLostError(IscsifsError):

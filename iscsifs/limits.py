@@ -102,6 +102,12 @@ NOTES_A_MINUTE: Final = 20
 LINES_A_MINUTE: Final = 200
 """Lines in the log from each place in the code that writes any, whoever caused them; the rest is counted."""
 
+REPEATS_INTERVAL: Final = 60.0
+"""Seconds in which messages of one kind are one line in the log, and a second one that counts the others."""
+
+MAX_KINDS: Final = 4096
+"""Kinds of messages that are counted at once; others are logged as they come."""
+
 NOTES_A_LIST: Final = 20
 """Lines in the log for what is left out of one list of targets or units; the rest is counted."""
 
@@ -120,6 +126,11 @@ MAX_ABORTS: Final = 2
 MANAGEMENT_TIMEOUT: Final = 10.0
 """Seconds that a task management function may take before something stronger follows."""
 
+MAX_TIME2WAIT: Final = 60.0
+"""Seconds at most to stay away after a session was lost, whatever the target says: DefaultTime2Wait may be an
+hour, Time2Wait of a logout and Parameter2 of an asynchronous message 18 hours (sections 13.15, 11.15.3 and
+11.9). No other time that a target names is waited for."""
+
 LOGOUT_TIMEOUT: Final = 5.0
 """Seconds that a logout may take that the target has asked for, before the connection is closed without
 it."""
@@ -127,6 +138,13 @@ it."""
 LAST_LOGOUT_TIMEOUT: Final = 2.0
 """Seconds for the logout at the end of a session of any kind: all is done by then, so nothing is lost without
 it."""
+
+ATTEMPT_PATIENCE: Final = 3.0
+"""Seconds that a command may wait for the login that it has caused, where the target has been away for longer
+than the replacement time-out."""
+
+ATTEMPT_PAUSE: Final = 1.0
+"""Seconds after such a login has failed in which commands fail at once and cause none."""
 
 # Logical units.
 
@@ -148,6 +166,10 @@ MAX_UNWRITTEN: Final = 32 * 1024 * 1024
 
 MAX_UNSYNCHRONISED: Final = 64 * 1024 * 1024
 """Bytes of data written to one unit that are kept until they are synchronised."""
+
+MAX_HOLES: Final = 1 << 16
+"""Ranges of one unit that read as zeros without having been written, after a truncation; then writers wait
+until they are zeroed."""
 
 MAX_ROUNDS: Final = 8
 """How often a write, a read or a flush is repeated because the target has lost its cache in the meantime."""
@@ -198,3 +220,12 @@ MAX_TRANSFER: Final = 64 << 20
 
 MAX_UNMAP_DESCRIPTORS: Final = 256
 """Ranges that one UNMAP may name."""
+
+MAX_COMPARE_AND_WRITE: Final = 255
+"""Blocks that one COMPARE AND WRITE may compare: what its CDB has room for (SBC-3 section 5.2)."""
+
+LOGGED_COMMANDS: Final = 100_000
+"""Commands that a target for tests remembers."""
+
+LOGGED_DATA: Final = 256 << 20
+"""Bytes of data of these commands."""

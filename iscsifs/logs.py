@@ -1,13 +1,23 @@
-"""Where messages go: to the terminal in the foreground, to syslog in the background."""
+"""Where messages go: to the terminal in the foreground, to syslog in the background.
+
+What a target or a load repeats is counted: the first message of a kind is logged at once, the others of the
+next REPEATS_INTERVAL are one line more (`tell_repeats`). Messages from one place in the code are of one kind
+if their texts are the same; where these contain what is different each time, such as an LBA, the caller names
+the kind: ``log.error("%s", exc, extra={"kind": exc.kind})``.
+"""
 
 import logging
 import socket
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from iscsifs.limits import LINES_A_MINUTE
+from iscsifs.limits import LINES_A_MINUTE, MAX_KINDS, REPEATS_INTERVAL
+
+log = logging.getLogger(__name__)
 
 _SYSLOG: Final = "/dev/log"
 _FACILITY: Final = 3 << 3  # LOG_DAEMON of syslog(3)
@@ -63,6 +73,79 @@ class _SyslogHandler(logging.Handler):
         super().close()
 
 
+@dataclass(slots=True)
+class _Kind:
+    """Messages of one kind: the level and the text of the latest, when they were last told of, and how many
+    there were since. (Not the record itself: its arguments may keep much alive.)"""
+
+    level: int
+    text: str
+    told: float
+    more: int = 0
+
+    def told_with(self, text: str, seconds: float) -> str:
+        """Return *text* with the count of *seconds*."""
+        return f"{text} ({self.more} more like this in the last {seconds:.0f} s)"
+
+
+class _Repeats(logging.Filter):
+    """Lets the first message of each kind pass, and counts the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kinds: dict[tuple[str, int, str], _Kind] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether *record* may pass: it is the first of its kind, or the count of others is."""
+        if isinstance(record, _Count):
+            return True
+        text = record.getMessage()
+        key = record.pathname, record.lineno, getattr(record, "kind", text)
+        kind = self._kinds.get(key)
+        if kind is None:
+            if len(self._kinds) < MAX_KINDS:
+                self._kinds[key] = _Kind(record.levelno, text, record.created)
+            return True
+        seconds = abs(record.created - kind.told)  # the clock may also be set back
+        if seconds >= REPEATS_INTERVAL:
+            if kind.more:
+                record.msg, record.args = kind.told_with(text, seconds), None
+            kind.told, kind.more = record.created, 0
+            return True
+        kind.level, kind.text = record.levelno, text
+        kind.more += 1
+        return False
+
+    def counts(self, now: float, interval: float) -> "list[_Count]":
+        """Return a message for each kind that was repeated, and last told of *interval* seconds ago; forget
+        those that were not."""
+        counts = []
+        for (path, line, _), kind in list(self._kinds.items()):
+            seconds = abs(now - kind.told)
+            if kind.more and seconds >= interval:
+                text = kind.told_with(kind.text, seconds)
+                counts.append(_Count(log.name, kind.level, path, line, text, None, None))
+                kind.told, kind.more = now, 0
+        self._kinds = {key: kind for key, kind in self._kinds.items() if abs(now - kind.told) < interval}
+        return counts
+
+
+class _Count(logging.LogRecord):
+    """A message that tells how often another was repeated."""
+
+
+def tell_repeats(interval: float = REPEATS_INTERVAL) -> None:
+    """Log how often messages were repeated that were last told of *interval* seconds ago.
+
+    To be called now and then, and in the end with 0.
+    """
+    for handler in logging.getLogger().handlers:
+        for repeats in handler.filters:
+            if isinstance(repeats, _Repeats):
+                for count in repeats.counts(time.time(), interval):
+                    handler.handle(count)
+
+
 class _Moderator(logging.Filter):
     """Lets LINES_A_MINUTE of each place in the code pass: what a peer repeats must not fill the disk."""
 
@@ -102,6 +185,7 @@ def log_to_file(path: Path) -> None:
     layout = "%(asctime)s.%(msecs)03d iscsifs[%(process)d]: %(levelname)s: %(message)s"
     handler.setFormatter(_TerminalFormatter(level <= logging.DEBUG, layout))
     if level > logging.DEBUG:
+        handler.addFilter(_Repeats())
         handler.addFilter(_Moderator())
     logging.getLogger().addHandler(handler)
 
@@ -127,6 +211,7 @@ def log_to_syslog() -> None:
 
 
 def _replace_handlers(handler: logging.Handler, level: int, keep: Sequence[logging.Handler] = ()) -> None:
+    tell_repeats(0.0)
     root = logging.getLogger()
     for old in root.handlers[:]:
         if old in keep:
@@ -134,6 +219,7 @@ def _replace_handlers(handler: logging.Handler, level: int, keep: Sequence[loggi
         root.removeHandler(old)
         old.close()
     if level > logging.DEBUG:
+        handler.addFilter(_Repeats())
         handler.addFilter(_Moderator())
     root.addHandler(handler)
     root.setLevel(level)

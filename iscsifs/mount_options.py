@@ -152,6 +152,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "uid": Option(Sets.MOUNT, "uid", _id(lambda name: pwd.getpwnam(name).pw_uid, "getent passwd")),
     "gid": Option(Sets.MOUNT, "gid", _id(lambda name: grp.getgrnam(name).gr_gid, "getent group")),
     "direct_io": Option(Sets.MOUNT, "direct_io"),
+    "exclusive": Option(Sets.MOUNT, "exclusive"),
     "nonempty": Option(Sets.MOUNT, "nonempty"),
     "max_background": Option(Sets.MOUNT, "max_background", between(12, 65535, "a number of requests")),
     "readahead": Option(Sets.MOUNT, "read_ahead", _kib),
@@ -173,13 +174,14 @@ class MountOptions:
 
     *max_background* is a number of requests, *read_ahead* is in KiB. *session* are fields of
     InitiatorOptions, *command* what flags of the command line set as well. *nonempty* allows a mount point
-    with files in it.
+    with files in it. With *exclusive* a unit has one writer at a time.
     """
 
     uid: int
     gid: int
     read_only: bool = False
     direct_io: bool = False
+    exclusive: bool = False
     nonempty: bool = False
     max_background: int = MAX_BACKGROUND
     read_ahead: int = READ_AHEAD_KIB

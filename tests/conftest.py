@@ -17,6 +17,7 @@ import hypothesis
 import pytest
 from embedded import Embedded
 from mounting import Mounted, MountHosts
+from subjects import Subject, device, storage
 from targets import D, Daemon, Istgt, Serve, Tgt, make_image
 
 pytest_plugins = ["conformance"]
@@ -134,6 +135,27 @@ def mount_hosts(tmp_path: Path, serve: Serve) -> Iterator[MountHosts]:
             return mounted
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
+    """A loop device, the model for what `storage` does."""
+    if os.geteuid() != 0:
+        absent("needs root")
+    require_programs("losetup", "blockdev")
+    with device(tmp_path_factory.mktemp("device")) as subject:
+        yield subject
+
+
+@pytest.fixture(scope="session", params=["default", "direct_io"])
+def disk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
+    """`storage` of a mount on tgt, with the kernel's page cache and without it."""
+    require_programs("tgtd")
+    is_direct_io = request.param == "direct_io"
+    options = ["-o", "direct_io"] if is_direct_io else []
+    with storage(tmp_path_factory.mktemp(request.param), *options) as subject:
+        subject.is_direct_io = is_direct_io
+        yield subject
 
 
 @pytest.fixture

@@ -39,6 +39,21 @@ class FakeUnit:
     def __post_init__(self) -> None:
         self.content = bytearray(self.size)
 
+    def shrinks(self, size: int) -> bool:
+        return size < self.size
+
+    async def truncate(self, size: int) -> None:
+        pass
+
+    async def zero(self) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
+    def take_stale(self) -> bool:
+        return False
+
     async def read(self, offset: int, size: int) -> bytes:
         return bytes(self.content[offset : offset + size])
 
@@ -70,6 +85,7 @@ class FakeTarget:
 
     def __post_init__(self) -> None:
         self.on_change: Callable[[], None] = lambda: None
+        self.on_return: Callable[[object], None] = lambda unit: None
 
     @property
     def address(self) -> str:

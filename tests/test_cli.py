@@ -597,6 +597,46 @@ def test_units_that_come_and_grow_are_seen(network: FakeNetwork, mount_point: Pa
 
 
 @pytest.mark.mount
+def test_a_new_session_moves_the_times_of_its_disks(network: FakeNetwork, mount_point: Path) -> None:
+    target = disk("a", units=[FakeUnit("0"), FakeUnit("1")])
+    network.offer(HERE, target)
+
+    def times() -> list[bytes]:
+        paths = [mount_point / f"127.0.0.1/a/lun{lun}/storage" for lun in (0, 1)]
+        return subprocess.check_output(["stat", "-c", "%.9Y %.9Z", *paths]).splitlines()
+
+    def then() -> None:
+        before = times()
+        assert times() == before
+        target.on_return(target.units[1])
+        after = times()
+        assert after[0] == before[0]
+        assert after[1] > before[1]
+        assert times() == after
+
+    assert mounted(network, mount_point, HERE, then=then) == ExitStatus.OK
+
+
+@pytest.mark.mount
+def test_an_exclusive_mount_refuses_a_second_writer(network: FakeNetwork, mount_point: Path) -> None:
+    network.offer(HERE, disk("a"))
+    write = [
+        "sh",
+        "-c",
+        ': >>"$1" && exec 3>>"$1" && : >>"$1"',
+        "sh",
+        str(mount_point / "127.0.0.1/a/storage"),
+    ]
+
+    def then() -> None:
+        done = subprocess.run(write, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert "busy" in done.stderr
+
+    assert mounted(network, mount_point, "-o", "exclusive", HERE, then=then) == ExitStatus.OK
+
+
+@pytest.mark.mount
 def test_data_that_cannot_be_written_at_the_end_are_told(
     network: FakeNetwork, mount_point: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,10 +20,13 @@ from iscsifs.limits import (
     ATTACH_TIMEOUT,
     END_TIMEOUT,
     LAST_LOGOUT_TIMEOUT,
+    LOGIN_TIMEOUT,
     MANAGEMENT_TIMEOUT,
     MAX_ABORTS,
     MAX_ATTEMPTS,
+    MAX_CONNECTIONS,
     MAX_TARGETS,
+    MAX_TIME2WAIT,
     MAX_UNSYNCHRONISED,
     MAX_UNWRITTEN,
     UNIT_GRACE,
@@ -148,6 +151,7 @@ _WORDS = {2: "two", 3: "three", 5: "five"}
         f"and after {MANAGEMENT_TIMEOUT:g} more the session is made anew",
         f"with which {_WORDS[MAX_ATTEMPTS]} sessions were lost",
         f"missing for {UNIT_GRACE:g} seconds",
+        f"(DefaultTime2Wait, Time2Wait), up to {MAX_TIME2WAIT:g} seconds",
         f"at most {MAX_UNWRITTEN >> 20} MiB of data wait to be written",
         f"and {MAX_UNSYNCHRONISED >> 20} MiB that were written are kept",
         f"a reserve of {RESERVE >> 20} MiB of addresses",
@@ -155,6 +159,12 @@ _WORDS = {2: "two", 3: "three", 5: "five"}
 )
 def test_the_times_and_sizes_are_those_that_are_used(sentence: str) -> None:
     assert " ".join((MAN / "iscsifs.8").read_text().split()).count(sentence) == 1
+
+
+def test_so_are_those_of_the_target() -> None:
+    text = " ".join((MAN / "iscsifs-target.8").read_text().split())
+    assert f"At most {MAX_CONNECTIONS} connections are served at once" in text
+    assert f"a login may take {LOGIN_TIMEOUT:g} seconds" in text
 
 
 def test_the_synopsis_tells_how_to_unmount() -> None:

@@ -7,10 +7,11 @@ top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 owner=$(stat -c %u "$top")
 if [ "$(id -u)" = 0 ] && [ "$owner" != 0 ]; then
     export PYTHONDONTWRITEBYTECODE=1 RUFF_NO_CACHE=true MYPY_CACHE_DIR=/dev/null
-    export PYTEST_ADDOPTS="-p no:cacheprovider ${PYTEST_ADDOPTS-}" HYPOTHESIS_STORAGE_DIRECTORY=/dev/null/none
+    export PYTEST_ADDOPTS="-p no:cacheprovider ${PYTEST_ADDOPTS-}" HYPOTHESIS_STORAGE_DIRECTORY=/run/iscsifs-tests.hypothesis
 fi
 
-# What pyfuse3 needs to be built, and what FUSE needs to mount.
+# A virtual environment, what pyfuse3 needs to be built, and what FUSE needs to mount.
+python_packages=(python3 python3-venv python3-dev)
 build_packages=(gcc pkg-config libfuse3-dev fuse3)
 
 die() {
@@ -76,10 +77,10 @@ lacks() {
                 compgen -G '/usr/lib/*/qemu*/block-iscsi.so' >/dev/null || echo "libiscsi in qemu"
             ;;
         python3-dev)
-            "$python3" -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null ||
+            "${python3:-python3}" -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null ||
                 echo "the headers of Python"
             ;;
-        python3-venv) "$python3" -c 'import ensurepip, venv' 2>/dev/null || echo "Python's venv" ;;
+        python3-venv) "${python3:-python3}" -c 'import ensurepip, venv' 2>/dev/null || echo "Python's venv" ;;
         *)
             for command in $(commands_of "$1"); do
                 # An ordinary user's PATH lacks the directories of the daemons and of the file systems' tools.
@@ -89,9 +90,22 @@ lacks() {
     esac
 }
 
+# choose_python: set $python3 to one of 3.11 or later, or to nothing where there is none. $PYTHON names it; else
+# it is the distribution's, which is built with all optimisations, as others often are not, or the first on PATH.
+choose_python() {
+    for python3 in ${PYTHON:-/usr/bin/python3 python3}; do
+        "$python3" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && return
+    done
+    python3=
+}
+
 # need_packages PACKAGE...: have what stands for these packages of Debian: install them, or say what is missing.
+# What make_venv needs is among them, so that it is all told at once.
 need_packages() {
     local package lack missing=() said=
+    choose_python
+    [ -z "$python3" ] && command -v python3 >/dev/null || set -- "$@" "${python_packages[@]}"
+    set -- "$@" "${build_packages[@]}"
     for package in "$@"; do
         lack=$(lacks "$package" | paste -sd' ')
         [ -z "$lack" ] && continue
@@ -107,33 +121,24 @@ need_packages() {
     quietly as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get -q -y --no-install-recommends install "${missing[@]}" || die "apt-get install failed"
     hash -r
+    choose_python
     for package in "${missing[@]}"; do
         lack=$(lacks "$package" | paste -sd' ')
         [ -z "$lack" ] || die "$package is installed, but there is no $lack; is something else in its place?"
     done
 }
 
-# need_python: set $python3 to one of 3.11 or later that can make virtual environments and build extensions.
-# $PYTHON names it; else it is the distribution's, which is built with all optimisations, as others often are
-# not, or the first on PATH.
+# need_python: set $python3 to one that can make virtual environments and build extensions.
 need_python() {
-    command -v python3 >/dev/null || need_packages python3
-    local candidate
-    for candidate in ${PYTHON:-/usr/bin/python3 python3}; do
-        python3=$candidate
-        "$python3" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break
-        python3=
-    done
+    need_packages
     [ -n "$python3" ] ||
         die "python3 is $(python3 --version), and 3.11 or later is needed: name one by PYTHON=/path/to/python3"
-    need_packages python3-venv python3-dev
 }
 
 # make_venv [EXTRA]: have this clone, with its requirements and those of EXTRA, installed in .venv.
 make_venv() {
     local extra=${1:+[$1]} venv=$top/.venv python wanted
     need_python
-    need_packages "${build_packages[@]}"
     python=$("$python3" -c 'import sys; print(sys.base_prefix, *sys.version.split())')
     wanted=$(echo "$python" | cat - "$top/setup.cfg" "$top/pyproject.toml" | sha256sum)
     [ "$(cat "$venv/installed$extra" 2>/dev/null)" = "$wanted" ] && return

@@ -17,6 +17,8 @@ import trio
 from iscsifs.errors import ConfigError, IscsifsError, reason
 from iscsifs.fs.headroom import Headroom
 from iscsifs.fs.operations import Operations
+from iscsifs.fs.platform.init_reply import AmendedInit
+from iscsifs.fs.platform.pages import PageDropper
 from iscsifs.fs.process import give_memory_back, keep_freed_memory
 from iscsifs.fs.record import MountEntry, Record, mount_at
 from iscsifs.fs.requests import Readiness, take_requests_in_bursts
@@ -113,6 +115,7 @@ class Mount:
         logging.getLogger(pyfuse3.__name__).addFilter(_is_news)
         self._operations = operations
         self._mount_point = mount_point
+        operations.drop_pages = PageDropper(mount_point).drop
         self._path = Path(os.path.realpath(mount_point))  # not later: a look at it would wait for us
         self.fault: IscsifsError | None = None
         """Why it could never be used, after `serve`."""
@@ -154,7 +157,8 @@ class Mount:
         Those that nobody waits for any more, and those that wait for a target that is away, are not waited
         for, but where *write_back* waits for that target as well.
         """
-        readiness = take_requests_in_bursts(self._headroom.has_room)
+        init = AmendedInit(limits.max_background)
+        readiness = take_requests_in_bursts(self._headroom.has_room, init)
         over, answered = trio.Event(), trio.Event()
         is_ready = False
         failure: Exception | None = None
@@ -165,13 +169,14 @@ class Mount:
                 await pyfuse3.main(_MIN_TASKS, _MAX_TASKS)
             except Exception as exc:
                 failure = exc  # raised when what was written is safe
+            init.end()  # where libfuse has refused the kernel's version, and waits for nothing more
             answered.set()
             over.set()
 
         async def leave() -> None:
             nonlocal is_ready
             try:
-                await self._in_thread(tune, self._mount_point, limits)
+                await self._in_thread(tune, self._mount_point, limits, lambda: init.is_in_force)
             except OSError as exc:
                 log.warning("%s: the kernel's limits stay as they are: %s", self._mount_point, exc.strerror)
             try:

@@ -1,7 +1,8 @@
 """What FUSE asks for, answered from the tree. This is the one place that answers with errno.
 
 A `storage` file behaves as the node of a block device does: its size is the capacity and nothing changes it,
-a write past the end is ENOSPC, fsync is a flush of the unit's cache.
+a write past the end is ENOSPC, fsync is a flush of the unit's cache. A truncation says which bytes programs
+take for zeros from then on (`iscsifs.fs.truncation`).
 """
 
 import errno
@@ -9,12 +10,14 @@ import functools
 import logging
 import os
 import stat
-import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from time import time_ns
 from typing import Any, Concatenate, Final, NoReturn, ParamSpec, Self, TypeVar
+from weakref import WeakKeyDictionary
 
 import pyfuse3
+import trio
 from pyfuse3 import (
     EntryAttributes,
     FileInfo,
@@ -27,15 +30,18 @@ from pyfuse3 import (
 
 from iscsifs.errors import (
     DataError,
+    InUseError,
     IscsifsError,
     MediumError,
     NoMediumError,
     ReservationError,
     SpaceError,
+    TruncationError,
     WriteProtectedError,
 )
 from iscsifs.fs.losses import Handle, Ledger, Losses
 from iscsifs.fs.tree import MAX_NAME, Directory, File, Link, Node, Storage, Tree
+from iscsifs.fs.truncation import Writers
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +54,17 @@ ERRNO: Final[dict[type[BaseException], int]] = {
     SpaceError: errno.ENOSPC,
     NoMediumError: errno.ENOMEDIUM,
     ReservationError: errno.EBADE,
+    TruncationError: errno.EFBIG,
+    InUseError: errno.EBUSY,
     IscsifsError: errno.EIO,
     MemoryError: errno.ENOMEM,
 }
 """What a failed operation is answered with; a class that is not here has its base's."""
 
 _SECTOR: Final = 512  # the unit of st_blocks, and of what statfs answers
+
+_TIME_TO_RELEASE: Final = 1.0
+"""Seconds for the kernel to tell that a file was closed: it does so some time after close(2)."""
 
 # A name can come to stand for another unit (a LUN that was replaced); an attribute changes only with
 # `Operations.changed`.
@@ -64,6 +75,11 @@ _ATTR_TIMEOUT: Final = 300.0
 def error_number(exc: Exception) -> int:
     """Return the errno for what an operation raised."""
     return next((ERRNO[kind] for kind in type(exc).__mro__ if kind in ERRNO), errno.EIO)
+
+
+def _thread(ctx: RequestContext | None) -> int:
+    """Return the thread that asks; 0 is one that this process cannot see, of another container."""
+    return 0 if ctx is None else ctx.pid
 
 
 def _handler(
@@ -79,28 +95,47 @@ def _handler(
             raise
         except Exception as exc:
             if isinstance(exc, IscsifsError):
-                log.error("%s: %s", method.__name__, exc)
+                kind = {"kind": f"{method.__name__}: {exc.kind}"}
+                log.error("%s: %s", method.__name__, exc, extra=kind)
             elif isinstance(exc, MemoryError):
                 log.error("%s: no memory", method.__name__)
             else:
-                log.exception("%s: unexpected error", method.__name__)
+                kind = {"kind": f"{method.__name__}: {exc!r}"}
+                log.exception("%s: unexpected error", method.__name__, extra=kind)
             raise FUSEError(error_number(exc)) from exc
 
     return guarded
 
 
 @dataclass(slots=True)
+class _Times:
+    """The times of a unit, in nanoseconds since 1970, and the inode that shows them."""
+
+    inode: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+
+    def modify(self) -> None:
+        """Take note that the content has changed, or may have."""
+        self.mtime_ns = self.ctime_ns = time_ns()
+
+
+@dataclass(slots=True)
 class _OpenFile:
     """A file handle, with what it was told of lost writes.
 
-    *writes*: it may write; *sync*: each write has to reach stable storage (O_SYNC, O_DSYNC). As a context
-    manager it counts the requests in work.
+    *writes*: it may write; *direct*: it was opened O_DIRECT; *sync*: each write has to reach stable storage
+    (O_SYNC, O_DSYNC). As a context manager it counts the requests in work.
     """
 
     storage: Storage
     losses: Handle
+    inode: int
+    times: _Times
     writes: bool
     sync: bool
+    direct: bool
     in_work: int = 0
 
     def __enter__(self) -> Self:
@@ -116,18 +151,26 @@ class Operations(pyfuse3.Operations):
 
     *uid* and *gid* own every file. With *read_only* no unit is written to. With *direct_io* the kernel's page
     cache is left out, for units that others write to as well. With *sync* every handle is as if opened
-    with O_SYNC.
+    with O_SYNC. With *exclusive* a unit that is open for writing is not opened for writing once more.
 
     Of the operations that are not here, those that would change the tree are refused, and the others answered
-    with ENOSYS, after which the kernel spares itself the question (extended attributes: one for each write).
-    Permissions are checked by the kernel (default_permissions).
+    with ENOSYS, after which the kernel spares itself the question (the value of an extended attribute: one
+    for each write). Permissions are checked by the kernel (default_permissions).
     """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
 
     def __init__(
-        self, tree: Tree, *, uid: int, gid: int, read_only: bool, direct_io: bool, sync: bool = False
+        self,
+        tree: Tree,
+        *,
+        uid: int,
+        gid: int,
+        read_only: bool,
+        direct_io: bool,
+        sync: bool = False,
+        exclusive: bool = False,
     ) -> None:
         super().__init__()
         self._tree = tree
@@ -136,13 +179,17 @@ class Operations(pyfuse3.Operations):
         self._read_only = read_only
         self._direct_io = direct_io
         self._sync = sync
-        # A device has no times of its own. They stand still on purpose: a changed mtime makes the kernel drop
-        # all pages that it has of the file.
-        self._time_ns = time.time_ns()
+        self._exclusive = exclusive
+        self._time_ns = time_ns()  # of directories and links
+        self._times: WeakKeyDictionary[Storage, _Times] = WeakKeyDictionary()
+        self._released = trio.Event()  # a new one after each release
+        self.drop_pages: Callable[[bytes], None] = lambda path: None
+        """Called with the path, below the mount point, of a file whose cached pages may be old."""
         self._handle = 0
         self._files: dict[int, _OpenFile] = {}
         self._written: dict[Storage, None] = {}  # what was ever opened to be written
         self._losses = Ledger(lambda storage: any(file.storage is storage for file in tree.files()))
+        self._writers = Writers(lambda inode: pyfuse3.invalidate_inode(inode, attr_only=False))
         self._listings: dict[int, list[tuple[bytes, Node]]] = {}
 
     @property
@@ -159,13 +206,26 @@ class Operations(pyfuse3.Operations):
         """Say whether any request is in work that does not wait for a target that is away."""
         return any(file.in_work and not file.storage.is_away for file in self._files.values())
 
-    def changed(self, files: Iterable[File]) -> None:
-        """Have the kernel ask again for the size and the mode of *files*, which may be others now."""
-        for file in files:
-            try:
-                pyfuse3.invalidate_inode(file.inode, attr_only=True)
-            except OSError as exc:
-                log.debug("inode %d: %s", file.inode, exc)  # not known to the kernel, or unmounted
+    def changed(self, nodes: Iterable[File | Link]) -> None:
+        """Have the kernel ask again for the size and the mode of *nodes*, which may be others now."""
+        for node in nodes:
+            _forget_attributes(node.inode)
+
+    def may_have_changed(self, storage: Storage) -> None:
+        """Take note that somebody else may have written to *storage*: its session is a new one.
+
+        Its times move on, and pages that were read before are dropped. Where nobody has it open the next open
+        does that.
+        """
+        times = self._times.get(storage)
+        if times is None:
+            return  # nobody has looked at it
+        times.modify()
+        _forget_attributes(times.inode)
+        if any(file.storage is storage for file in self._files.values()):
+            path = self._tree.path_of(times.inode)
+            if path is not None:
+                self.drop_pages(path)
 
     def relieve(self) -> None:
         """Have all units let go of what they need not keep: memory is short."""
@@ -191,12 +251,30 @@ class Operations(pyfuse3.Operations):
     async def setattr(
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
-        """Let truncation and touch(1) succeed without effect, refuse everything else."""
+        """Truncate a storage file or set its times, refuse other changes."""
         node = self._node(inode)
-        if fields.update_mode or fields.update_uid or fields.update_gid:
+        now = self._attributes(node)
+        if (
+            (fields.update_mode and stat.S_IMODE(attr.st_mode) != stat.S_IMODE(now.st_mode))
+            or (fields.update_uid and attr.st_uid != now.st_uid)
+            or (fields.update_gid and attr.st_gid != now.st_gid)
+        ):
             raise FUSEError(errno.EPERM)
-        if fields.update_size and isinstance(node, File) and self._is_read_only(node.storage):
-            raise FUSEError(errno.EROFS)
+        if not isinstance(node, File):
+            if fields.update_atime or fields.update_mtime:
+                raise FUSEError(errno.EPERM)
+            return now
+        times = self._times_of(node)
+        if fields.update_size:
+            if self._is_read_only(node.storage):
+                raise FUSEError(errno.EROFS)
+            await self._writers.truncate(node, attr.st_size, fh, _thread(ctx))
+            times.modify()
+        if fields.update_atime:
+            times.atime_ns = attr.st_atime_ns
+        if fields.update_mtime:
+            times.mtime_ns = attr.st_mtime_ns
+        times.ctime_ns = time_ns()
         return self._attributes(node)
 
     @_handler
@@ -237,33 +315,62 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        """Return the size of all units together, all of it in use."""
+        """Return no size at all, as file systems of devices do: df(1) leaves it out, and nothing alarms."""
         data = StatvfsData()
         data.f_bsize = data.f_frsize = _SECTOR
-        data.f_blocks = sum(file.storage.size for file in self._tree.files()) // _SECTOR
-        data.f_files = len(self._tree.nodes)
         data.f_namemax = MAX_NAME
         return data
 
     @_handler
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        """Open a storage file. O_TRUNC changes nothing; pages cached before are dropped."""
+        """Open a storage file. Pages cached before are dropped."""
         node = self._node(inode)
         if not isinstance(node, File):
             raise FUSEError(errno.EISDIR if isinstance(node, Directory) else errno.ELOOP)
+        storage = node.storage
         writes = flags & os.O_ACCMODE != os.O_RDONLY
+        if writes and self._is_read_only(storage):
+            raise FUSEError(errno.EROFS)
+        if flags & os.O_TRUNC:
+            # Seen only where FUSE_INIT could not be amended: the size will be 0 for all others for a moment.
+            await self._until_free(storage, for_writing=False)
         if writes:
-            if self._is_read_only(node.storage):
-                raise FUSEError(errno.EROFS)
-            self._written[node.storage] = None
+            if self._exclusive:
+                await self._until_free(storage, for_writing=True)
+            self._written[storage] = None
         self._handle += 1
-        self._files[self._handle] = _OpenFile(
-            node.storage,
-            self._losses.open(node.storage),
+        fh = self._handle
+        if writes:
+            await self._writers.open(fh, node, _thread(ctx), truncate=bool(flags & os.O_TRUNC))
+        self._files[fh] = _OpenFile(
+            storage,
+            self._losses.open(storage),
+            inode,
+            self._times_of(node),
             writes=writes,
             sync=self._sync or bool(flags & os.O_DSYNC),  # a bit that O_SYNC has as well
+            direct=bool(flags & os.O_DIRECT),
         )
-        return FileInfo(fh=self._handle, direct_io=self._direct_io, keep_cache=False)
+        return FileInfo(fh=fh, direct_io=self._direct_io, keep_cache=False)
+
+    async def _until_free(self, storage: Storage, *, for_writing: bool) -> None:
+        """Return when nobody has *storage* open, or open *for_writing*; raise EBUSY if that takes long."""
+
+        def is_in_use() -> bool:
+            return any(
+                file.storage is storage and (file.writes or not for_writing) for file in self._files.values()
+            )
+
+        with trio.move_on_after(_TIME_TO_RELEASE):
+            while is_in_use():
+                await self._released.wait()
+            return
+        raise FUSEError(errno.EBUSY)
+
+    @_handler
+    async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
+        """Return that there are no extended attributes."""
+        return []
 
     @_handler
     async def read(  # type: ignore[override]  # any buffer will do, the annotation in pyfuse3 is narrower
@@ -278,22 +385,36 @@ class Operations(pyfuse3.Operations):
             data = await storage.read(off, wanted)
             # The kernel takes a short answer for the end of the file, and fills up with zeros.
             if len(data) < wanted and off + len(data) < storage.size:
-                raise DataError(f"{len(data)} bytes at {off}, where {wanted} were asked for")
+                error = DataError(f"{len(data)} bytes at {off}, where {wanted} were asked for")
+                raise error.counted_as(f"{storage.name}: a short answer")
             return data
 
     @_handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        """Write as much as fits in front of the end of the unit."""
+        """Write as much as fits in front of the end of the unit.
+
+        The kernel makes EIO of a short answer where the handle is O_DIRECT. So that is ENOSPC there, though
+        all that fits was written.
+        """
         with self._files[fh] as file:
             storage = file.storage
             room = storage.size - off
             if room <= 0:
                 raise FUSEError(errno.ENOSPC)
-            if len(buf) > room:
+            crosses = len(buf) > room
+            if crosses:
                 buf = buf[:room]
-            await storage.write(off, buf, file.sync)
+            try:
+                await storage.write(off, buf, file.sync)
+            finally:
+                file.times.mtime_ns = file.times.ctime_ns = time_ns()
+            self._writers.used(fh)
+            if storage.take_stale():
+                await self._writers.drop_pages_behind(file.inode, off, len(buf))
             if file.sync:
                 file.losses.report()
+            if crosses and file.direct:
+                raise FUSEError(errno.ENOSPC)
             return len(buf)
 
     @_handler
@@ -304,6 +425,8 @@ class Operations(pyfuse3.Operations):
         """
         with self._files[fh] as file:
             if file.writes:
+                self._writers.flushed(fh)
+                await file.storage.zero()
                 await file.storage.drain()
                 if (failure := file.losses.untold) is not None:
                     raise FUSEError(error_number(failure))  # the log has had it
@@ -326,7 +449,10 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def release(self, fh: int) -> None:
         """Forget an open file."""
-        del self._files[fh]
+        if self._files.pop(fh).writes:
+            self._writers.remove(fh)
+        self._released.set()
+        self._released = trio.Event()
 
     async def _refuse(self, *args: Any) -> NoReturn:
         """Refuse to change the tree."""
@@ -340,6 +466,14 @@ class Operations(pyfuse3.Operations):
         if node is None:
             raise FUSEError(errno.ESTALE)
         return node
+
+    def _times_of(self, file: File) -> _Times:
+        """Return the times of *file*: those of the first look at its unit, until something changes them."""
+        times = self._times.get(file.storage)
+        if times is None:
+            now = time_ns()
+            times = self._times[file.storage] = _Times(file.inode, now, now, now)
+        return times
 
     def _is_read_only(self, storage: Storage) -> bool:
         return self._read_only or storage.read_only
@@ -365,5 +499,25 @@ class Operations(pyfuse3.Operations):
                 attributes.st_mode = stat.S_IFREG | (0o400 if self._is_read_only(storage) else 0o600)
                 attributes.st_size = storage.size
                 attributes.st_blocks = storage.size // _SECTOR
-                attributes.st_blksize = storage.preferred_size
+                attributes.st_blksize = _request_size(storage)
+                times = self._times_of(node)
+                attributes.st_atime_ns = times.atime_ns
+                attributes.st_mtime_ns = times.mtime_ns
+                attributes.st_ctime_ns = times.ctime_ns
         return attributes
+
+
+def _request_size(storage: Storage) -> int:
+    """Return the largest power of two that divides the size of *storage*, and goes well for a transfer.
+
+    Programs round the size of a regular file up to st_blksize (shred(1)), and the kernel keeps its logarithm.
+    """
+    return min(storage.size & -storage.size or _SECTOR, 1 << storage.preferred_size.bit_length() - 1)
+
+
+def _forget_attributes(inode: int) -> None:
+    """Have the kernel ask again for the attributes of *inode*."""
+    try:
+        pyfuse3.invalidate_inode(inode, attr_only=True)
+    except OSError as exc:
+        log.debug("inode %d: %s", inode, exc)  # not known to the kernel, or unmounted

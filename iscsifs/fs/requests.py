@@ -17,6 +17,7 @@ from typing import Any, Final
 import pyfuse3
 import trio
 
+from iscsifs.fs.platform.init_reply import AmendedInit
 from iscsifs.moment import Moment
 
 log = logging.getLogger(__name__)
@@ -140,11 +141,27 @@ class Readiness:
 
 
 class _LowLevel:
-    """`trio.lowlevel` with another way to wait for FUSE."""
+    """`trio.lowlevel` with another way to wait for FUSE.
 
-    def __init__(self, readiness: Readiness) -> None:
-        self.wait_readable = readiness.wait_readable
+    pyfuse3 waits for the first time before FUSE_INIT, with one worker, and for the second time when libfuse
+    has answered that.
+    """
+
+    def __init__(self, readiness: Readiness, init: AmendedInit) -> None:
+        self._readiness = readiness
+        self._init = init
+        self.wait_readable = self._wait_for_init
         self.notify_closing = readiness.notify_closing
+
+    async def _wait_for_init(self, fd: int) -> None:
+        await trio.lowlevel.wait_readable(fd)
+        self._init.begin(fd)
+        self.wait_readable = self._wait_after_init
+
+    async def _wait_after_init(self, fd: int) -> None:
+        self._init.end()
+        self.wait_readable = self._readiness.wait_readable
+        await self.wait_readable(fd)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio.lowlevel, name)
@@ -155,19 +172,20 @@ class _Trio:
 
     Lock = _NoLock
 
-    def __init__(self, readiness: Readiness) -> None:
-        self.lowlevel = _LowLevel(readiness)
+    def __init__(self, readiness: Readiness, init: AmendedInit) -> None:
+        self.lowlevel = _LowLevel(readiness, init)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio, name)
 
 
-def take_requests_in_bursts(has_room: Callable[[], bool]) -> Readiness | None:
-    """Let the next main loop of pyfuse3 take its requests several at a time, and only if *has_room*; return
-    what its workers wait by, None where pyfuse3 is not made as expected."""
+def take_requests_in_bursts(has_room: Callable[[], bool], init: AmendedInit) -> Readiness | None:
+    """Let the next main loop of pyfuse3 take its requests several at a time, and only if *has_room*, and have
+    the answer to the first one amended by *init*; return what its workers wait by, None where pyfuse3 is not
+    made as expected."""
     if getattr(pyfuse3, "trio", None) is not trio and not isinstance(getattr(pyfuse3, "trio", None), _Trio):
-        log.info("this version of pyfuse3 takes requests one by one")
+        log.warning("this version of pyfuse3 takes requests one by one, and FUSE_INIT is not amended")
         return None
     readiness = Readiness(has_room)
-    pyfuse3.trio = _Trio(readiness)  # type: ignore[attr-defined]
+    pyfuse3.trio = _Trio(readiness, init)  # type: ignore[attr-defined]
     return readiness

@@ -5,6 +5,7 @@
                        storage                         the disk
                        lun0/ lun1/ ...                 all of them, with wwid type blocksize as well
     by-id/<wwid> -> ../<host>/<target>/lunN
+    by-id/<wwid>@<host>,<target>,lunN    of units that have one name
 
 Nothing here knows of FUSE or of iSCSI. A tree is built from descriptions, and its names depend on these
 only, not on the order in which they came. An inode lives as long as what it stands for is there; its number
@@ -12,6 +13,7 @@ is never given to anything else.
 """
 
 import hashlib
+import logging
 import re
 import string
 from collections import Counter
@@ -19,6 +21,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import ClassVar, Final, Protocol, TypeVar
+
+from iscsifs.limits import NOTES_A_LIST
+
+log = logging.getLogger(__name__)
 
 ROOT_INODE: Final = 1
 """The inode of the root directory (FUSE_ROOT_ID)."""
@@ -87,6 +93,21 @@ class Storage(Protocol):
 
         With *sync* it returns when they are on stable storage, and raises what fails.
         """
+
+    def shrinks(self, size: int) -> bool:
+        """Say whether `truncate` to *size* lays the end of what programs mean further to the front."""
+
+    async def truncate(self, size: int) -> None:
+        """Let what comes inside *size* bytes again, and is not written, be zeros; the capacity stays."""
+
+    async def zero(self) -> None:
+        """Return when what has to be zeros after a truncation is zeros in the unit."""
+
+    def release(self) -> None:
+        """From now on nobody writes who would know of the last truncation."""
+
+    def take_stale(self) -> bool:
+        """Say whether copies of what was read may have old bytes where there are zeros now; once."""
 
     def relieve(self) -> None:
         """Soon keep nothing in memory that need not be kept; called again as long as memory is short."""
@@ -224,6 +245,7 @@ class Tree:
         self._by_id = self._add(Directory(next(self._inodes), _BY_ID))
         self.root.entries[_BY_ID] = self._by_id
         self._targets: list[TargetDirectory] = []
+        self._namesakes: dict[str, set[bytes]] = {}  # the paths of those that were warned of, by their name
 
     def add_targets(self, targets: Sequence[TargetDescription]) -> list[TargetDirectory]:
         """Add *targets* and return their directories.
@@ -239,28 +261,44 @@ class Tree:
             name = next(name for name in _names(target, unique) if name not in host.entries)
             directory = self._add(TargetDirectory(next(self._inodes), host.path + b"/" + name, target))
             host.entries[name] = directory
-            self._add_links(directory, hostname=target.host, port=str(target.port), targetname=target.name)
-            # Numeric, from the socket: not the network's text, and the "%" of a zone belongs to it.
-            self._add_link(directory, b"ip", target.address.encode())
+            self._set_links(directory, _links_of_target(target))
             self._set_units(directory, target.units)
             self._targets.append(directory)
             directories[index] = directory
         self._name_by_id()
         return [directories[index] for index in range(len(targets))]
 
-    def replace_units(self, directory: TargetDirectory, units: Sequence[UnitDescription]) -> list[File]:
-        """Let *directory* have these logical units, and return their files.
+    def update(self, directory: TargetDirectory, target: TargetDescription) -> "list[File | Link]":
+        """Let *directory* show *target* as it is now: where it is reached, and its logical units; return what
+        `replace_units` does. Its name stays."""
+        directory.target = target
+        changed = self._set_links(directory, _links_of_target(target))
+        return [*changed, *self.replace_units(directory, target.units)]
+
+    def replace_units(
+        self, directory: TargetDirectory, units: Sequence[UnitDescription]
+    ) -> "list[File | Link]":
+        """Let *directory* have these logical units, and return their files, and links that are different now.
 
         A unit that was there keeps its inodes; one with the same number but another identity does not.
         """
-        self._set_units(directory, units)
+        changed = self._set_units(directory, units)
         self._name_by_id()
         entries = [entry for unit in directory.units() for entry in unit.entries.values()]
-        return [entry for entry in entries if isinstance(entry, File)]
+        return [*changed, *(entry for entry in entries if isinstance(entry, File))]
 
     def files(self) -> Iterator[File]:
         """Yield every storage file, once."""
         return (node for node in self.nodes.values() if isinstance(node, File))
+
+    def path_of(self, inode: int) -> bytes | None:
+        """Return the path below the root of the storage file with this *inode*, None where there is none."""
+        for node in self.nodes.values():
+            if isinstance(node, UnitDirectory):
+                for name, entry in node.entries.items():
+                    if entry.inode == inode:
+                        return node.path + b"/" + name
+        return None
 
     def _add(self, node: AnyNode) -> AnyNode:
         self.nodes[node.inode] = node
@@ -276,22 +314,33 @@ class Tree:
             node = self.root.entries[name] = self._add(Directory(next(self._inodes), name))
         return node
 
-    def _add_links(self, directory: Directory, **links: str | None) -> None:
-        for name, text in links.items():
-            if text:
-                self._add_link(directory, name.encode(), safe_name(text))
+    def _set_links(self, directory: Directory, links: "dict[bytes, bytes | None]") -> "list[File | Link]":
+        """Let *directory* have these *links*, none where the target is None; return those that were there and
+        lead elsewhere now."""
+        changed: list[File | Link] = []
+        for name, target in links.items():
+            node = directory.entries.get(name)
+            if not target:
+                if node is not None:
+                    self._remove(directory.entries.pop(name))
+            elif not isinstance(node, Link):
+                directory.entries[name] = self._add(Link(next(self._inodes), target))
+            elif node.target != target:
+                node.target = target
+                changed.append(node)
+        return changed
 
-    def _add_link(self, directory: Directory, name: bytes, target: bytes) -> None:
-        directory.entries[name] = self._add(Link(next(self._inodes), target))
-
-    def _set_units(self, directory: TargetDirectory, units: Sequence[UnitDescription]) -> None:
+    def _set_units(self, directory: TargetDirectory, units: Sequence[UnitDescription]) -> "list[File | Link]":
+        changed: list[File | Link] = []
         wanted = {_unit_name(unit): unit for unit in sorted(units, key=_unit_order)}
         for old in directory.units():
             name = _unit_name(old.unit)
             new = wanted.get(name)
-            if new is not None and _identity(new) == _identity(old.unit):
+            if new is not None and _is_same(old.unit, new):
                 del wanted[name]
-                self._renew(old, new)
+                changed += self._renew(old, new)
+                if directory.main is old:
+                    changed += self._set_links(directory, _links_of_main(new))
             else:
                 self._remove(directory.entries.pop(name))
                 if directory.main is old:
@@ -300,30 +349,22 @@ class Tree:
             directory.entries[name] = self._unit(directory.path + b"/" + name, unit)
         if directory.main is None or not _is_disk(directory.main):
             self._show_as_main(directory, _main_unit(directory.units()))
+        return changed
 
     def _unit(self, path: bytes, unit: UnitDescription) -> UnitDirectory:
         directory = self._add(UnitDirectory(next(self._inodes), path, unit))
-        self._add_links(
-            directory,
-            vendor=unit.vendor,
-            product=unit.product,
-            version=unit.version,
-            serial=unit.serial,
-            wwid=unit.wwid,
-            type=unit.type_name,
-            blocksize=str(unit.block_size) if unit.block_size else None,
-        )
+        self._set_links(directory, _links_of_unit(unit))
         if unit.storage is not None:
             directory.entries[b"storage"] = self._add(File(next(self._inodes), unit.storage))
         return directory
 
-    @staticmethod
-    def _renew(directory: UnitDirectory, unit: UnitDescription) -> None:
-        """Give the *directory* of a unit that stayed the storage of its new description."""
+    def _renew(self, directory: UnitDirectory, unit: UnitDescription) -> "list[File | Link]":
+        """Give the *directory* of a unit that stayed the storage and the texts of its new description."""
         directory.unit = unit
         file = directory.entries.get(b"storage")
         if isinstance(file, File) and unit.storage is not None:
             file.storage = unit.storage
+        return self._set_links(directory, _links_of_unit(unit))
 
     def _remove(self, node: Node) -> None:
         if isinstance(node, Directory):
@@ -339,26 +380,49 @@ class Tree:
             directory.entries.pop(b"storage", None)
         directory.main = unit
         if unit is not None:
-            for name, node in unit.entries.items():
-                if isinstance(node, Link) and name in _OF_TARGET:
-                    self._add_link(directory, name, node.target)
-                elif isinstance(node, File) and _is_disk(unit):
-                    directory.entries[name] = node
-                    node.nlink = 2
+            self._set_links(directory, _links_of_main(unit.unit))
+            node = unit.entries.get(b"storage")
+            if isinstance(node, File) and _is_disk(unit):
+                directory.entries[b"storage"] = node
+                node.nlink = 2
 
     def _name_by_id(self) -> None:
-        """Make by-id anew; where a unit is reached in several ways, the name of the first one stays."""
-        links: dict[bytes, bytes] = {}
+        """Make by-id anew. Units of one name are told apart by their paths, which are the same at every
+        mount: none of them has the plain name, so that nobody takes one for the other."""
+        namesakes: dict[str, list[bytes]] = {}
         for directory in self._targets:
             for unit in directory.units():
                 if unit.unit.wwid:
-                    links.setdefault(safe_name(unit.unit.wwid), b"../" + unit.path)
+                    namesakes.setdefault(unit.unit.wwid, []).append(unit.path)
+        links: dict[bytes, bytes] = {}
+        for wwid, paths in namesakes.items():
+            for path in paths:
+                place = "" if len(paths) == 1 else "@" + path.decode().replace("/", ",")
+                links[safe_name(wwid + place)] = b"../" + path
         for name, node in list(self._by_id.entries.items()):
             if isinstance(node, Link) and links.get(name) != node.target:
                 self._remove(self._by_id.entries.pop(name))
         for name, target in links.items():
             if name not in self._by_id.entries:
-                self._add_link(self._by_id, name, target)
+                self._by_id.entries[name] = self._add(Link(next(self._inodes), target))
+        self._warn_of_namesakes({wwid: paths for wwid, paths in namesakes.items() if len(paths) > 1})
+
+    def _warn_of_namesakes(self, namesakes: dict[str, list[bytes]]) -> None:
+        """Say which units have one name, once, and again when others have it as well."""
+        news = [wwid for wwid, paths in namesakes.items() if not self._namesakes.get(wwid, set()) >= {*paths}]
+        self._namesakes = {wwid: {*paths} for wwid, paths in namesakes.items()}
+        for wwid in news[:NOTES_A_LIST]:
+            first, second, *others = (path.decode() for path in sorted(namesakes[wwid]))
+            log.warning(
+                "%s and %s%s have the same worldwide name %s: they may be one disk; write to one of them"
+                " only, as each has a write buffer of its own",
+                first,
+                second,
+                f" and {len(others)} more" if others else "",
+                wwid,
+            )
+        if len(news) > NOTES_A_LIST:
+            log.warning("%d more worldwide names are those of several units", len(news) - NOTES_A_LIST)
 
 
 def _target_order(target: TargetDescription) -> tuple[str, str, int, str]:
@@ -387,9 +451,44 @@ def _unit_order(unit: UnitDescription) -> list[bytes | int]:
     return _natural(_unit_name(unit))
 
 
-def _identity(unit: UnitDescription) -> tuple[object, ...]:
-    """Return what tells *unit* from another one under its number: all but how to get at its bytes."""
-    return replace(unit, storage=None), unit.storage is None
+def _is_same(old: UnitDescription, new: UnitDescription) -> bool:
+    """Return whether *new* is the unit *old*, the number of which it has: it is the same storage, whatever
+    its texts are now, or all texts are the same."""
+    if old.storage is not None and old.storage is new.storage:
+        return True
+    texts_are_the_same = replace(old, storage=None) == replace(new, storage=None)
+    return texts_are_the_same and (old.storage is None) == (new.storage is None)
+
+
+def _links_of_target(target: TargetDescription) -> dict[bytes, bytes | None]:
+    return {
+        b"hostname": _link_target(target.host),
+        b"port": _link_target(str(target.port)),
+        b"targetname": _link_target(target.name),
+        # Numeric, from the socket: not the network's text, and the "%" of a zone belongs to it.
+        b"ip": target.address.encode(),
+    }
+
+
+def _links_of_unit(unit: UnitDescription) -> dict[bytes, bytes | None]:
+    return {
+        b"vendor": _link_target(unit.vendor),
+        b"product": _link_target(unit.product),
+        b"version": _link_target(unit.version),
+        b"serial": _link_target(unit.serial),
+        b"wwid": _link_target(unit.wwid),
+        b"type": _link_target(unit.type_name),
+        b"blocksize": _link_target(str(unit.block_size) if unit.block_size else None),
+    }
+
+
+def _links_of_main(unit: UnitDescription) -> dict[bytes, bytes | None]:
+    """What a target shows of *unit* as its own."""
+    return {name: target for name, target in _links_of_unit(unit).items() if name in _OF_TARGET}
+
+
+def _link_target(text: str | None) -> bytes | None:
+    return safe_name(text) if text else None
 
 
 def _is_disk(unit: UnitDirectory) -> bool:

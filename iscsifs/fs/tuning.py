@@ -1,13 +1,16 @@
-"""Limits of the kernel that are set from outside of FUSE's protocol, because pyfuse3 does not hand them on.
+"""Limits of the kernel that are set from outside of FUSE's protocol, where that has no place for them.
+
+The read-ahead of 128 KiB is too little for a link with any delay; FUSE_INIT can only lower it.
 
 Of the requests that read ahead or use O_DIRECT the kernel has 12 in work at once, for all files of a mount
 together (max_background). That keeps queues short, and a single unit that does not answer takes all 12. The
-read-ahead of 128 KiB is too little for a link with any delay.
+answer to FUSE_INIT raises it (`iscsifs.fs.platform.init_reply`); where that was not possible it is done here.
 """
 
 import ctypes
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,14 +37,24 @@ class Limits:
     read_ahead: int = READ_AHEAD_KIB
 
 
-def tune(mount_point: Path, limits: Limits) -> None:
+def tune(mount_point: Path, limits: Limits, is_told: Callable[[], bool]) -> None:
     """Set the *limits* of what is mounted on *mount_point*, as far as this user may.
 
-    The connection's files belong to who mounted it, if fusectl is mounted; the read-ahead is for root.
+    *is_told* says, once the mount answers, whether the kernel was told of max_background. The read-ahead is
+    for root.
     """
     device = os.stat(mount_point).st_dev
     number = f"{os.minor(device)}"
-    requests = limits.max_background
+    if not is_told():
+        _set_max_background(number, limits.max_background)
+    try:
+        _write(f"/sys/class/bdi/{os.major(device)}:{number}/read_ahead_kb", limits.read_ahead)
+    except OSError as exc:
+        log.info("read_ahead_kb stays as it is (%s)", exc)
+
+
+def _set_max_background(number: str, requests: int) -> None:
+    """Set it for a connection, whose files in fusectl belong to who mounted it."""
     try:
         directory = _connection(number)
         try:
@@ -51,10 +64,6 @@ def tune(mount_point: Path, limits: Limits) -> None:
             os.close(directory)
     except OSError as exc:
         log.info("max_background stays as it is (%s); as root: mount -t fusectl fusectl %s", exc, _FUSECTL)
-    try:
-        _write(f"/sys/class/bdi/{os.major(device)}:{number}/read_ahead_kb", limits.read_ahead)
-    except OSError as exc:
-        log.info("read_ahead_kb stays as it is (%s)", exc)
 
 
 def _connection(number: str) -> int:

@@ -187,6 +187,7 @@ class Commands:
                 raise
             except CommandError as error:
                 failure = type(error)(f"{self.name}: {describe(task.cdb)}: {error}")
+                failure.counted_as(f"{self.name}: {command_name(task.cdb)}: {error.kind}")
                 repeat = Repeat.NEVER
             else:
                 if task.status == Status.GOOD:
@@ -244,4 +245,4 @@ class Commands:
     def _error(self, error: type[StatusError], task: Task, reason: str, kind: str = "") -> StatusError:
         message = f"{self.name}: {describe(task.cdb)}: {reason}"
         kind = f"{self.name}: {command_name(task.cdb)}: {kind or reason}"
-        return error(message, status=task.status, sense=task.sense, kind=kind)
+        return error(message, status=task.status, sense=task.sense).counted_as(kind)

@@ -182,6 +182,11 @@ class Dialler:
             if oddity not in self._told:
                 self._told.add(oddity)
                 log.warning("%s: %s, against RFC 7143; going on", self.portal, oddity)
+        credentials = self._options.credentials
+        if credentials is not None and not login.is_proven(credentials):
+            log.info(
+                "%s: logged in for discovery without all of CHAP; what it tells is not proven", self.portal
+            )
         agreed = {"HeaderDigest": login.parameters.header_digest, "DataDigest": login.parameters.data_digest}
         for key, there in agreed.items():
             if not there and login.config.offer[key] != ("None",):

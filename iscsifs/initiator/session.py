@@ -35,10 +35,13 @@ from iscsifs.iscsi.events import (
 from iscsifs.iscsi.pdu import LogoutResponseCode, TaskFunction
 from iscsifs.iscsi.task import CHECK_CONDITION, Task
 from iscsifs.limits import (
+    ATTEMPT_PATIENCE,
+    ATTEMPT_PAUSE,
     LAST_LOGOUT_TIMEOUT,
     LOGOUT_TIMEOUT,
     MANAGEMENT_TIMEOUT,
     MAX_ATTEMPTS,
+    MAX_TIME2WAIT,
     NOTES_A_MINUTE,
 )
 from iscsifs.scsi.cdb import describe
@@ -80,8 +83,10 @@ class Session:
     A command without an answer is aborted after the command time-out; where that does not help within
     MANAGEMENT_TIMEOUT its unit is reset, and after as long again the connection is given up. What a lost
     connection leaves unanswered is sent again in the next one, MAX_ATTEMPTS times at most. While there is
-    none, commands wait up to the replacement time-out, counted from the loss; then all fail, new ones at
-    once, until a later attempt to log in has succeeded. Those for a unit that is held wait as long.
+    none, commands wait up to the replacement time-out, counted from the loss; then all fail. From then on a
+    new one causes an attempt to log in at once, waits ATTEMPT_PATIENCE at most for that, and fails with it;
+    within ATTEMPT_PAUSE after one has failed new ones fail at once. Those for a unit that is held wait as
+    long as the replacement time-out.
     """
 
     def __init__(
@@ -106,6 +111,9 @@ class Session:
         self._time2wait: float | None = None  # None: what the login agreed on
         self._backoff = 0.0
         self._login_failure = ""
+        self._attempt_began: float | None = None  # the one under way
+        self._attempt_ended = -math.inf  # the last one that has failed
+        self._wait_until = -math.inf  # how long commands are kept after the replacement time-out
         self._pulse: Pulse | None = None  # once there is something to look at
         self._stuck_ticks = 0
         self._notes = 0
@@ -163,11 +171,21 @@ class Session:
             self._submit(task)
             return
         if self.state is not State.UP:
+            if self.given_up and (task.probe or not self._may_be_back()):
+                raise self._away()
             if not task.probe:
                 self._wanted.set()
-            if self.given_up:
-                raise self._away()
         self._kept[task] = None
+
+    def _may_be_back(self) -> bool:
+        """After the replacement time-out: say whether a command may wait for an attempt to log in."""
+        now = trio.current_time()
+        if self._attempt_began is not None:
+            return now < self._wait_until
+        if now < self._attempt_ended + ATTEMPT_PAUSE:
+            return False
+        self._wait_until = now + ATTEMPT_PATIENCE
+        return True
 
     def _passes(self, task: Task) -> bool:
         return task.lun not in self._held or task.probe
@@ -262,7 +280,8 @@ class Session:
         if trio.current_time() - started >= LONGEST_DELAY:
             self._backoff = 0.0
         if not self._closing:
-            log.warning("%s: %s; logging in again", self.name, link.failure)
+            kind = {"kind": f"{self.name}: {type(link.failure)}"}
+            log.warning("%s: %s; logging in again", self.name, link.failure, extra=kind)
 
     def _go_down(self) -> None:
         if self.state is State.UP:
@@ -299,7 +318,8 @@ class Session:
             self.on_login()
         self.state = State.UP
         self.given_up = False
-        log.info("%s: back after %.1f s", self.name, trio.current_time() - self._down_since)
+        seconds = trio.current_time() - self._down_since
+        log.info("%s: back after %.1f s", self.name, seconds, extra={"kind": self.name})
         self._send_kept(filter(self._passes, self._kept))
 
     # Units that may be others now.
@@ -363,6 +383,14 @@ class Session:
         if self._time2wait is None:
             self._time2wait = float(self._link.connection.parameters.default_time2wait)
         pause, self._time2wait = self._time2wait, None
+        if pause > MAX_TIME2WAIT:
+            log.warning(
+                "%s: the target wants us away for %g s; coming back after %g s",
+                self.name,
+                pause,
+                MAX_TIME2WAIT,
+            )
+            pause = MAX_TIME2WAIT
         with trio.CancelScope() as self._dialling:
             while not self._closing:
                 jittered = FIRST_DELAY * random.uniform(0.75, 1.25)
@@ -372,11 +400,15 @@ class Session:
                 self._wanted = trio.Event()
                 self._backoff = min(2 * self._backoff + jittered, LONGEST_DELAY)
                 pause = 0.0
+                self._attempt_began = trio.current_time()
+                self._wait_until = self._attempt_began + ATTEMPT_PATIENCE
                 try:
                     link = await self._dial()
                 except IscsifsError as error:
                     self._login_failed(error)
                     continue
+                finally:
+                    self._attempt_began = None
                 self._login_failure = ""
                 if self._closing:
                     link.close()
@@ -385,7 +417,10 @@ class Session:
                 return
 
     def _login_failed(self, error: IscsifsError) -> None:
-        """Log why, once for each reason in a row."""
+        """Log why, once for each reason in a row; fail what has only waited for this attempt."""
+        self._attempt_ended = trio.current_time()
+        if self.given_up:
+            self._fail_kept(self._kept, self._away)
         if str(error) != self._login_failure:
             self._login_failure = str(error)
             log.warning("%s: %s; still trying", self.name, error)
@@ -414,7 +449,9 @@ class Session:
                 if not self.given_up:
                     log.error("%s; still trying", self._away())
                     self.given_up = True
-                self._fail_kept(self._kept, self._away)
+                    self._wait_until = -math.inf
+                if now >= self._wait_until:
+                    self._fail_kept(self._kept, self._away)
             for task in [task for task in self._kept if not self._passes(task)]:
                 if now - self._held[task.lun] >= patience:
                     self._fail_kept([task], partial(self._unknown, task.lun))
@@ -432,7 +469,11 @@ class Session:
             if task.ticks == limit + 1:  # the first tick comes less than TICK after the command
                 seconds = self._options.command_timeout
                 log.warning(
-                    "%s: no answer to %s in %g s; aborting it", self.name, describe(task.cdb), seconds
+                    "%s: no answer to %s in %g s; aborting it",
+                    self.name,
+                    describe(task.cdb),
+                    seconds,
+                    extra={"kind": f"{self.name} {task.lun}"},
                 )
                 self._abort(task)
         self._stuck_ticks = self._stuck_ticks + 1 if unsent and not connection.tasks_on_the_wire else 0

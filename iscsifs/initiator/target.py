@@ -80,6 +80,8 @@ class Target:
         self.on_change: Callable[[], None] = lambda: None
         """Called when a unit has come, gone, changed, or was looked at anew (`LogicalUnit.generation`), and
         when the portal is another."""
+        self.on_return: Callable[[LogicalUnit], None] = lambda unit: None
+        """Called when a unit was found to be the same after a new login or a reset."""
         self._units: dict[int, LogicalUnit] = {}  # by LUN, in the order of the LUNs
         self._dialler = dialler
         self._options = options
@@ -225,6 +227,8 @@ class Target:
                 elif answered is not None:
                     self._renewed = True
                 if unit.failure is None:
+                    if answered is not None:
+                        self.on_return(unit)
                     await trio.sleep(PAUSE)
         except TransportError:
             return  # the session is closed

@@ -9,10 +9,12 @@ import trio
 
 from iscsifs.errors import DataError, DataLostError, IscsifsError, UnitError
 from iscsifs.initiator.commands import Commands, Unsupported
+from iscsifs.initiator.holes import Holes
 from iscsifs.initiator.probe import Description, Name, describe
 from iscsifs.initiator.ranges import Ranges
 from iscsifs.initiator.writeback import Done, WriteBuffer
-from iscsifs.limits import MAX_ROUNDS
+from iscsifs.initiator.zeroing import Zeroing
+from iscsifs.limits import MAX_HOLES, MAX_ROUNDS
 from iscsifs.scsi import cdb
 from iscsifs.scsi.capacity import Capacity
 from iscsifs.scsi.luns import lun_label
@@ -62,6 +64,7 @@ class LogicalUnit:
         """How often it was looked at anew, after a new login or because it may have been another: others may
         have written to it in the meantime."""
         self._ranges = Ranges()
+        self._holes = Holes()
         self._block_size = 0
         self._is_large = False
         self._take(description)
@@ -76,6 +79,8 @@ class LogicalUnit:
             volatile=description.volatile_cache is not False,
             fua=description.dpo_fua,
         )
+        self._failures_before = 0
+        self._zeroing = Zeroing(self._holes, commands, self._ranges, self._writes, self._read_newest)
 
     @property
     def failure(self) -> IscsifsError | None:
@@ -165,6 +170,7 @@ class LogicalUnit:
         # blocks are those of the last one: what was accepted for that may still be written.
         self._size = capacity.size if capacity else 0
         if capacity is not None:
+            self._holes.clip(capacity.size)
             self._block_size = capacity.block_size
             self._is_large = capacity.blocks > BLOCKS_IN_REACH_OF_10
         limit = description.limits.max_transfer_length * self._block_size
@@ -195,7 +201,37 @@ class LogicalUnit:
     @property
     def needs_flush(self) -> bool:
         """Whether anything was written, or is being written, that is not known to be on stable storage."""
-        return bool(self._ranges) or self._writes.needs_flush
+        return bool(self._ranges) or self._writes.needs_flush or self._holes.is_owed
+
+    def take_stale(self) -> bool:
+        """Say whether copies of what was read may have old bytes where there are zeros now; once."""
+        stale, self._holes.stale = self._holes.stale, False
+        return stale
+
+    def shrinks(self, size: int) -> bool:
+        """Say whether a truncation to *size* would lay the end of what programs mean further to the front."""
+        return self._holes.shrinks(size, self.size)
+
+    async def truncate(self, size: int) -> None:
+        """Let *size* bytes be what programs mean of the unit, as far as its bytes are to be zeros (`holes`).
+
+        The size of the unit stays what it is, and *size* is no more than that.
+        """
+        self._check()
+        self._holes.truncate(size, self.size)
+
+    def release(self) -> None:
+        """From now on nobody writes who would know of the last truncation."""
+        self._holes.release()
+
+    async def zero(self) -> None:
+        """Return when the holes that truncations have left are zeros in the unit, perhaps only in its cache.
+
+        What could not be zeroed still reads as zeros, and is tried again the next time.
+        """
+        if self._holes.pending:
+            self._check()
+            await self._zeroing.fill(self.description, self.preferred_size)
 
     async def read(self, offset: int, size: int) -> memoryview:
         """Return *size* bytes from *offset*; fewer, or none, at the end of the unit."""
@@ -206,6 +242,8 @@ class LogicalUnit:
         block_size = self._block_size
         start = offset // block_size * block_size
         end = -(-(offset + size) // block_size) * block_size
+        if self._holes.is_active:
+            self._holes.read(offset, offset + size, self.size)
         blocks = await self._read_newest(start, end)
         return blocks if len(blocks) == size else blocks[offset - start : offset - start + size]
 
@@ -215,10 +253,15 @@ class LogicalUnit:
         for _ in range(MAX_ROUNDS):
             resets = self._writes.resets
             newer = self._writes.newer(start, end)
+            zeros = self._holes.pending.within(start, end) if self._holes.is_active else ()
+            if zeros == [(start, end)]:
+                return buffer
             if not newer or sum(len(data) for _, data in newer) < len(buffer):
                 await self._read_blocks(start, buffer)
             for position, data in newer:
                 buffer[position - start : position - start + len(data)] = data
+            for first, last in zeros:  # newer than what is in the write buffer there
+                buffer[first - start : last - start] = bytes(last - first)
             if self._writes.resets == resets:
                 return buffer
         raise DataLostError(f"{self.name}: the target loses its cache over and over")
@@ -232,26 +275,39 @@ class LogicalUnit:
         self._check()
         if not data:
             return
+        if self._holes.is_active and self._holes.count > MAX_HOLES:
+            await self.zero()
         block_size = self._block_size
+        last = offset + len(data)
         start = offset // block_size * block_size
-        end = -(-(offset + len(data)) // block_size) * block_size
+        end = -(-last // block_size) * block_size
+        doubts = self._commands.doubts
         mine = await self._ranges.enter(start, end)
         try:
-            if end - start == len(data):
-                await self._writes.write(start, data, sync)
-                return
-            blocks = memoryview(bytearray(end - start))
-            partial = {start} if start < offset else set()
-            if offset + len(data) < end:
-                partial.add(end - block_size)
-            doubts = self._commands.doubts
-            for block in partial:
-                blocks[block - start :][:block_size] = await self._read_newest(block, block + block_size)
-            self._commands.check_doubts(doubts)  # what was read may be another unit's
-            blocks[offset - start : offset - start + len(data)] = data
+            if doubts != self._commands.doubts:  # this was meant for the unit that was there
+                self._commands.check_doubts(doubts)
+            blocks = data if end - start == len(data) else await self._change_blocks(start, end, offset, data)
             await self._writes.write(start, blocks, sync)
+            if self._holes.is_active:
+                self._holes.wrote(offset, last, self.size)
         finally:
             self._ranges.leave(mine)
+        if sync and self._holes.is_owed:
+            await self.flush()  # a hole in front of the data has to be zeros after a crash as well
+
+    async def _change_blocks(self, start: int, end: int, offset: int, data: bytes) -> memoryview:
+        """Return the blocks from *start* to *end* with *data* at *offset*; only their ends are read."""
+        block_size = self._block_size
+        blocks = memoryview(bytearray(end - start))
+        partial = {start} if start < offset else set()
+        if offset + len(data) < end:
+            partial.add(end - block_size)
+        doubts = self._commands.doubts
+        for block in partial:
+            blocks[block - start :][:block_size] = await self._read_newest(block, block + block_size)
+        self._commands.check_doubts(doubts)  # what was read may be another unit's
+        blocks[offset - start : offset - start + len(data)] = data
+        return blocks
 
     async def discard(self, offset: int, size: int) -> None:
         """Tell the unit that nobody needs the whole blocks among *size* bytes from *offset* any more.
@@ -264,11 +320,13 @@ class LogicalUnit:
         block_size = self.block_size
         lba = -(-offset // block_size)
         end = min(offset + size, self.size) // block_size
+        doubts = self._commands.doubts
         mine = await self._ranges.enter(lba * block_size, end * block_size)
         try:
             while lba < end:
                 blocks, command, data = self._unmap(lba, end - lba)
                 await self._writes.drain()
+                self._commands.check_doubts(doubts)
                 self._writes.forget(lba * block_size, (lba + blocks) * block_size)
                 # tgt does what it is told, and then reports a residual of the whole parameter list.
                 with suppress(DataError):
@@ -301,30 +359,53 @@ class LogicalUnit:
         """Return when all writes that were received before have reached the target, or have failed."""
         await self._ranges.drain()
         await self._writes.drain()
+        self._notice_losses()
 
     async def flush(self) -> None:
-        """Return when all writes that were received before are on stable storage (SYNCHRONIZE CACHE).
+        """Return when all writes that were received before, and the zeros of all holes, are on stable storage
+        (SYNCHRONIZE CACHE).
 
         A unit that takes no writes is asked for that only as long as it owes anything: it may have become so.
         """
         self._check()
-        await self._ranges.drain()
-        if self._writes.needs_flush or not self.read_only:
+        for _ in range(MAX_ROUNDS):
+            resets = self._writes.resets
+            await self._ranges.drain()
+            await self.zero()
+            if self.read_only and not self._writes.needs_flush and not self._holes.is_owed:
+                return
             await self._writes.flush()
+            if not self._holes.pending or self._writes.resets == resets:
+                return
+        raise DataLostError(f"{self.name}: the target loses its cache over and over")
 
     async def _synchronise(self) -> None:
         command = cdb.synchronize_cache_16() if self._is_large else cdb.synchronize_cache_10()
+        self._notice_losses()
+        mark, resets = self._holes.mark(), self._writes.resets
         try:
             await self._commands.run(command)
         except Unsupported:
             # Without the command there is no cache that it could be about, unless the unit says otherwise.
             if self.description.volatile_cache:
                 raise
+        except IscsifsError:
+            self._holes.lost()
+            raise
+        if self._writes.resets == resets:
+            self._holes.synchronised(mark)
+
+    def _notice_losses(self) -> None:
+        """Have the holes zeroed again if a write was lost: it may have been one of zeros."""
+        if self._failures_before != self._writes.failures:
+            self._failures_before = self._writes.failures
+            self._holes.lost()
 
     def notice(self, condition: Condition, sense: Sense) -> None:
         """Draw the consequences of what the unit reports."""
         log.info("%s: %s", self.name, sense, extra={"kind": f"{self.name}: {sense.kind}"})
         if condition in _CACHE_MAY_BE_LOST:
+            self._holes.lost()
             self._writes.lost_cache()
             if condition is Condition.DEFERRED_ERROR and not self._writes.volatile:
                 # There is no cache, so nothing was kept to be written again.
@@ -361,13 +442,21 @@ class LogicalUnit:
         failure = DataLostError(f"{self.name}: {reason}; what was not synchronised is not written to it")
         self._commands.disown(failure)
         self._writes.disown(failure)
+        self._forget_holes(failure)
 
     def lose(self, reason: str) -> UnitError:
         """From now on there is no such unit: everything fails with what is returned."""
         self._commands.failure = failure = UnitError(f"{self.name}: {reason}")
         log.error("%s", failure)
         self._writes.give_up(failure)
+        self._forget_holes(failure)
         return failure
+
+    def _forget_holes(self, failure: IscsifsError) -> None:
+        """No hole may be zeroed any more because of *failure*; those that were to be count as a loss."""
+        if self._holes.is_owed:
+            self._writes.report(failure)
+        self._holes.forget()
 
     def _check(self) -> None:
         failure = self._commands.failure
@@ -383,7 +472,8 @@ class LogicalUnit:
         task = await self._commands.run(command, data_in=buffer)
         if task.received != size:
             reason = f"{task.received} of {size} bytes arrived"
-            raise DataError(f"{self.name}: {cdb.describe(command)}: {reason}")
+            error = DataError(f"{self.name}: {cdb.describe(command)}: {reason}")
+            raise error.counted_as(f"{self.name}: {cdb.command_name(command)}: too few bytes arrived")
 
     def _start_write(self, offset: int, data: memoryview, fua: bool, done: Done) -> None:
         """Write whole blocks, in parallel pieces if need be, and tell *done* the first failure, or None."""

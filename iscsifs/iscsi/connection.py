@@ -30,7 +30,7 @@ from iscsifs.iscsi.events import (
 from iscsifs.iscsi.framing import Buffer, Receiver, frame, frame_sequence, pdu_name
 from iscsifs.iscsi.keys import Parameters
 from iscsifs.iscsi.login import InitiatorLogin, Redirect
-from iscsifs.iscsi.numbering import Numbering
+from iscsifs.iscsi.numbering import NumberedPdu, Numbering
 from iscsifs.iscsi.pdu import (
     BHS_LENGTH,
     FINAL,
@@ -113,6 +113,7 @@ class Connection:
         self._unsent_answers = 0
         self._unsent_r2ts: list[Task] = []
         self._unsent_texts: list[tuple[TextRequest, bytes]] = []
+        self._oddities: set[str] = set()
         self._last_tag = 0
         self._closing = False  # no new commands
         self._logging_out = False  # no new requests of any kind
@@ -436,14 +437,36 @@ class Connection:
             return None
         raise self._unknown_tag(tag, pdu)
 
+    def _stat_sn_repeats(self, pdu: NumberedPdu) -> None:
+        """Take a StatSN that was counted before where *pdu* answers a request that waits for that.
+
+        NetBSD's iscsi-target counts so while several commands are under way. Without such a request it may
+        be anything: raises ProtocolError.
+        """
+        tag = pdu.initiator_task_tag
+        if tag not in self._requests and tag not in self._late_tags:
+            raise self._numbers.wrong_stat_sn(pdu)
+        self._note_once("the StatSN of the target does not count up, against RFC 7143 section 4.2.2.2")
+
+    def _note_once(self, oddity: str) -> None:
+        """Have an *oddity* of the target logged that costs nothing, once for each connection."""
+        if oddity not in self._oddities:
+            self._oddities.add(oddity)
+            self._events.append(Noted(f"{oddity}; going on"))
+
     def _end_task(self, task: Task) -> None:
         del self._requests[task.initiator_task_tag]
         self.tasks_on_the_wire -= 1
         self._events.append(task)
+        if task.residual and task.residual_is_odd:
+            self._note_once(
+                "the target counts a residual where all data were moved, against RFC 7143 section 11.4.5"
+            )
 
     def _data_in(self, pdu: DataIn, length: int) -> None:
         if pdu.flags & DATA_IN_STATUS:
-            self._numbers.count_status(pdu)
+            if not self._numbers.count_status(pdu):
+                self._stat_sn_repeats(pdu)
         else:
             self._numbers.update_window(pdu)
         task = self._task(pdu.initiator_task_tag, pdu)
@@ -454,7 +477,8 @@ class Connection:
             self._end_task(task)
 
     def _scsi_response(self, pdu: ScsiResponse, data: memoryview) -> None:
-        self._numbers.count_status(pdu)
+        if not self._numbers.count_status(pdu):
+            self._stat_sn_repeats(pdu)
         task = self._task(pdu.initiator_task_tag, pdu)
         if task is not None:
             task.response_arrived(pdu, data)
@@ -500,7 +524,8 @@ class Connection:
             return
         if pdu.target_transfer_tag != RESERVED_TAG:
             raise ProtocolError("both task tags are set", section="11.19", pdu="NOP_IN")
-        self._numbers.count_status(pdu)
+        if not self._numbers.count_status(pdu):
+            self._stat_sn_repeats(pdu)
         ping = self._requests.get(pdu.initiator_task_tag)
         if not isinstance(ping, Ping):
             raise self._unknown_tag(pdu.initiator_task_tag, pdu)
@@ -508,7 +533,8 @@ class Connection:
         self._events.append(ping)
 
     def _management_response(self, pdu: TaskManagementResponse) -> None:
-        self._numbers.count_status(pdu)
+        if not self._numbers.count_status(pdu):
+            self._stat_sn_repeats(pdu)
         management = self._requests.get(pdu.initiator_task_tag)
         if not isinstance(management, Management):
             raise self._unknown_tag(pdu.initiator_task_tag, pdu)
@@ -530,7 +556,8 @@ class Connection:
             del self._late_tags[next(iter(self._late_tags))]
 
     def _text_response(self, pdu: TextResponse, data: memoryview) -> None:
-        self._numbers.count_status(pdu)
+        if not self._numbers.count_status(pdu):
+            self._stat_sn_repeats(pdu)
         text = self._requests.get(pdu.initiator_task_tag)
         if not isinstance(text, Text):
             raise self._unknown_tag(pdu.initiator_task_tag, pdu)
@@ -549,7 +576,8 @@ class Connection:
         self._events.append(text)
 
     def _logout_response(self, pdu: LogoutResponse) -> None:
-        self._numbers.count_status(pdu)
+        if not self._numbers.count_status(pdu):
+            self._stat_sn_repeats(pdu)
         logout = self._requests.get(pdu.initiator_task_tag)
         if not isinstance(logout, Logout):
             raise self._unknown_tag(pdu.initiator_task_tag, pdu)
@@ -559,7 +587,8 @@ class Connection:
         self._events.append(logout)
 
     def _asynchronous(self, pdu: AsyncMessage, data: memoryview) -> None:
-        self._numbers.count_status(pdu)
+        if not self._numbers.count_status(pdu):
+            self._stat_sn_repeats(pdu)
         match pdu.async_event:
             case AsyncEvent.SCSI:
                 self._events.append(SenseReported(pdu.lun, read_sense(data, "ASYNC_MESSAGE")))
@@ -581,7 +610,8 @@ class Connection:
 
     def _reject(self, pdu: Reject, data: memoryview) -> None:
         """Draw the consequences for the PDU whose header the target sends back (sections 7.3 and 11.17)."""
-        self._numbers.count_status(pdu)
+        if not self._numbers.count_status(pdu):
+            self._stat_sn_repeats(pdu)
         if len(data) < BHS_LENGTH:
             raise ProtocolError("the rejected header is cut short", section="11.17.4", pdu="REJECT")
         if pdu.reason == RejectReason.WAITING_FOR_LOGOUT:

@@ -66,16 +66,23 @@ class Numbering:
         if serial.lt(self._max_cmd_sn, max_cmd_sn):
             self._max_cmd_sn = max_cmd_sn
 
-    def count_status(self, pdu: NumberedPdu) -> None:
+    def count_status(self, pdu: NumberedPdu) -> bool:
         """Count the StatSN of a *pdu* that has one of its own, and take its window (section 4.2.2.2).
+
+        Returns False for a number that was counted before: then no status is missing, and what is
+        acknowledged stays as it is.
 
         Raises ProtocolError where one is missing: at ErrorRecoveryLevel 0 nothing can bring it back.
         """
-        if pdu.stat_sn != self.exp_stat_sn:
-            raise ProtocolError(
-                f"StatSN {pdu.stat_sn} where {self.exp_stat_sn} was due",
-                section="4.2.2.2",
-                pdu=opcode_of(pdu).name,
-            )
-        self.exp_stat_sn = serial.add(self.exp_stat_sn, 1)
+        due = pdu.stat_sn == self.exp_stat_sn
+        if due:
+            self.exp_stat_sn = serial.add(self.exp_stat_sn, 1)
+        elif not serial.lt(pdu.stat_sn, self.exp_stat_sn):
+            raise self.wrong_stat_sn(pdu)
         self.update_window(pdu)
+        return due
+
+    def wrong_stat_sn(self, pdu: NumberedPdu) -> ProtocolError:
+        """Return the error for a StatSN that cannot be taken."""
+        rule = f"StatSN {pdu.stat_sn} where {self.exp_stat_sn} was due"
+        return ProtocolError(rule, section="4.2.2.2", pdu=opcode_of(pdu).name)

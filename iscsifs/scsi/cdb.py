@@ -33,6 +33,7 @@ class OperationCode(IntEnum):
     VERIFY_10 = 0x2F
     PRE_FETCH_10 = 0x34
     SYNCHRONIZE_CACHE_10 = 0x35
+    READ_DEFECT_DATA_10 = 0x37
     WRITE_SAME_10 = 0x41
     UNMAP = 0x42
     LOG_SENSE = 0x4D
@@ -43,6 +44,7 @@ class OperationCode(IntEnum):
     READ_16 = 0x88
     COMPARE_AND_WRITE = 0x89
     WRITE_16 = 0x8A
+    ORWRITE_16 = 0x8B
     WRITE_AND_VERIFY_16 = 0x8E
     VERIFY_16 = 0x8F
     PRE_FETCH_16 = 0x90
@@ -53,10 +55,22 @@ class OperationCode(IntEnum):
     MAINTENANCE_IN = 0xA3
     READ_12 = 0xA8
     WRITE_12 = 0xAA
+    WRITE_AND_VERIFY_12 = 0xAE
+    VERIFY_12 = 0xAF
+    READ_DEFECT_DATA_12 = 0xB7
 
 
 READ_CAPACITY_16 = 0x10
 """The service action of SERVICE ACTION IN(16) that is READ CAPACITY(16) (SBC-3 section 5.16)."""
+
+GET_LBA_STATUS = 0x12
+"""The service action of SERVICE ACTION IN(16) that is GET LBA STATUS (SBC-3 section 5.4)."""
+
+REPORT_SUPPORTED_OPERATION_CODES = 0x0C
+"""The service action of MAINTENANCE IN of this name (SPC-4 section 6.35)."""
+
+REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS = 0x0D
+"""The service action of MAINTENANCE IN of this name (SPC-4 section 6.36)."""
 
 _NAMES = {code: re.sub(r"_(\d+)$", r"(\1)", code.name).replace("_", " ") for code in OperationCode}
 
@@ -67,7 +81,9 @@ _CDB_LENGTH = {0: 6, 1: 10, 2: 10, 4: 16, 5: 12}
 _BLOCK_COMMANDS = frozenset(
     code
     for code in OperationCode
-    if re.match(r"(READ|WRITE|WRITE_AND_VERIFY|VERIFY|PRE_FETCH|SYNCHRONIZE_CACHE|WRITE_SAME)_\d", code.name)
+    if re.match(
+        r"(READ|WRITE|WRITE_AND_VERIFY|VERIFY|ORWRITE|PRE_FETCH|SYNCHRONIZE_CACHE|WRITE_SAME)_\d", code.name
+    )
 )
 
 # Where a command has its allocation length or parameter list length.
@@ -76,6 +92,8 @@ _LENGTH_AT: dict[int, slice] = {
     OperationCode.INQUIRY: slice(3, 5),
     OperationCode.MODE_SELECT_6: slice(4, 5),
     OperationCode.MODE_SENSE_6: slice(4, 5),
+    OperationCode.READ_DEFECT_DATA_10: slice(7, 9),
+    OperationCode.READ_DEFECT_DATA_12: slice(6, 10),
     OperationCode.UNMAP: slice(7, 9),
     OperationCode.LOG_SENSE: slice(7, 9),
     OperationCode.MODE_SELECT_10: slice(7, 9),
@@ -337,13 +355,21 @@ def allocation_length(cdb: bytes) -> int:
     return int.from_bytes(cdb[field], "big") if field else 0
 
 
+def block_range(cdb: bytes) -> tuple[int, int] | None:
+    """Return the LBA and the number of blocks that *cdb* addresses, None where it addresses none so."""
+    if cdb[0] == OperationCode.COMPARE_AND_WRITE:
+        return int.from_bytes(cdb[2:10], "big"), cdb[13]
+    return _block_range(cdb)[1:] if cdb[0] in _BLOCK_COMMANDS else None
+
+
 _CHANGES_NOTHING: Final = frozenset(
     {
         *(OperationCode.TEST_UNIT_READY, OperationCode.REQUEST_SENSE, OperationCode.INQUIRY),
         *(OperationCode.MODE_SENSE_6, OperationCode.MODE_SENSE_10, OperationCode.LOG_SENSE),
         *(OperationCode.READ_CAPACITY_10, OperationCode.SERVICE_ACTION_IN_16, OperationCode.REPORT_LUNS),
         *(OperationCode.READ_6, OperationCode.READ_10, OperationCode.READ_12, OperationCode.READ_16),
-        *(OperationCode.VERIFY_10, OperationCode.VERIFY_16),
+        *(OperationCode.VERIFY_10, OperationCode.VERIFY_12, OperationCode.VERIFY_16),
+        *(OperationCode.READ_DEFECT_DATA_10, OperationCode.READ_DEFECT_DATA_12),
         *(OperationCode.PRE_FETCH_10, OperationCode.PRE_FETCH_16),
         *(OperationCode.SYNCHRONIZE_CACHE_10, OperationCode.SYNCHRONIZE_CACHE_16),
         *(OperationCode.PERSISTENT_RESERVE_IN, OperationCode.MAINTENANCE_IN),

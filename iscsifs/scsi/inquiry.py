@@ -60,6 +60,9 @@ _ADDRESSED_BY_BLOCK = frozenset(
 STANDARD_LENGTH = 36
 """The bytes of the standard data that every unit has; the rest is of no use here."""
 
+_DESCRIPTORS_AT = 58
+_DESCRIPTORS_LENGTH = 16
+
 
 @dataclass(frozen=True, slots=True)
 class InquiryData:
@@ -76,6 +79,8 @@ class InquiryData:
     vendor: str = ""
     product: str = ""
     revision: str = ""
+    version_descriptors: tuple[int, ...] = ()
+    """The standards claimed, eight at most (SPC-3 section 6.4.2); they are sent, and not read."""
 
     @property
     def connected(self) -> bool:
@@ -103,15 +108,23 @@ class InquiryData:
         )
 
     def pack(self) -> bytes:
-        """Return the `STANDARD_LENGTH` bytes of standard data; texts that are too long are cut."""
+        """Return the standard data: `STANDARD_LENGTH` bytes, or more with version descriptors.
+
+        Texts that are too long are cut.
+        """
+        descriptors = b""
+        if self.version_descriptors:
+            codes = b"".join(code.to_bytes(2, "big") for code in self.version_descriptors)
+            descriptors = bytes(_DESCRIPTORS_AT - STANDARD_LENGTH) + codes.ljust(_DESCRIPTORS_LENGTH, b"\0")
         return (
             bytes((self.peripheral_qualifier << 5 | self.device_type, 0x80 if self.removable else 0))
             # Response data format 2; the additional length counts from byte 5; CMDQUE: commands are queued.
-            + bytes((self.version, 2, STANDARD_LENGTH - 5, 0, 0, 0x02))
+            + bytes((self.version, 2, STANDARD_LENGTH + len(descriptors) - 5, 0, 0, 0x02))
             + b"".join(
                 text.encode("ascii", "replace")[:size].ljust(size)
                 for text, size in ((self.vendor, 8), (self.product, 16), (self.revision, 4))
             )
+            + descriptors
         )
 
 

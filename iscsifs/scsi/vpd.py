@@ -20,6 +20,7 @@ class Page(IntEnum):
     UNIT_SERIAL_NUMBER = 0x80
     DEVICE_IDENTIFICATION = 0x83
     BLOCK_LIMITS = 0xB0
+    BLOCK_DEVICE_CHARACTERISTICS = 0xB1
     LOGICAL_BLOCK_PROVISIONING = 0xB2
 
 
@@ -280,6 +281,8 @@ class BlockLimits:
     unmap_alignment: int = 0
     max_write_same_length: int = 0
     write_same_non_zero: bool = False
+    max_compare_and_write: int = 0
+    max_prefetch: int = 0
 
     @classmethod
     def parse(cls, data: bytes) -> "BlockLimits":
@@ -287,11 +290,11 @@ class BlockLimits:
         payload = _payload(Page.BLOCK_LIMITS, data)[: _BLOCK_LIMITS.size].ljust(_BLOCK_LIMITS.size, b"\0")
         (
             flags,
-            _compare_and_write,
+            max_compare_and_write,
             optimal_granularity,
             max_transfer_length,
             optimal_transfer_length,
-            _prefetch,
+            max_prefetch,
             max_unmap_blocks,
             max_unmap_descriptors,
             unmap_granularity,
@@ -308,17 +311,19 @@ class BlockLimits:
             unmap_alignment=alignment & ~_UGAVALID if alignment & _UGAVALID else 0,
             max_write_same_length=max_write_same_length,
             write_same_non_zero=bool(flags & 0x01),
+            max_compare_and_write=max_compare_and_write,
+            max_prefetch=max_prefetch,
         )
 
     def pack(self, device_type: DeviceType = DeviceType.DISK) -> bytes:
         """Return the page in SBC-3's full length."""
         payload = _BLOCK_LIMITS.pack(
             int(self.write_same_non_zero),
-            0,
+            self.max_compare_and_write,
             self.optimal_granularity,
             self.max_transfer_length,
             self.optimal_transfer_length,
-            0,
+            self.max_prefetch,
             self.max_unmap_blocks,
             self.max_unmap_descriptors,
             self.unmap_granularity,
@@ -326,6 +331,11 @@ class BlockLimits:
             self.max_write_same_length,
         )
         return _pack(Page.BLOCK_LIMITS, payload, device_type)
+
+
+def pack_characteristics(device_type: DeviceType = DeviceType.DISK) -> bytes:
+    """Return the Block Device Characteristics page of a unit without rotating media (SBC-3)."""
+    return _pack(Page.BLOCK_DEVICE_CHARACTERISTICS, b"\x00\x01".ljust(60, b"\0"), device_type)
 
 
 class ProvisioningType(IntEnum):

@@ -1,27 +1,26 @@
-"""Units with blocks: a disk (SBC-3), and a CD or DVD as far as it is read by block (MMC)."""
+"""A disk (SBC-3): what it is, how its data come to the medium, and the commands of no other module."""
 
-import struct
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
 from iscsifs.errors import ConfigError, UnitError
-from iscsifs.limits import MAX_TRANSFER, MAX_UNMAP_DESCRIPTORS
+from iscsifs.limits import MAX_COMPARE_AND_WRITE, MAX_TRANSFER, MAX_UNMAP_DESCRIPTORS
 from iscsifs.scsi import cdb as commands
 from iscsifs.scsi import mode, vpd
 from iscsifs.scsi.capacity import Capacity
 from iscsifs.scsi.cdb import OperationCode
 from iscsifs.scsi.inquiry import DeviceType
+from iscsifs.target import compare, provisioning
+from iscsifs.target.block import BlockUnit
+from iscsifs.target.modes import Page, mode_select, mode_sense
 from iscsifs.target.store import Store, UndoLog
 from iscsifs.target.unit import (
     CAPACITY_CHANGED,
     INVALID_FIELD_IN_CDB,
-    LBA_OUT_OF_RANGE,
-    NO_MEDIUM,
-    PARAMETER_LIST_LENGTH_ERROR,
+    MODE_CHANGED,
     POWER_ON,
     READ_CODES,
-    STOPPED,
     SYNCHRONIZE_CODES,
     WRITE_CODES,
     WRITE_ERROR,
@@ -30,119 +29,24 @@ from iscsifs.target.unit import (
     CheckCondition,
     Handler,
     Identity,
-    LogicalUnit,
     Nexus,
     Operation,
     Result,
     data_in,
-    ended,
-    mode_sense,
     sense_of,
 )
 
-_PROTECT: Final = 0xE0  # RDPROTECT and WRPROTECT in byte 1: protection information, which there is none of
 _DPO_FUA: Final = 0x18  # DPO and FUA in byte 1
 _FIRST_10: Final = 0x20  # the first operation code of a CDB of 10 bytes; those before have 6
-_ANCHOR: Final = 0x10  # WRITE SAME
-_START: Final = 0x01  # START STOP UNIT
-_LOAD_EJECT: Final = 0x02
-_MAPPED: Final = 0
-_DEALLOCATED: Final = 1
-_CD_BLOCK_SIZE: Final = 2048
 
-# Parameter data length, then one descriptor: LBA, blocks, provisioning status (SBC-3, GET LBA STATUS).
-_LBA_STATUS: Final = struct.Struct(">I4xQIB3x")
+_CONTROL_PAGE: Final = 0x0A
+_D_SENSE: Final = 0x04  # in byte 2 of the Control page, the first behind its header
+_SWP: Final = 0x08  # in byte 4
+_WCE: Final = 0x04  # in byte 2 of the Caching page
 
-
-class BlockUnit(LogicalUnit):
-    """What disks and CDs have in common: blocks of *block_size* bytes that are read.
-
-    *store* is owned by the unit. Bytes behind its last whole block are not shown.
-    """
-
-    def __init__(self, store: Store, identity: Identity, device_type: DeviceType, block_size: int) -> None:
-        super().__init__(identity, device_type)
-        self.store = store
-        self.block_size = block_size
-        self.started = True
-        self._handlers |= {
-            OperationCode.START_STOP_UNIT: self._start_stop_unit,
-            OperationCode.READ_CAPACITY_10: self._read_capacity_10,
-            OperationCode.READ_10: self._read,
-            OperationCode.READ_12: self._read,
-            OperationCode.MODE_SENSE_6: self._mode_sense,
-            OperationCode.MODE_SENSE_10: self._mode_sense,
-        }
-
-    @property
-    def capacity(self) -> Capacity:
-        """The size of the unit, which `resize` of its store may have changed."""
-        return Capacity(self.store.size // self.block_size, self.block_size)
-
-    def close(self) -> None:
-        """Close the store."""
-        self.store.close()
-
-    def mode_data(self) -> mode.ModeData:
-        """What MODE SENSE answers."""
-        raise NotImplementedError
-
-    def _require_medium(self) -> None:
-        if not self.started:
-            raise CheckCondition(NO_MEDIUM if self.removable else STOPPED)
-
-    def _check_range(self, lba: int, blocks: int) -> None:
-        """Check a range that a command addresses (SBC-3 section 4.15)."""
-        self._require_medium()
-        total = self.capacity.blocks
-        if lba >= total or blocks > total - lba:
-            raise CheckCondition(LBA_OUT_OF_RANGE)
-
-    def _check_transfer(self, cdb: bytes) -> commands.ReadWrite:
-        """Check what READ and WRITE commands have in common, and take *cdb* apart."""
-        request = commands.parse_rw(cdb)
-        six_bytes = cdb[0] < _FIRST_10
-        if (not six_bytes and cdb[1] & _PROTECT) or request.blocks * self.block_size > MAX_TRANSFER:
-            raise CheckCondition(INVALID_FIELD_IN_CDB)
-        self._check_range(request.lba, request.blocks)
-        return request
-
-    def _read(self, _nexus: Nexus, cdb: bytes) -> Operation:
-        request = self._check_transfer(cdb)
-        offset, length = request.lba * self.block_size, request.blocks * self.block_size
-        return Operation(lambda _: Result(data=self.store.read(offset, length)))
-
-    def _test_unit_ready(self, _nexus: Nexus, _cdb: bytes) -> Operation:
-        self._require_medium()
-        return ended(Result())
-
-    def _start_stop_unit(self, _nexus: Nexus, cdb: bytes) -> Operation:
-        if cdb[4] >> 4 == 0:  # otherwise a power condition is asked for, none of which there are
-            if cdb[4] & _LOAD_EJECT and not self.removable:
-                raise CheckCondition(INVALID_FIELD_IN_CDB)
-            self.started = bool(cdb[4] & _START)
-        return ended(Result())
-
-    def _read_capacity_10(self, _nexus: Nexus, cdb: bytes) -> Operation:
-        self._require_medium()
-        if not cdb[8] & 1 and any(cdb[2:6]):  # an LBA means something with PMI only
-            raise CheckCondition(INVALID_FIELD_IN_CDB)
-        return ended(Result(data=self.capacity.pack_10()))
-
-    def _mode_sense(self, _nexus: Nexus, cdb: bytes) -> Operation:
-        return mode_sense(cdb, self.mode_data())
-
-
-class Cd(BlockUnit):
-    """A CD or DVD drive with a medium that is only read; it knows no 16-byte commands."""
-
-    def __init__(self, store: Store, identity: Identity) -> None:
-        super().__init__(store, identity, DeviceType.CD_DVD, _CD_BLOCK_SIZE)
-        self.removable = True
-
-    def mode_data(self) -> mode.ModeData:
-        """What MODE SENSE answers: the read-write error recovery page of MMC, all zeros."""
-        return mode.ModeData(pages={(0x01, 0): bytes(10)})
+# READ DEFECT DATA (10) and (12): where its flags are, and the header of its data with their length.
+_DEFECT_FLAGS_AT: Final = {OperationCode.READ_DEFECT_DATA_10: 2, OperationCode.READ_DEFECT_DATA_12: 1}
+_DEFECT_HEADER_LENGTH: Final = {OperationCode.READ_DEFECT_DATA_10: 4, OperationCode.READ_DEFECT_DATA_12: 8}
 
 
 class Disk(BlockUnit):
@@ -152,7 +56,11 @@ class Disk(BlockUnit):
     says so; without it, every write waits for the medium. *dpo_fua*: FUA is honoured, and MODE SENSE says so
     (DPOFUA); without it, a command with FUA or DPO is refused. *droppable*: keep what writes replace, so that
     `drop_cache` can lose them.
+
+    MODE SELECT changes `write_cache` (WCE), `write_protect` (SWP) and `descriptor_sense` (D_SENSE).
     """
+
+    standards = (*BlockUnit.standards, 0x04C0)  # SBC-3
 
     def __init__(
         self,
@@ -169,16 +77,30 @@ class Disk(BlockUnit):
         self.dpo_fua = dpo_fua
         self.write_cache = write_cache
         self.read_only = read_only
+        self.write_protect = False
+        """Software write protection (SWP of the Control mode page)."""
+        self._default_write_cache = write_cache
         self.undo_log = UndoLog(store, block_size) if droppable else None
         own: tuple[tuple[frozenset[OperationCode], Handler], ...] = (
             (READ_CODES, self._read),
             (WRITE_CODES, self._write),
-            (WRITE_SAME_CODES, self._write_same),
             (SYNCHRONIZE_CODES, self._synchronize_cache),
-            (frozenset({OperationCode.UNMAP}), self._unmap),
-            (frozenset({OperationCode.SERVICE_ACTION_IN_16}), self._service_action_in),
+            (_PRE_FETCH_CODES, self._pre_fetch),
+            (_MODE_SELECT_CODES, self._mode_select),
+            (_DEFECT_CODES, self._read_defect_data),
+            (compare.VERIFY_CODES, partial(compare.verify, self)),
+            (compare.WRITE_AND_VERIFY_CODES, partial(compare.write_and_verify, self)),
+            (frozenset({OperationCode.COMPARE_AND_WRITE}), partial(compare.compare_and_write, self)),
+            (frozenset({OperationCode.ORWRITE_16}), partial(compare.or_write, self)),
+            (WRITE_SAME_CODES, partial(provisioning.write_same, self)),
+            (frozenset({OperationCode.UNMAP}), partial(provisioning.unmap, self)),
         )
         self._handlers |= {code: handler for codes, handler in own for code in codes}
+        service_action_in = OperationCode.SERVICE_ACTION_IN_16 << 8
+        self._handlers |= {
+            service_action_in | commands.READ_CAPACITY_16: self._read_capacity_16,
+            service_action_in | commands.GET_LBA_STATUS: partial(provisioning.get_lba_status, self),
+        }
         try:
             Capacity(1, block_size)  # the size of a block, before anything is divided by it
             _ = self.capacity
@@ -215,40 +137,47 @@ class Disk(BlockUnit):
         self.undo_log.undo()
         self.establish_attention(POWER_ON)
 
-    def mode_data(self) -> mode.ModeData:
-        """What MODE SENSE answers: write protection, the Caching page, and a Control page of zeros."""
-        return mode.ModeData(
-            write_protected=self.read_only,
-            dpo_fua=self.dpo_fua,
-            pages={
-                (mode.CACHING_PAGE, 0): mode.Caching(wce=self.write_cache).pack(),
-                (0x0A, 0): bytes(10),
-            },
-        )
+    def mode_pages(self) -> Mapping[int, Page]:
+        """Return the mode pages: Caching, and Control."""
 
-    def _check_transfer(self, cdb: bytes) -> commands.ReadWrite:
-        if not self.dpo_fua and cdb[0] >= _FIRST_10 and cdb[1] & _DPO_FUA:
-            raise CheckCondition(INVALID_FIELD_IN_CDB)
-        return super()._check_transfer(cdb)
+        def control(descriptor_sense: bool, write_protect: bool) -> bytes:
+            bits = bytes((_D_SENSE if descriptor_sense else 0, 0, _SWP if write_protect else 0))
+            return bits.ljust(10, b"\0")
 
-    def _read(self, _nexus: Nexus, cdb: bytes) -> Operation:
-        lba, blocks, fua = self._check_transfer(cdb)
+        caching = mode.Caching(wce=self.write_cache).pack()
+        return {
+            mode.CACHING_PAGE: Page(
+                current=caching,
+                default=mode.Caching(wce=self._default_write_cache).pack(),
+                changeable=bytes((_WCE,)).ljust(len(caching), b"\0"),
+            ),
+            _CONTROL_PAGE: Page(
+                current=control(self.descriptor_sense, self.write_protect),
+                default=control(False, False),
+                changeable=control(True, True),
+            ),
+        }
 
-        def read(_: memoryview) -> Result:
-            # With FUA what the cache holds goes to the medium first (SBC-3 section 5.11).
-            result = self._synchronised(lba, blocks) if fua else Result()
-            result.data = self.store.read(lba * self.block_size, blocks * self.block_size)
-            return result
+    # For the families of commands. Every change of the store goes through `change` and ends with `written`.
 
-        return Operation(read)
-
-    # Writing. Every change of the store goes through `_change` and ends with `_written`.
-
-    def _check_writable(self) -> None:
-        if self.read_only:
+    def check_writable(self) -> None:
+        """Raise CheckCondition where the disk takes no writes."""
+        if self.read_only or self.write_protect:
             raise CheckCondition(WRITE_PROTECTED)
 
-    def _change(self, lba: int, blocks: int, change: Callable[[], None]) -> None:
+    def check_transfer(self, cdb: bytes) -> commands.ReadWrite:
+        """Check what commands that move blocks have in common, and take *cdb* apart."""
+        if cdb[0] >= _FIRST_10 and cdb[0] not in compare.WITHOUT_FUA:
+            self.check_fua(cdb)
+        return super().check_transfer(cdb)
+
+    def check_fua(self, cdb: bytes) -> None:
+        """Refuse DPO and FUA where they are not supported."""
+        if cdb[1] & _DPO_FUA and not self.dpo_fua:
+            raise CheckCondition(INVALID_FIELD_IN_CDB)
+
+    def change(self, lba: int, blocks: int, change: Callable[[], None]) -> None:
+        """Have *change* write to *blocks* from *lba*, and map what goes wrong."""
         try:
             if self.undo_log is not None:
                 self.undo_log.remember(lba, blocks)
@@ -256,111 +185,100 @@ class Disk(BlockUnit):
         except OSError as exc:
             raise CheckCondition(sense_of(exc, WRITE_ERROR)) from None
 
-    def _written(self, lba: int, blocks: int, *, fua: bool = False) -> Result:
-        """End a write; it waits for the medium with *fua* and when there is no write cache."""
-        return self._synchronised(lba, blocks) if fua or not self.write_cache else Result()
+    def put(self, lba: int, data: memoryview) -> int:
+        """Write the whole blocks of *data* at *lba*, and return how many they were."""
+        whole = len(data) // self.block_size
+        content = data[: whole * self.block_size]
+        self.change(lba, whole, partial(self.store.write, lba * self.block_size, content))
+        return whole
 
-    def _synchronised(self, lba: int, blocks: int) -> Result:
+    def written(self, lba: int, blocks: int, *, fua: bool = False) -> Result:
+        """End a write; it waits for the medium with *fua* and when there is no write cache."""
+        return self.synchronised(lba, blocks) if fua or not self.write_cache else Result()
+
+    def synchronised(self, lba: int, blocks: int) -> Result:
         """Return the result of a command that is over when *blocks* from *lba* are on the medium."""
         if self.undo_log is not None:
             self.undo_log.forget(lba, blocks)
         return Result(sync=None if self.store.in_memory else self.store.sync)
 
-    def _write(self, _nexus: Nexus, cdb: bytes) -> Operation:
-        self._check_writable()
-        lba, blocks, fua = self._check_transfer(cdb)
+    # What the disk itself answers.
 
-        def write(data: memoryview) -> Result:
-            whole = len(data) // self.block_size
-            block_data = data[: whole * self.block_size]
-            self._change(lba, whole, partial(self.store.write, lba * self.block_size, block_data))
-            return self._written(lba, whole, fua=fua)
+    def _read(self, _nexus: Nexus, cdb: bytes) -> Operation:
+        lba, blocks, fua = self.check_transfer(cdb)
 
-        return Operation(write, blocks * self.block_size)
-
-    def _write_same(self, _nexus: Nexus, cdb: bytes) -> Operation:
-        self._check_writable()
-        request = commands.parse_write_same(cdb)
-        if cdb[1] & (_PROTECT | _ANCHOR):
-            raise CheckCondition(INVALID_FIELD_IN_CDB)
-        lba, blocks = request.lba, request.blocks
-        self._check_range(lba, blocks)
-        offset, length = lba * self.block_size, blocks * self.block_size
-        if not 0 < length <= MAX_TRANSFER:  # 0 would be "to the end", which WSNZ says there is not
-            raise CheckCondition(INVALID_FIELD_IN_CDB)
-
-        def write(data: memoryview) -> Result:
-            if not request.ndob and len(data) < self.block_size:
-                raise CheckCondition(PARAMETER_LIST_LENGTH_ERROR)
-            pattern = bytes(data[: self.block_size])
-
-            def change() -> None:
-                if any(pattern):
-                    self.store.write(offset, pattern * blocks)
-                elif request.unmap:
-                    self.store.discard(offset, length)
-                else:
-                    self.store.write(offset, bytes(length))
-
-            self._change(lba, blocks, change)
-            return self._written(lba, blocks)
-
-        return Operation(write, 0 if request.ndob else self.block_size)
-
-    def _unmap(self, _nexus: Nexus, cdb: bytes) -> Operation:
-        self._check_writable()
-        self._require_medium()
-        if cdb[1] & 1:  # ANCHOR
-            raise CheckCondition(INVALID_FIELD_IN_CDB)
-        length = commands.allocation_length(cdb)
-
-        def unmap(data: memoryview) -> Result:
-            try:
-                ranges = commands.parse_unmap_parameters(bytes(data))
-            except ValueError:
-                raise CheckCondition(PARAMETER_LIST_LENGTH_ERROR) from None
-            if any(lba + blocks > self.capacity.blocks for lba, blocks in ranges):
-                raise CheckCondition(LBA_OUT_OF_RANGE)
-            result = Result()
-            for lba, blocks in ranges:
-                discard = partial(self.store.discard, lba * self.block_size, blocks * self.block_size)
-                self._change(lba, blocks, discard)
-                result = self._written(lba, blocks)
+        def read(_: memoryview) -> Result:
+            data = self.load(lba, blocks)
+            # With FUA what the cache holds goes to the medium first (SBC-3 section 5.11).
+            result = self.synchronised(lba, blocks) if fua else Result()
+            result.data = data
             return result
 
-        return Operation(unmap, length) if length else ended(Result())
+        return Operation(read)
+
+    def _write(self, _nexus: Nexus, cdb: bytes) -> Operation:
+        self.check_writable()
+        lba, blocks, fua = self.check_transfer(cdb)
+        return Operation(
+            lambda data: self.written(lba, self.put(lba, data), fua=fua), blocks * self.block_size
+        )
 
     def _synchronize_cache(self, _nexus: Nexus, cdb: bytes) -> Operation:
         lba, blocks, _ = commands.parse_synchronize_cache(cdb)
-        self._check_range(lba, blocks)
+        self.check_range(lba, blocks)
         count = blocks or self.capacity.blocks - lba
-        return Operation(lambda _: self._synchronised(lba, count))
+        return Operation(lambda _: self.synchronised(lba, count))
 
-    def _service_action_in(self, _nexus: Nexus, cdb: bytes) -> Operation:
-        match cdb[1] & 0x1F:
-            case commands.READ_CAPACITY_16:
-                self._require_medium()
-                answer = self.capacity.pack_16()
-            case 0x12:  # GET LBA STATUS
-                answer = self._lba_status(int.from_bytes(cdb[2:10], "big"))
-            case _:
-                raise CheckCondition(INVALID_FIELD_IN_CDB)
-        return data_in(answer, commands.allocation_length(cdb))
+    def _pre_fetch(self, _nexus: Nexus, cdb: bytes) -> Operation:
+        """PRE-FETCH (SBC-3 section 5.8). GOOD says that not all of it needs to be in the cache."""
+        lba, blocks, _ = commands.parse_synchronize_cache(cdb)
+        self.check_range(lba, blocks)
+        length = min((blocks or self.capacity.blocks - lba) * self.block_size, MAX_TRANSFER)
 
-    def _lba_status(self, lba: int) -> bytes:
-        """The parameter data of GET LBA STATUS with one descriptor, for the range that *lba* begins."""
-        self._check_range(lba, 1)
-        size = self.block_size
-        mapped, end = self.store.extent(lba * size)
-        # A block of which a part is mapped is mapped.
-        blocks = (-(-end // size) if mapped else max(end // size, lba + 1)) - lba
-        provisioning = _MAPPED if mapped or end < (lba + 1) * size else _DEALLOCATED
-        return _LBA_STATUS.pack(_LBA_STATUS.size - 4, lba, min(blocks, 0xFFFFFFFF), provisioning)
+        def fetch(_: memoryview) -> Result:
+            self.store.will_need(lba * self.block_size, length)
+            return Result()
+
+        return Operation(fetch)
+
+    def _read_defect_data(self, _nexus: Nexus, cdb: bytes) -> Operation:
+        """READ DEFECT DATA (SBC-3 section 5.17): both lists are there, and empty."""
+        code = OperationCode(cdb[0])
+        flags = cdb[_DEFECT_FLAGS_AT[code]] & 0x1F
+        header = bytes((0, flags)).ljust(_DEFECT_HEADER_LENGTH[code], b"\0")
+        return data_in(header, commands.allocation_length(cdb))
+
+    def _read_capacity_16(self, _nexus: Nexus, cdb: bytes) -> Operation:
+        self.require_medium()
+        if not cdb[14] & 1 and any(cdb[2:10]):  # an LBA means something with PMI only
+            raise CheckCondition(INVALID_FIELD_IN_CDB)
+        return data_in(self.capacity.pack_16(), commands.allocation_length(cdb))
+
+    def _mode_sense(self, _nexus: Nexus, cdb: bytes) -> Operation:
+        protected = self.read_only or self.write_protect
+        return mode_sense(cdb, self.mode_pages(), write_protected=protected, dpo_fua=self.dpo_fua)
+
+    def _mode_select(self, nexus: Nexus, cdb: bytes) -> Operation:
+        def change(pages: Mapping[int, bytes]) -> Result:
+            before, result = self.mode_pages(), Result()
+            if caching := pages.get(mode.CACHING_PAGE):
+                self.write_cache = bool(caching[0] & _WCE)
+                if not self.write_cache:  # what the cache holds has to go somewhere
+                    result = self.synchronised(0, self.capacity.blocks)
+            if control := pages.get(_CONTROL_PAGE):
+                self.descriptor_sense = bool(control[0] & _D_SENSE)
+                self.write_protect = bool(control[2] & _SWP)
+            if self.mode_pages() != before:
+                self.establish_attention(MODE_CHANGED, besides=nexus)
+            return result
+
+        return mode_select(cdb, self.mode_pages(), change)
 
     def _vpd_pages(self) -> Mapping[int, Callable[[], bytes]]:
         return {
             **super()._vpd_pages(),
             vpd.Page.BLOCK_LIMITS: self._block_limits().pack,
+            vpd.Page.BLOCK_DEVICE_CHARACTERISTICS: vpd.pack_characteristics,
             vpd.Page.LOGICAL_BLOCK_PROVISIONING: vpd.Provisioning(
                 lbpu=True, lbpws=True, lbpws10=True, lbprz=True, provisioning_type=vpd.ProvisioningType.THIN
             ).pack,
@@ -377,4 +295,10 @@ class Disk(BlockUnit):
             unmap_granularity=max(4096 // self.block_size, 1),
             max_write_same_length=most,
             write_same_non_zero=True,
+            max_compare_and_write=MAX_COMPARE_AND_WRITE,
         )
+
+
+_PRE_FETCH_CODES: Final = frozenset({OperationCode.PRE_FETCH_10, OperationCode.PRE_FETCH_16})
+_MODE_SELECT_CODES: Final = frozenset({OperationCode.MODE_SELECT_6, OperationCode.MODE_SELECT_10})
+_DEFECT_CODES: Final = frozenset(_DEFECT_FLAGS_AT)

@@ -10,7 +10,7 @@ All that is wrong with a request becomes the status of the response.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -68,6 +68,10 @@ class TargetConfig:
     """The CHAP users and their secrets; None lets everybody in."""
     own: tuple[str, bytes] | None = field(default=None, repr=False)
     """The CHAP name and secret with which the target proves itself."""
+    discovery: tuple[Mapping[str, bytes] | None, tuple[str, bytes] | None] | None = field(
+        default=None, repr=False
+    )
+    """The secrets and the own secret for discovery sessions, where these are others."""
     algorithms: tuple[int, ...] = tuple(ALGORITHMS)
     offer: Mapping[str, Value] = field(default_factory=lambda: TARGET_OFFER)
     command_window: int = COMMAND_WINDOW
@@ -117,8 +121,8 @@ class TargetLogin:
         self._random_bytes = random_bytes
         self._memory = memory
         self._rewrite = rewrite
-        methods = ("None",) if config.secrets is None else ("CHAP",)
-        self._negotiation = Negotiation(Role.TARGET, {**config.offer, "AuthMethod": methods})
+        self._wish: dict[str, Value] = {**config.offer, "AuthMethod": _methods(config)}
+        self._negotiation = Negotiation(Role.TARGET, self._wish)
         self._text = TextCollector("Login Request")
         self._first: LoginRequest | None = None
         self._stage = Stage.SECURITY
@@ -222,6 +226,11 @@ class TargetLogin:
         first = "InitiatorName" not in negotiation.values
         if first:
             negotiation.discovery = ("SessionType", "Discovery") in received
+            if negotiation.discovery and self._config.discovery is not None:
+                secrets, own = self._config.discovery
+                self._config = replace(self._config, secrets=secrets, own=own)
+                self._wish["AuthMethod"] = _methods(self._config)
+                self._trusted = secrets is None
         answers, step = negotiation.receive(received, self._stage, final=False)
         if first:
             self._identify()
@@ -274,6 +283,11 @@ class TargetLogin:
         proof = self._chap.verify(step)
         self._trusted = True
         return proof
+
+
+def _methods(config: TargetConfig) -> tuple[str, ...]:
+    """Return the authentication methods that *config* takes."""
+    return ("None",) if config.secrets is None else ("CHAP",)
 
 
 class _Refused(Exception):

@@ -63,9 +63,9 @@ class Task:
         self.tag = command.initiator_task_tag
         self.cdb = cdb
         self.aborted = False
-        self.operation = prepare(command.lun, cdb)
         writes = bool(command.flags & CommandFlag.WRITE)
         self.expected = command.expected_data_transfer_length
+        self.operation = prepare(command.lun, cdb).announced(self.expected if writes else 0)
         total = min(self.operation.data_out_length, self.expected) if writes else 0
         if len(immediate_data) >= total:
             self.data = immediate_data[:total]

@@ -9,17 +9,24 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 from weakref import WeakKeyDictionary
 
 from iscsifs.iscsi.framing import Buffer
 from iscsifs.scsi import cdb as commands
-from iscsifs.scsi import mode, vpd
+from iscsifs.scsi import vpd
 from iscsifs.scsi.cdb import OperationCode
 from iscsifs.scsi.inquiry import DeviceType, InquiryData
 from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.status import Status
+from iscsifs.target.commands import (
+    command_of,
+    has_service_action,
+    pack_one,
+    pack_supported,
+    sets_reserved_bits,
+)
 
 NO_SENSE: Final = Sense(SenseKey.NO_SENSE)
 STOPPED: Final = Sense(SenseKey.NOT_READY, 0x04, 0x02)
@@ -34,6 +41,8 @@ LUN_NOT_SUPPORTED: Final = Sense(SenseKey.ILLEGAL_REQUEST, 0x25, 0x00)
 INTERNAL_TARGET_FAILURE: Final = Sense(SenseKey.HARDWARE_ERROR, 0x44, 0x00)
 INVALID_FIELD_IN_PARAMETERS: Final = Sense(SenseKey.ILLEGAL_REQUEST, 0x26, 0x00)
 SAVING_NOT_SUPPORTED: Final = Sense(SenseKey.ILLEGAL_REQUEST, 0x39, 0x00)
+MISCOMPARE: Final = Sense(SenseKey.MISCOMPARE, 0x1D, 0x00)
+REMOVAL_PREVENTED: Final = Sense(SenseKey.ILLEGAL_REQUEST, 0x53, 0x02)
 MEDIUM_CHANGED: Final = Sense(SenseKey.UNIT_ATTENTION, 0x28, 0x00)
 POWER_ON: Final = Sense(SenseKey.UNIT_ATTENTION, 0x29, 0x00)
 BUS_DEVICE_RESET: Final = Sense(SenseKey.UNIT_ATTENTION, 0x29, 0x03)
@@ -49,6 +58,21 @@ SPACE_ALLOCATION_FAILED: Final = Sense(SenseKey.DATA_PROTECT, 0x27, 0x07)
 _ALWAYS_ANSWERED: Final = frozenset(
     {OperationCode.INQUIRY, OperationCode.REPORT_LUNS, OperationCode.REQUEST_SENSE}
 )
+
+
+_REPORT_OPERATION_CODES: Final = OperationCode.MAINTENANCE_IN << 8 | commands.REPORT_SUPPORTED_OPERATION_CODES
+_REPORT_FUNCTIONS: Final = (
+    OperationCode.MAINTENANCE_IN << 8 | commands.REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS
+)
+
+# The reporting options of REPORT SUPPORTED OPERATION CODES.
+_ALL_COMMANDS: Final = 0
+_ONE_CODE: Final = 1
+_ONE_ACTION: Final = 2
+_ONE_OF_EITHER: Final = 3
+
+# ABORT TASK, ABORT TASK SET, CLEAR TASK SET, LOGICAL UNIT RESET, and TARGET RESET.
+_FUNCTIONS: Final = bytes((0x80 | 0x40 | 0x10 | 0x08 | 0x02, 0, 0, 0))
 
 
 class Nexus:
@@ -68,19 +92,21 @@ class Result:
     """How a command ended: its status, the data for the initiator, the sense data of a CHECK CONDITION.
 
     *sync*, where there is one, is to be called before the status is sent. It may block, and raises OSError.
+    *descriptor* asks for sense data in descriptor format.
     """
 
     status: int = Status.GOOD
     data: Buffer = b""
     sense: Sense | None = None
     sync: Callable[[], None] | None = None
+    descriptor: bool = False
 
     @property
     def sense_data(self) -> bytes:
         """The sense data in fixed format, or in descriptor format where an LBA does not fit it."""
         if self.sense is None:
             return b""
-        return self.sense.pack(descriptor=(self.sense.information or 0) > 0xFFFFFFFF)
+        return self.sense.pack(descriptor=self.descriptor or (self.sense.information or 0) > 0xFFFFFFFF)
 
 
 _SENSE_OF_ERROR: Final = {
@@ -105,10 +131,20 @@ def failed(sense: Sense) -> Result:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A command that passed its checks; it wants *data_out_length* bytes from the initiator."""
+    """A command that passed its checks; it wants *data_out_length* bytes from the initiator.
+
+    With *exact* it is refused where the initiator does not announce just as many.
+    """
 
     action: Callable[[memoryview], Result]
     data_out_length: int = 0
+    exact: bool = False
+
+    def announced(self, length: int) -> "Operation":
+        """Return the operation for an initiator that has announced *length* bytes."""
+        if self.exact and length != self.data_out_length:
+            return ended(failed(INVALID_FIELD_IN_CDB))
+        return self
 
     def run(self, data: memoryview) -> Result:
         """Carry the command out with *data*, fewer bytes than wanted if the initiator has no more."""
@@ -123,6 +159,17 @@ class Operation:
 def ended(result: Result) -> Operation:
     """Return the operation of a command that is over before it began."""
     return Operation(lambda _: result)
+
+
+def _in_descriptor_format(operation: Operation) -> Operation:
+    """Return *operation* with its sense data in descriptor format (D_SENSE of the Control mode page)."""
+
+    def action(data: memoryview) -> Result:
+        result = operation.run(data)
+        result.descriptor = True
+        return result
+
+    return replace(operation, action=action)
 
 
 def data_in(data: Buffer, allocation_length: int) -> Operation:
@@ -167,7 +214,7 @@ class Fault:
             return Operation(short, operation.data_out_length)
         sense = self.sense
         if sense is not None and self.blocks is not None:
-            lba = max(self.blocks.start, commands.parse_rw(cdb).lba)
+            lba = max(self.blocks.start, (commands.block_range(cdb) or (0, 0))[0])
             sense = Sense(sense.key, sense.asc, sense.ascq, information=lba)
         return ended(Result(self.status, sense=sense))
 
@@ -177,9 +224,10 @@ class Fault:
             return False
         if self.blocks is None:
             return True
-        if code not in BLOCK_CODES:
+        touched = None if code in SYNCHRONIZE_CODES else commands.block_range(cdb)
+        if touched is None:
             return False
-        lba, blocks, _ = commands.parse_rw(cdb)
+        lba, blocks = touched
         return lba < self.blocks.stop and self.blocks.start < lba + blocks
 
 
@@ -234,17 +282,25 @@ class LogicalUnit:
     Tests put into `faults` what is to go wrong; the first that applies to a command wins.
     """
 
+    standards: tuple[int, ...] = (0x0060, 0x0300, 0x0960)
+    """The version descriptors of the standards that it claims: SAM-3, SPC-3, iSCSI."""
+
     def __init__(self, identity: Identity, device_type: DeviceType = DeviceType.PROCESSOR) -> None:
         self.identity = identity
         self.device_type = device_type
         self.removable = False
         self.faults: list[Fault] = []
         self._attentions: WeakKeyDictionary[Nexus, list[Sense]] = WeakKeyDictionary()
+        self.descriptor_sense = False
+        """Whether sense data are in descriptor format (D_SENSE of the Control mode page)."""
         self._handlers: dict[int, Handler] = {
             OperationCode.TEST_UNIT_READY: self._test_unit_ready,
             OperationCode.REQUEST_SENSE: self._request_sense,
             OperationCode.INQUIRY: self._inquiry,
+            _REPORT_OPERATION_CODES: self._report_operation_codes,
+            _REPORT_FUNCTIONS: self._report_functions,
         }
+        """What answers a command of `commands.USAGE`."""
 
     def prepare(self, nexus: Nexus, cdb: bytes) -> Operation:
         """Check *cdb*, which has at least 16 bytes, and return what it asks for (SAM-5 section 5.3.1)."""
@@ -252,7 +308,7 @@ class LogicalUnit:
             operation = self._prepare(nexus, cdb)
         except CheckCondition as exc:
             operation = ended(failed(exc.sense))
-        return operation
+        return _in_descriptor_format(operation) if self.descriptor_sense else operation
 
     def establish_attention(self, sense: Sense, *, besides: Nexus | None = None) -> None:
         """Report *sense*, a unit attention, once to every initiator but *besides* (SAM-5 section 5.14)."""
@@ -275,9 +331,13 @@ class LogicalUnit:
         code = cdb[0]
         if code not in _ALWAYS_ANSWERED and (attentions := self._attentions_of(nexus)):
             raise CheckCondition(attentions.pop(0))
-        handler = self._handlers.get(code)
+        command = command_of(cdb)
+        handler = self._handlers.get(command)
         if handler is None:
-            raise CheckCondition(INVALID_OPERATION_CODE)
+            known = has_service_action(code) and any(other >> 8 == code for other in self._handlers)
+            raise CheckCondition(INVALID_FIELD_IN_CDB if known else INVALID_OPERATION_CODE)
+        if sets_reserved_bits(command, cdb):
+            raise CheckCondition(INVALID_FIELD_IN_CDB)
         operation = handler(nexus, cdb)
         for fault in self.faults:
             if fault.applies(cdb):
@@ -313,8 +373,35 @@ class LogicalUnit:
             vendor=identity.vendor,
             product=identity.product or self.device_type.label,
             revision=identity.revision,
+            version_descriptors=self.standards,
         )
         return data_in(answer.pack(), request.allocation_length)
+
+    def _report_operation_codes(self, _nexus: Nexus, cdb: bytes) -> Operation:
+        """REPORT SUPPORTED OPERATION CODES (SPC-4 section 6.35)."""
+        timeouts, options, code = bool(cdb[2] & 0x80), cdb[2] & 0x07, cdb[3]
+        action, length = int.from_bytes(cdb[4:6], "big"), commands.allocation_length(cdb)
+        supported = {*self._handlers, OperationCode.REPORT_LUNS}  # which the device answers
+        if options == _ALL_COMMANDS:
+            return data_in(pack_supported(supported, timeouts=timeouts), length)
+        with_action = has_service_action(code)
+        known = code in supported
+        if (
+            options not in (_ONE_CODE, _ONE_ACTION, _ONE_OF_EITHER)
+            or (options == _ONE_CODE and with_action)
+            or (options == _ONE_ACTION and known)
+        ):
+            raise CheckCondition(INVALID_FIELD_IN_CDB)
+        command = code << 8 | action if with_action else code
+        if command not in supported or (action and known and options == _ONE_OF_EITHER):
+            return data_in(pack_one(None, timeouts=timeouts), length)
+        return data_in(pack_one(command, timeouts=timeouts), length)
+
+    def _report_functions(self, _nexus: Nexus, cdb: bytes) -> Operation:
+        """REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-4 section 6.36)."""
+        if commands.allocation_length(cdb) < len(_FUNCTIONS):
+            raise CheckCondition(INVALID_FIELD_IN_CDB)
+        return data_in(_FUNCTIONS, commands.allocation_length(cdb))
 
     def _vpd_pages(self) -> Mapping[int, Callable[[], bytes]]:
         """The VPD pages by their codes."""
@@ -326,21 +413,3 @@ class LogicalUnit:
                 identity.device_identification(), device_type
             ),
         }
-
-
-def mode_sense(cdb: bytes, data: mode.ModeData) -> Operation:
-    """Answer MODE SENSE(6) or (10) out of *data*, none of which can be changed (SPC-3 section 6.9)."""
-    request = commands.parse_mode_sense(cdb)
-    if request.page_control == 3:
-        raise CheckCondition(SAVING_NOT_SUPPORTED)
-    if request.page == mode.ALL_PAGES:
-        pages = dict(data.pages)
-    else:
-        pages = {key: value for key, value in data.pages.items() if key[0] == request.page}
-    if not pages or request.subpage not in (0, 0xFF):
-        raise CheckCondition(INVALID_FIELD_IN_CDB)
-    if request.page_control == 1:
-        pages = {key: bytes(len(value)) for key, value in pages.items()}
-    answer = mode.ModeData(data.write_protected, data.dpo_fua, pages)
-    packed = answer.pack_6() if cdb[0] == OperationCode.MODE_SENSE_6 else answer.pack_10()
-    return data_in(packed, request.allocation_length)

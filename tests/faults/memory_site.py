@@ -271,7 +271,7 @@ class World:
         for target, directory in zip(attached, directories, strict=True):
 
             def refresh(target: Attached = target, directory: Any = directory) -> None:
-                self.operations.changed(self.tree.replace_units(directory, target.describe().units))
+                self.operations.changed(self.tree.update(directory, target.describe()))
 
             cast(Any, target.target).on_change = refresh
         self.file = await self.open(self.site)

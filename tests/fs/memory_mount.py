@@ -15,6 +15,7 @@ from memory_unit import Memory
 
 from iscsifs.fs.mount import Mount, check_mount_point
 from iscsifs.fs.operations import Operations
+from iscsifs.fs.platform import init_reply
 from iscsifs.fs.tree import TargetDescription, Tree, UnitDescription
 from iscsifs.fs.tuning import Limits
 
@@ -28,6 +29,11 @@ class Stuck(Memory):
         raise AssertionError
 
 
+def leave_as_it_is(request: bytes, reply: bytes, max_background: int) -> bytes:
+    """Take the place of `init_reply.amend`, as with a libfuse that is not as expected."""
+    raise init_reply.UnexpectedInitError("it is not to be")
+
+
 def unit(number: int, size: int, read_only: bool) -> UnitDescription:
     storage = Memory(size, read_only) if size else Stuck(1 << 20)
     return UnitDescription(
@@ -35,17 +41,29 @@ def unit(number: int, size: int, read_only: bool) -> UnitDescription:
     )
 
 
-async def serve(tree: Tree, mount_point: Path, uid: int, direct_io: bool, options: list[str]) -> None:
-    operations = Operations(tree, uid=uid, gid=os.getgid(), read_only=False, direct_io=direct_io)
+async def serve(tree: Tree, mount_point: Path, uid: int, switches: set[str], options: list[str]) -> None:
+    operations = Operations(
+        tree,
+        uid=uid,
+        gid=os.getgid(),
+        read_only=False,
+        direct_io="direct_io" in switches,
+        exclusive="exclusive" in switches,
+    )
     mount = Mount(operations, mount_point, options)
     stop = trio.Event()
     storages = [file.storage for file in tree.files()]
 
     async def on_signals() -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGUSR1) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2) as signals:
             async for number in signals:
                 if number == signal.SIGTERM:
                     stop.set()
+                elif number == signal.SIGUSR2:
+                    other = storages[0]
+                    assert isinstance(other, Memory)
+                    other.content[:16] = b"written by other"
+                    operations.may_have_changed(other)
                 else:
                     first = storages[0]
                     assert isinstance(first, Memory)
@@ -75,12 +93,17 @@ def main() -> None:
         os.setuid(user)
     logging.basicConfig()
     check_mount_point(mount_point)
+    if settings.get("plain_init") == "1":
+        init_reply.amend = leave_as_it_is
+        logging.disable()
     read_only = settings.get("read_only") == "1"
     tree = Tree()
     units = tuple(unit(number, size, read_only) for number, size in enumerate(sizes))
     tree.add_targets([TargetDescription("host", "10.4.0.42", 3260, "iqn.2001-04.com.example:disk", units)])
     options = [option for option in settings.get("options", "").split(",") if option]
-    trio.run(serve, tree, mount_point, os.getuid(), settings.get("direct_io") == "1", options)
+    trio.run(
+        serve, tree, mount_point, os.getuid(), {name for name in settings if settings[name] == "1"}, options
+    )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ class Memory:
     is_away: bool = False
     unwritten: int = 0
     needs_flush: bool = False
+    end: int | None = None
+    stale: bool = False
     content: bytearray = field(init=False, repr=False)
     requests: list[tuple[str, int, int]] = field(default_factory=list, repr=False)
     synchronous: list[bool] = field(default_factory=list, repr=False)
@@ -36,6 +38,23 @@ class Memory:
         self.synchronous.append(sync)
         assert offset + len(data) <= self.size
         self.content[offset : offset + len(data)] = data
+
+    def shrinks(self, size: int) -> bool:
+        return size < (self.size if self.end is None else self.end)
+
+    async def truncate(self, size: int) -> None:
+        self._note("truncate", 0, size)
+        self.end = size
+
+    async def zero(self) -> None:
+        self._note("zero", 0, 0)
+
+    def release(self) -> None:
+        self.requests.append(("release", 0, 0))
+
+    def take_stale(self) -> bool:
+        stale, self.stale = self.stale, False
+        return stale
 
     def relieve(self) -> None:
         self.requests.append(("relieve", 0, 0))

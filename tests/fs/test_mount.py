@@ -116,7 +116,7 @@ def test_the_usual_programs_see_a_tree(mount: MountMemory) -> None:
     assert run("df", "--output=source,fstype,size", mounted.path).splitlines()[1].split() == [
         "iscsifs",
         "fuse.iscsifs",
-        "2048",
+        "0",
     ]
     with pytest.raises(PermissionError):
         (mounted.path / "new").touch()
@@ -229,8 +229,6 @@ def test_direct_io_bypasses_the_page_cache(mount: MountMemory) -> None:
         assert file.write(b"abc") == 3
         file.seek(100)
         assert file.read(3) == b"abc"
-        with pytest.raises(OSError, match="No such device"):
-            mmap.mmap(file.fileno(), 4096)
 
 
 @pytest.mark.parametrize("setting", ["read_only=1", "options=ro"])

@@ -19,6 +19,7 @@ from iscsifs.fs.tree import (
     UnitDescription,
     safe_name,
 )
+from iscsifs.limits import NOTES_A_LIST
 
 HOST = "inspiron1300.wherever.co.uk"
 NAME = "iqn.1994-04.org.netbsd.iscsi-target:target0"
@@ -159,13 +160,78 @@ def test_units_are_found_by_their_worldwide_names() -> None:
     }
 
 
-def test_a_unit_reached_in_two_ways_has_one_name_by_id() -> None:
-    tree = build(target(host="b"), target(host="a"))
-    assert links(tree, "by-id") == {"naa.6001405000000000": "../a/target0/lun0"}
-    (late,) = tree.add_targets([target(host="A")])
-    assert links(tree, "by-id") == {"naa.6001405000000000": "../a/target0/lun0"}
+def test_units_of_one_worldwide_name_are_told_apart_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    """One disk in two ways has two write buffers; of two disks none may be taken for the other."""
+    wwid = "naa.6001405000000000"
+    for order in ("a", "b"), ("b", "a"):
+        caplog.clear()
+        tree = build(*(target(host=host) for host in order))
+        both = {f"{wwid}@a,target0,lun0": "../a/target0/lun0", f"{wwid}@b,target0,lun0": "../b/target0/lun0"}
+        assert links(tree, "by-id") == both
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert line.startswith(f"a/target0/lun0 and b/target0/lun0 have the same worldwide name {wwid}: ")
+    caplog.clear()
+    (late,) = tree.add_targets([target(host="c")])
+    assert len(links(tree, "by-id")) == 3
+    assert "a/target0/lun0 and b/target0/lun0 and 1 more have the same" in caplog.text
+    caplog.clear()
     tree.replace_units(late, [])
-    assert links(tree, "by-id") == {"naa.6001405000000000": "../a/target0/lun0"}
+    assert links(tree, "by-id") == both
+    assert caplog.records == []  # that was said before
+
+
+def test_a_name_by_id_is_plain_again_when_it_is_that_of_one_unit(caplog: pytest.LogCaptureFixture) -> None:
+    tree = Tree()
+    (directory,) = tree.add_targets([target(disk("0"))])
+    assert links(tree, "by-id") == {"naa.6001405000000000": f"../{HOST}/target0/lun0"}
+    twin = disk("1", wwid="naa.6001405000000000")
+    tree.replace_units(directory, [disk("0"), twin])
+    assert set(links(tree, "by-id")) == {
+        f"naa.6001405000000000@{HOST},target0,lun0",
+        f"naa.6001405000000000@{HOST},target0,lun1",
+    }
+    assert "have the same worldwide name" in caplog.text
+    tree.replace_units(directory, [disk("0")])
+    assert links(tree, "by-id") == {"naa.6001405000000000": f"../{HOST}/target0/lun0"}
+
+
+def test_many_worldwide_names_of_several_units_are_not_listed_for_ever(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    units = [disk(str(number), wwid=f"naa.{number // 2}") for number in range(2 * (NOTES_A_LIST + 3))]
+    build(target(*units))
+    assert len(caplog.records) == NOTES_A_LIST + 1
+    assert caplog.records[-1].getMessage() == "3 more worldwide names are those of several units"
+
+
+def test_where_a_target_is_reached_now_is_shown_in_its_links() -> None:
+    tree = Tree()
+    (directory,) = tree.add_targets([target(unit := disk("0"))])
+    before = links(tree, f"{HOST}/target0")
+    ip, port = find(tree, f"{HOST}/target0/ip"), find(tree, f"{HOST}/target0/port")
+    changed = tree.update(directory, replace(target(unit), address="2001:db8::1", port=3261))
+    assert links(tree, f"{HOST}/target0") == before | {"ip": "2001:db8::1", "port": "3261"}
+    assert changed[:2] == [port, ip] or changed[:2] == [ip, port]
+    assert find(tree, f"{HOST}/target0/ip") is ip
+    assert find(tree, f"{HOST}/target0/storage") in changed
+    assert not {ip, port} & set(tree.update(directory, directory.target))
+
+
+def test_a_unit_whose_texts_have_changed_keeps_its_inodes() -> None:
+    """It is open, perhaps: its inode would be stale."""
+    tree = Tree()
+    unit = disk("0")
+    (directory,) = tree.add_targets([target(unit)])
+    storage = find(tree, f"{HOST}/target0/storage")
+    version = find(tree, f"{HOST}/target0/version")
+    changed = tree.replace_units(directory, [replace(unit, version="9", serial=None)])
+    assert find(tree, f"{HOST}/target0/storage") is storage
+    assert version in changed
+    for place in f"{HOST}/target0", f"{HOST}/target0/lun0":
+        assert links(tree, place)["version"] == "9"
+        assert "serial" not in names(tree, place)
+    tree.replace_units(directory, [unit])
+    assert links(tree, f"{HOST}/target0")["serial"] == "10000000"
 
 
 @pytest.mark.parametrize(
@@ -234,7 +300,8 @@ def test_units_come_and_go_and_the_others_keep_their_inodes() -> None:
     kept = find(tree, f"{HOST}/target0/lun1/storage")
     gone = find(tree, f"{HOST}/target0/lun0/storage")
     files = tree.replace_units(directory, [second, third])
-    assert [file.storage for file in files] == [second.storage, third.storage]
+    assert [node.storage for node in files if isinstance(node, File)] == [second.storage, third.storage]
+    assert len(files) == 2
     assert find(tree, f"{HOST}/target0/lun1/storage") is kept
     assert "lun0" not in names(tree, f"{HOST}/target0")
     assert gone.inode not in tree.nodes

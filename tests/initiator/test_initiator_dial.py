@@ -463,7 +463,7 @@ async def test_a_closed_connection_gets_one_more_try_with_md5_alone(answered: bo
         assert "CHAP_A=5\0" in [data.decode() for _, data in peer.received]
         assert str(outcome.failure) == (
             "the target refused the login: authentication failure; "
-            'check that the target knows the user "alice" with this secret (0201h)'
+            'check the user "alice" and the secret, and whether it demands mutual CHAP (0201h)'
         )
 
 

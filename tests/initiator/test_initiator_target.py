@@ -25,7 +25,7 @@ HARDWARE_ERROR = Sense(SenseKey.HARDWARE_ERROR, 0x44, 0x00)
 class OddDisk(Disk):
     """A disk that says that its blocks have 520 bytes."""
 
-    def _service_action_in(self, _nexus: scsi.Nexus, cdb: bytes) -> scsi.Operation:
+    def _read_capacity_16(self, _nexus: scsi.Nexus, cdb: bytes) -> scsi.Operation:
         return scsi.data_in(bytes(8) + (520).to_bytes(4, "big") + bytes(20), 32)
 
 
@@ -98,6 +98,23 @@ async def test_after_a_loss_the_same_units_go_on(autojump_clock: MockClock) -> N
         await trio.sleep(5.0)
         assert w.target.units == units
         assert w.changes == 0
+
+
+async def test_a_unit_that_somebody_else_may_have_written_to_is_told_once(autojump_clock: MockClock) -> None:
+    async with world({0: disk("S-0"), 1: disk("S-1")}) as w:
+        returned: list[str] = []
+        w.target.on_return = lambda unit: returned.append(unit.label)
+        await w.unit(0).write(0, b"w" * 512)
+        await trio.sleep(5.0)
+        assert returned == []  # the first login finds them as they are
+        w.cut()
+        await w.unit(0).read(0, 512)
+        await trio.sleep(5.0)
+        assert sorted(returned) == ["0", "1"]
+        w.cut()
+        w.device.attach(1, disk("S-2"))  # another one, which is seen by its own name
+        await trio.sleep(20.0)
+        assert sorted(returned) == ["0", "0", "1"]
 
 
 @pytest.mark.conformance("ERR-11")

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import trio
-from memory_line import LUN, pair
+from memory_line import LUN, TARGET, pair
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import TaskAborted
@@ -23,7 +23,8 @@ from iscsifs.iscsi.pdu import (
     TaskManagementRequest,
     TextRequest,
 )
-from iscsifs.limits import LOGOUT_TIMEOUT, NOTES_A_MINUTE
+from iscsifs.limits import LOGOUT_TIMEOUT, MAX_TIME2WAIT, NOTES_A_MINUTE
+from iscsifs.scsi import cdb
 from iscsifs.scsi.sense import Sense, SenseKey
 
 CAPACITY_CHANGED = Sense(SenseKey.UNIT_ATTENTION, 0x2A, 0x09).pack()
@@ -205,6 +206,85 @@ async def test_after_a_connection_is_dropped_its_time2wait_is_obeyed(
         assert line.line.dialled == [pytest.approx(told + 1.0, abs=0.1)]
         await line.peer.status(await line.peer.expect(ScsiCommand))
         await call.succeeded()
+
+
+# What costs nothing: one warning for each session, and no new one.
+
+
+@pytest.mark.conformance("HOSTILE-6")
+async def test_a_stat_sn_that_repeats_under_queued_writes_ends_no_session(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """NetBSD's iscsi-target gives the same number to all that it answers in one go."""
+    async with pair() as line:
+        for _ in range(3):
+            calls = [line.call(cdb.write_10(block, 1), write=bytes(512)) for block in range(8)]
+            commands = [await line.peer.expect(ScsiCommand) for _ in calls]
+            due = line.peer.stat_sn
+            for command in commands:
+                await line.peer.status(command, stat_sn=due)
+            line.peer.stat_sn = due + 1
+            for call in calls:
+                await call.succeeded()
+        assert line.line.dialled == []
+        last = line.call()
+        command = await line.peer.expect(ScsiCommand)
+        assert command.exp_stat_sn == line.peer.stat_sn
+        await line.peer.status(command)
+        await last.succeeded()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{TARGET}: the StatSN of the target does not count up, against RFC 7143 section 4.2.2.2; going on"
+    ]
+
+
+# However long a target wants us away: a bound of our own holds.
+
+
+@pytest.mark.conformance("ERR-14", "ERR-26", "ERR-13")
+@pytest.mark.parametrize("how", ["message", "logout", "login"])
+@pytest.mark.parametrize("seconds", [61, 3600, 65535])
+async def test_no_target_keeps_us_away_for_hours(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, how: str, seconds: int
+) -> None:
+    named = min(seconds, 3600)  # in a login it cannot be more
+    async with pair(keys={"DefaultTime2Wait": str(named)} if how == "login" else {}) as line:
+        call = line.call()
+        await line.peer.expect(ScsiCommand)
+        if how == "message":
+            await line.peer.async_message(AsyncEvent.CONNECTION_DROPPED, parameter1=0, parameter2=seconds)
+            await line.peer.closed()
+        elif how == "logout":
+            await line.peer.async_message(AsyncEvent.LOGOUT_REQUESTED, parameter3=seconds)
+            await line.peer.logged_out(await line.peer.expect(LogoutRequest), 3, time2wait=seconds)
+            await line.peer.closed()
+        else:
+            await line.peer.close()
+        lost = trio.current_time()
+        await line.peer.login()
+        assert line.line.dialled == [pytest.approx(lost + MAX_TIME2WAIT, abs=0.1)]
+        await line.peer.status(await line.peer.expect(ScsiCommand))
+        await call.succeeded()
+        wanted = named if how == "login" else seconds
+        said = [record.getMessage() for record in caplog.records if "away for" in record.getMessage()]
+        assert said == [f"{TARGET}: the target wants us away for {wanted} s; coming back after 60 s"]
+
+
+async def test_time2wait_holds_up_neither_the_failure_of_commands_nor_the_end(
+    autojump_clock: MockClock,
+) -> None:
+    async with pair(replacement_timeout=20.0) as line:
+        call = line.call()
+        await line.peer.expect(ScsiCommand)
+        await line.peer.async_message(AsyncEvent.CONNECTION_DROPPED, parameter1=0, parameter2=65535)
+        await line.peer.closed()
+        lost = trio.current_time()
+        await call.failed()
+        assert call.ended_at - lost <= 21.0
+        await line.session.close()
+        await wait_all_tasks_blocked()
+        assert line.session.state is State.CLOSED
+        assert trio.current_time() - lost <= 21.0
+        assert line.line.dialled == []
 
 
 # The rest.

@@ -11,7 +11,7 @@ from peer import Closed
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import CommandTimeout, LoginRefused, TransportError, UnitError
-from iscsifs.initiator.session import FIRST_DELAY, LONGEST_DELAY, State
+from iscsifs.initiator.session import FIRST_DELAY, LONGEST_DELAY, TICK, State
 from iscsifs.iscsi.pdu import (
     RESERVED_TAG,
     DataIn,
@@ -23,7 +23,7 @@ from iscsifs.iscsi.pdu import (
     ScsiCommand,
     TaskManagementRequest,
 )
-from iscsifs.limits import MAX_ATTEMPTS
+from iscsifs.limits import ATTEMPT_PATIENCE, ATTEMPT_PAUSE, MAX_ATTEMPTS
 from iscsifs.scsi import cdb
 from iscsifs.scsi.sense import Sense, SenseKey
 
@@ -416,7 +416,7 @@ async def test_a_flood_of_commands_does_not_make_a_flood_of_attempts(autojump_cl
         for _ in range(1000):
             await line.call().failed()
             await trio.sleep(0.01)
-        assert len(line.line.dialled) - before <= 10.0 / (0.75 * FIRST_DELAY) + 1
+        assert len(line.line.dialled) - before <= 10.0 / ATTEMPT_PAUSE + 1
 
 
 async def test_sessions_that_end_at_once_are_not_begun_at_once(autojump_clock: MockClock) -> None:
@@ -497,6 +497,54 @@ async def test_after_the_replacement_time_out_the_session_comes_back_all_the_sam
         await line.peer.close()
         await trio.sleep(1.0)
         assert not second.done.is_set()
+
+
+async def test_after_a_long_absence_the_next_command_finds_the_target_that_is_back(
+    autojump_clock: MockClock,
+) -> None:
+    async with pair(replacement_timeout=10.0) as line:
+        line.line.failure = AWAY
+        await line.peer.close()
+        await trio.sleep(600.0)
+        while trio.current_time() - line.line.dialled[-1] < ATTEMPT_PAUSE:  # noqa: ASYNC110 - it is virtual
+            await trio.sleep(0.1)
+        line.line.failure = None
+        asked = trio.current_time()
+        call = line.call()
+        await line.peer.login()
+        await line.peer.status(await line.peer.expect(ScsiCommand))
+        await call.succeeded()
+        assert call.ended_at - asked < 0.1
+        assert not line.session.given_up
+
+
+@pytest.mark.parametrize("silent", [True, False])
+async def test_after_a_long_absence_a_command_waits_for_one_attempt_and_not_for_long(
+    autojump_clock: MockClock, silent: bool
+) -> None:
+    """*silent*: the target takes the connection and does not let us in; else nobody is there."""
+    async with pair(replacement_timeout=10.0, login_timeout=15.0) as line:
+        line.line.failure = AWAY
+        await line.peer.close()
+        await trio.sleep(60.0)
+        while trio.current_time() - line.line.dialled[-1] < ATTEMPT_PAUSE:  # noqa: ASYNC110 - it is virtual
+            await trio.sleep(0.1)
+        if silent:
+            line.line.failure = None
+            line.line.gate = trio.Event()
+        asked = trio.current_time()
+        attempts = len(line.line.dialled)
+        calls = [line.call(), line.call()]
+        for call in calls:
+            assert isinstance(await call.failed(), CommandTimeout)
+            assert call.ended_at - asked <= (ATTEMPT_PATIENCE + TICK if silent else 0.0)
+            assert not silent or call.ended_at - asked >= ATTEMPT_PATIENCE
+        # While that attempt goes on, or shortly after it, nobody waits any more.
+        asked = trio.current_time()
+        late = line.call()
+        assert isinstance(await late.failed(), CommandTimeout)
+        assert late.ended_at == asked
+        assert len(line.line.dialled) == attempts + 1
 
 
 @pytest.mark.parametrize("where", ["connect", "login", "check"])

@@ -6,7 +6,7 @@ one is from a newer write. Where a write has not returned, or has failed, its da
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import pairwise
 
@@ -17,6 +17,7 @@ from memory_cache import CachedUnit, Call
 from stepwise import Loop
 
 from iscsifs.errors import IscsifsError, MediumError, TransportError
+from iscsifs.initiator.commands import Unsupported
 from iscsifs.initiator.extents import Extent, State
 from iscsifs.initiator.ranges import Ranges
 from iscsifs.initiator.writeback import WriteBuffer
@@ -43,12 +44,13 @@ class WriteBufferMachine(RuleBasedStateMachine):
         self.failures = 0
         self.unfinished = 0
 
-    @initialize(behind=st.booleans(), volatile=st.booleans())
-    def open(self, behind: bool, volatile: bool) -> None:
+    @initialize(behind=st.booleans(), volatile=st.booleans(), fua=st.booleans())
+    def open(self, behind: bool, volatile: bool, fua: bool) -> None:
         self.unit = CachedUnit(SIZE, volatile=volatile)
         self.buffer = self.unit.open(
             self.loop.nursery,
             behind=behind,
+            fua=fua,
             longest=LONGEST,
             max_commands=COMMANDS,
             max_unwritten=UNWRITTEN,
@@ -58,20 +60,23 @@ class WriteBufferMachine(RuleBasedStateMachine):
     # What the owner of the buffer does.
 
     @precondition(lambda self: self.number < 255)
-    @rule(start=st.integers(0, SIZE - 1), length=st.integers(1, 6))
-    def write(self, start: int, length: int) -> None:
+    @rule(start=st.integers(0, SIZE - 1), length=st.integers(1, 6), sync=st.booleans())
+    def write(self, start: int, length: int, sync: bool) -> None:
         self.number += 1
         end = min(start + length, SIZE)
-        self.begin(self._write, start, end, self.number)
+        self.begin(self._write, start, end, self.number, sync)
 
-    async def _write(self, start: int, end: int, number: int) -> None:
+    async def _write(self, start: int, end: int, number: int, sync: bool) -> None:
         mine = await self.ranges.enter(start, end)
         try:
             for position in range(start, end):
                 self.accepted[position].add(number)
             with suppress(IscsifsError):
-                await self.buffer.write(start, bytes([number]) * (end - start))
+                await self.buffer.write(start, bytes([number]) * (end - start), sync)
                 self.newest[start:end] = [number] * (end - start)
+                if sync:
+                    self.learn_of_failures()
+                    self.hold_that_it_is_safe(range(start, end), number)
         finally:
             self.ranges.leave(mine)
 
@@ -89,10 +94,15 @@ class WriteBufferMachine(RuleBasedStateMachine):
         self.learn_of_failures()
         for position, number in enumerate(wanted):
             if number > self.lost[position]:
-                kept = self.unit.medium[position]
-                assert kept >= number, f"byte {position}: {kept} is older than {number}"
-                assert kept in self.accepted[position]
-                self.durable[position] = max(self.durable[position], number)
+                self.hold_that_it_is_safe([position], number)
+
+    def hold_that_it_is_safe(self, positions: Iterable[int], number: int) -> None:
+        """A crash of the unit now leaves write *number*, or a newer one, at *positions*."""
+        for position in positions:
+            kept = self.unit.medium[position]
+            assert kept >= number, f"byte {position}: {kept} is older than {number}"
+            assert kept in self.accepted[position]
+            self.durable[position] = max(self.durable[position], number)
 
     @rule()
     def drain(self) -> None:
@@ -124,11 +134,16 @@ class WriteBufferMachine(RuleBasedStateMachine):
         return [*self.unit.writes, *self.unit.synchronisings]
 
     @precondition(lambda self: self.under_way())
-    @rule(choice=st.integers(0, 31), failure=st.sampled_from([None, None, None, MediumError, TransportError]))
+    @rule(
+        choice=st.integers(0, 31),
+        failure=st.sampled_from([None, None, None, None, MediumError, TransportError, Unsupported]),
+    )
     def answer(self, choice: int, failure: type[IscsifsError] | None) -> None:
         calls = self.under_way()
         call = calls[choice % len(calls)]
-        if failure is MediumError:
+        if failure is Unsupported and call.fua and not call.carried_out:
+            self.fail(call, Unsupported("no FUA here", status=2))
+        elif failure is MediumError:
             self.fail(call, MediumError("bad block", status=2))
         elif failure is TransportError:
             self.fail(call, TransportError("gone"))

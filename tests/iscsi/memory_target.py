@@ -201,7 +201,7 @@ class MemoryTarget:
         }
         values |= {name: value for name, value in numbers.items() if name in known} | fields
         pdu = kind(**values)
-        if self._counts(pdu):
+        if self._counts(pdu) and values["stat_sn"] == self.stat_sn:
             self.stat_sn = serial.add(self.stat_sn, 1)
         digests = {
             "header_digest": self.parameters.header_digest,

@@ -6,7 +6,7 @@ import pytest
 from memory_target import LUN, MemoryTarget, pattern, plain_task, read_task
 
 from iscsifs.errors import DataError, TaskAborted
-from iscsifs.iscsi.events import SenseReported
+from iscsifs.iscsi.events import Noted, SenseReported
 from iscsifs.iscsi.pdu import (
     FINAL,
     DataIn,
@@ -263,7 +263,7 @@ def test_an_honest_residual_count(
     [
         (600, ResponseFlag.UNDERFLOW, 423),
         (600, ResponseFlag.UNDERFLOW, 425),
-        (1024, ResponseFlag.UNDERFLOW, 424),
+        (600, ResponseFlag.UNDERFLOW, 600),
         (600, ResponseFlag.UNDERFLOW, 1025),
         (0, ResponseFlag.UNDERFLOW, 2**32 - 1),
         (600, 0, 0),
@@ -283,19 +283,46 @@ def test_a_residual_count_that_is_not_true_fails_the_command(
     assert task.data_in.tobytes() == pattern(arrived) + b"\xaa" * (1024 - arrived)  # nothing is made up
 
 
+@pytest.mark.conformance("HOSTILE-18")
+@pytest.mark.parametrize("count", [1, 424, 1024, 2**32 - 1])
+@pytest.mark.parametrize("in_data_in", [True, False])
+def test_a_residual_of_a_read_whose_data_are_all_there_is_taken_with_one_warning(
+    count: int, in_data_in: bool
+) -> None:
+    """gotgt counts the bytes that it has moved."""
+    target = MemoryTarget()
+    noted: list[str] = []
+    for _ in range(3):
+        task = target.read(1024)
+        answer(target, task, 1024, ResponseFlag.UNDERFLOW, count, in_data_in)
+        ended, *others = target.events()
+        assert ended is task
+        noted += [event.text for event in others if isinstance(event, Noted)]
+        assert (task.failure, task.received) == (None, 1024)
+        assert task.data_in.tobytes() == pattern(1024)
+    assert noted == [
+        "the target counts a residual where all data were moved, against RFC 7143 section 11.4.5; going on"
+    ]
+
+
 def end_read(arrived: int, flags: int, count: int, in_data_in: bool) -> Task:
     """Read 1024 bytes, of which *arrived* come, with GOOD status; the session goes on."""
     target = MemoryTarget()
     task = target.submit(Task(LUN, bytes(6), data_in=memoryview(bytearray(b"\xaa" * 1024))))
+    answer(target, task, arrived, flags, count, in_data_in)
+    assert target.events() == [task]
+    target.ping()
+    target.received(ScsiCommand, NopOut)
+    return task
+
+
+def answer(target: MemoryTarget, task: Task, arrived: int, flags: int, count: int, in_data_in: bool) -> None:
+    """Send *arrived* bytes and GOOD status, with them or behind them."""
     if in_data_in:
         target.data_in(task, 0, pattern(arrived), 0, flags=STATUS | flags, residual_count=count)
     else:
         target.data_in(task, 0, pattern(arrived), 0)
         target.respond(task, flags=FINAL | flags, residual_count=count, exp_data_sn=1)
-    assert target.events() == [task]
-    target.ping()
-    target.received(ScsiCommand, NopOut)
-    return task
 
 
 @pytest.mark.parametrize("length", [0, 18, 252])

@@ -444,6 +444,7 @@ def test_an_r2t_for_what_does_not_wait_for_one() -> None:
         (512, 0, 0),
         (512, ResponseFlag.UNDERFLOW, 511),
         (1024, ResponseFlag.UNDERFLOW, 512),
+        (1024, ResponseFlag.UNDERFLOW, 1024),  # gotgt: it may mean all, or nothing
         (512, ResponseFlag.OVERFLOW, 512),
         (0, ResponseFlag.UNDERFLOW, 1025),
     ],

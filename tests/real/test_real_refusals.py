@@ -26,7 +26,7 @@ REFUSED = {
     "no such unit": ("iscsi://$portal/$name/77 $mnt", 5, ["77", "leave the number out"]),
     "no such pattern": ("-t *:nothing $portal $mnt", 5, ["*:nothing", "-D"]),
     "wrong secret": ("-u alice --secret-file $wrong iscsi://$portal/$locked $mnt", 4, ["$locked", "0201"]),
-    "no credentials": ("iscsi://$portal/$locked $mnt", 4, ["$locked", "give the user"]),
+    "no credentials": ("iscsi://$portal/$locked $mnt", 4, ["$locked", "give -u USER"]),
     "no terminal to ask on": ("-u alice $portal $mnt", 2, ["alice", "--secret-file FILE"]),
     "readable secret": ("-u alice --secret-file $readable $portal $mnt", 2, ["$readable", "chmod 600"]),
     "directory of secrets": ("-u alice --secret-file $directory $portal $mnt", 2, ["$directory", "file"]),

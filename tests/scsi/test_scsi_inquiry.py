@@ -71,6 +71,14 @@ def test_what_is_packed_can_be_parsed(data: InquiryData) -> None:
     assert InquiryData.parse(packed) == data
 
 
+def test_version_descriptors_follow_where_they_belong() -> None:
+    packed = InquiryData(DeviceType.DISK, vendor="v", version_descriptors=(0x0060, 0x0300)).pack()
+    assert len(packed) == 74
+    assert packed[4] == 69
+    assert packed[58:] == bytes.fromhex("00600300").ljust(16, b"\0")
+    assert InquiryData.parse(packed) == InquiryData(DeviceType.DISK, vendor="v")
+
+
 def test_texts_that_are_too_long_are_cut() -> None:
     packed = InquiryData(DeviceType.DISK, vendor="123456789", product="x" * 20, revision="12345").pack()
     parsed = InquiryData.parse(packed)

@@ -210,9 +210,11 @@ def test_a_name_is_always_fit_for_a_path(given_designators: list[Designator]) ->
 
 def test_the_limits_of_real_units() -> None:
     assert BlockLimits.parse(TGT_THIN_LIMITS) == BlockLimits(
-        max_unmap_blocks=0xFFFFFFFF, max_unmap_descriptors=0xFFFFFFFF
+        max_unmap_blocks=0xFFFFFFFF, max_unmap_descriptors=0xFFFFFFFF, max_compare_and_write=128
     )
-    assert BlockLimits.parse(ISTGT_LIMITS) == BlockLimits(optimal_granularity=8, optimal_transfer_length=2048)
+    assert BlockLimits.parse(ISTGT_LIMITS) == BlockLimits(
+        optimal_granularity=8, optimal_transfer_length=2048, max_compare_and_write=255
+    )
 
 
 def test_the_short_page_of_sbc_2_has_no_unmap() -> None:

@@ -51,28 +51,32 @@ function _shtab_iscsifs_using
 end
 
 set -g _shtab_iscsifs_commands
-set -g _shtab_iscsifs_opts_with_value --digest --secret-file --target-secret-file --target-user -a -i -o -p -t -u
+set -g _shtab_iscsifs_opts_with_value --auth --digest --discovery-auth --initiator --log --options --pattern --pid-file --port --secret-file --target-secret-file --target-user --user -a -i -o -p -t -u
 
 complete -c iscsifs -e
 complete -c iscsifs -f
 
 complete -c iscsifs -n _shtab_iscsifs_using -s h -l help -d 'show this help message and exit'
-complete -c iscsifs -n _shtab_iscsifs_using -s D -d 'list the targets of the hosts, and exit'
-complete -c iscsifs -n _shtab_iscsifs_using -s p -x -d 'where no port is given (3260)'
-complete -c iscsifs -n _shtab_iscsifs_using -s t -x -d 'only targets with such a name, as in "iqn.*:disk?"; may be repeated'
-complete -c iscsifs -n _shtab_iscsifs_using -s 4 -d 'use IPv4 only'
-complete -c iscsifs -n _shtab_iscsifs_using -s 6 -d 'use IPv6 only'
-complete -c iscsifs -n _shtab_iscsifs_using -s a -xka "none chap" -d 'authentication (chap where there is a user)'
-complete -c iscsifs -n _shtab_iscsifs_using -s u -x -d 'the user for CHAP'
-complete -c iscsifs -n _shtab_iscsifs_using -l secret-file -xka "(__fish_complete_path (commandline -ct))" -d 'the user'"'"'s secret, in a file of mode 0600'
+complete -c iscsifs -n _shtab_iscsifs_using -s D -l discover -d 'list the targets of the hosts, and exit'
+complete -c iscsifs -n _shtab_iscsifs_using -s p -l port -x -d 'where no port is given (3260)'
+complete -c iscsifs -n _shtab_iscsifs_using -s t -l pattern -x -d 'only targets with such a name, as in "iqn.*:disk?"; may be repeated'
+complete -c iscsifs -n _shtab_iscsifs_using -s 4 -l ipv4 -d 'use IPv4 only'
+complete -c iscsifs -n _shtab_iscsifs_using -s 6 -l ipv6 -d 'use IPv6 only'
+complete -c iscsifs -n _shtab_iscsifs_using -s a -l auth -xka "none chap" -d 'authentication (chap where there is a user)'
+complete -c iscsifs -n _shtab_iscsifs_using -s u -l user -x -d 'the user for CHAP'
+complete -c iscsifs -n _shtab_iscsifs_using -l discovery-auth -xka "auto chap none" -d 'CHAP for discovery where the host asks for it (auto), always, or never'
+complete -c iscsifs -n _shtab_iscsifs_using -l secret-file -xka "(__fish_complete_path (commandline -ct))" -d 'secrets, in a file of mode 0600'
 complete -c iscsifs -n _shtab_iscsifs_using -l target-user -x -d 'have the target prove that it is NAME (mutual CHAP)'
 complete -c iscsifs -n _shtab_iscsifs_using -l target-secret-file -xka "(__fish_complete_path (commandline -ct))" -d 'the target'"'"'s secret'
 complete -c iscsifs -n _shtab_iscsifs_using -l digest -xka "none header data all" -d 'CRC32C checks (none)'
-complete -c iscsifs -n _shtab_iscsifs_using -s i -x -d 'our name (that of /etc/iscsi/initiatorname.iscsi)'
-complete -c iscsifs -n _shtab_iscsifs_using -s r -d 'mount read-only'
-complete -c iscsifs -n _shtab_iscsifs_using -s o -x -d 'ro, direct_io, uid=N, gid=N, allow_other and other options of FUSE'
-complete -c iscsifs -n _shtab_iscsifs_using -s f -d 'stay in the foreground'
-complete -c iscsifs -n _shtab_iscsifs_using -s v -d 'tell more'
-complete -c iscsifs -n _shtab_iscsifs_using -s d -d 'stay in the foreground and tell everything'
-complete -c iscsifs -n _shtab_iscsifs_using -s V -d 'show the version, and exit'
+complete -c iscsifs -n _shtab_iscsifs_using -s i -l initiator -x -d 'our name (that of /etc/iscsi/initiatorname.iscsi)'
+complete -c iscsifs -n _shtab_iscsifs_using -s r -l read-only -d 'mount read-only'
+complete -c iscsifs -n _shtab_iscsifs_using -s o -l options -x -d 'ro, direct_io, exclusive, uid=N, allow_other and others, most options here as well: user=USER'
+complete -c iscsifs -n _shtab_iscsifs_using -s U -l unmount -d 'unmount, and wait until everything is written'
+complete -c iscsifs -n _shtab_iscsifs_using -l log -xka "(__fish_complete_path (commandline -ct))" -d 'append messages to FILE, with the time'
+complete -c iscsifs -n _shtab_iscsifs_using -l pid-file -xka "(__fish_complete_path (commandline -ct))" -d 'keep the number of the process in FILE'
+complete -c iscsifs -n _shtab_iscsifs_using -s f -l foreground -d 'stay in the foreground'
+complete -c iscsifs -n _shtab_iscsifs_using -s v -l verbose -d 'tell more'
+complete -c iscsifs -n _shtab_iscsifs_using -s d -l debug -d 'stay in the foreground and tell everything'
+complete -c iscsifs -n _shtab_iscsifs_using -s V -l version -d 'show the version, and exit'
 complete -c iscsifs -n '_shtab_iscsifs_using; and test $_shtab_iscsifs_npos -ge 0' -ka "(__fish_complete_directories)" -d 'HOST... MOUNTPOINT'
