@@ -4,11 +4,13 @@ import argparse
 import getpass
 import logging
 import os
+import re
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from signal import SIGHUP, SIGINT, SIGTERM
@@ -72,6 +74,12 @@ class _Parser(argparse.ArgumentParser):
     """Tells what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
+        """Say *message*, and for an unknown option which one may have been meant."""
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        if unknown is not None:
+            known = [option for action in self._actions for option in action.option_strings]
+            if meant := get_close_matches(unknown[1], known, 1):
+                message = f"{message}; did you mean {meant[0]}?"
         self.exit(ExitStatus.USAGE, f"{self.prog}: {message}; see {self.prog} -h\n")
 
 

@@ -53,6 +53,8 @@ class HostSpec:
                 f'"{printable(address)}": everybody can see a secret on the command line;'
                 " give USER@HOST, and the secret with --secret-file"
             )
+        if not static and (hint := _meant(rest)):
+            raise ConfigError(f'"{printable(text)}" is not a host; did you mean {printable(hint)}?')
         portal = Portal.parse(address)
         if not _has_port(address):
             portal = replace(portal, port=default_port)
@@ -67,6 +69,19 @@ class HostSpec:
         if slash and not _LUN.fullmatch(lun):
             raise ConfigError(f'"{printable(text)}": "{printable(lun)}" is not the number of a logical unit')
         return cls(portal, user or None, target, _label(lun) if slash else None)
+
+
+def _meant(text: str) -> str | None:
+    """Return what *text* may stand for that other programs take, but is not a host here."""
+    if re.match(r"(iqn|eui|naa)\.", text) and "@" not in text:
+        return f"iscsi://HOST/{text}"
+    if match := re.fullmatch(r"(.+:\d+),\d+", text):  # as discovery prints it
+        return match[1]
+    if match := re.match(r"(?:\w+:)?/*([^/]+)/((?:iqn|eui|naa)\..*)", text):
+        return f"iscsi://{match[1]}/{match[2]}"
+    if match := re.match(r"[A-Za-z]+:/+([^/]+)|iscsi:([^/\d].*)", text):
+        return match[1] or match[2]
+    return None
 
 
 def _label(lun: str) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -383,6 +384,12 @@ def test_usage_errors_are_one_line(arguments: list[str], capsys: pytest.CaptureF
     (complaint,) = capsys.readouterr().err.splitlines()
     assert complaint.startswith("iscsifs: ")
     assert complaint.endswith("see iscsifs -h")
+
+
+def test_an_option_that_was_mistyped_is_recognised(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--unmout", "mnt"])
+    assert "unrecognized arguments: --unmout; did you mean --unmount?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["host"], ["-D"]])
@@ -813,6 +820,100 @@ def test_a_mistake_of_ours_is_one_line_without_a_traceback(
         "iscsifs: unexpected error, please report it: ZeroDivisionError('a mistake') (-d shows where)"
     )
     assert not os.path.ismount(mount_point)
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("arguments", [["-f"], []])
+def test_what_the_kernel_ends_before_it_can_be_used_is_a_failure(
+    portal: str, mount_point: Path, arguments: list[str]
+) -> None:
+    """max_read, which is not for us to set, makes libfuse end the connection at once."""
+    patch = "import iscsifs.mount_options as m; m.FUSE_OPTIONS |= {'max_read='}; "
+    call = f"import sys; {patch}from iscsifs.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", call, *arguments, "-o", "max_read=65536", portal, str(mount_point)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    assert done.returncode == ExitStatus.FAILED
+    assert f"iscsifs: {mount_point}: mounted, but the kernel ended it; unmounting\n" in done.stderr
+    assert not os.path.ismount(mount_point)
+
+
+def test_a_host_that_does_not_answer_is_waited_for_aloud(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = "{}:{}".format(*silent.getsockname())
+        assert main(["-D", "-o", "login_timeout=3", host]) == ExitStatus.UNREACHABLE
+    assert capsys.readouterr().err.splitlines() == [
+        f"iscsifs: waiting for {host}: no login yet, trying for 3 s in all",
+        f"iscsifs: {host}: no login within 3 s (SECURITY stage of the login)",
+    ]
+
+
+@pytest.mark.mount
+def test_a_file_gets_the_messages_with_the_time_also_in_the_background(
+    portal: str, mount_point: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "log"
+    path.write_text("what was there\n")
+    away = "127.0.0.1:1"
+    with start("iscsifs.cli", "--log", path, "-v", portal, away, mount_point) as command:
+        _, complaints = command.communicate(timeout=20)
+    assert command.returncode == ExitStatus.PARTIAL
+    assert f"iscsifs: {away}: " in complaints
+    storage = mount_point / "127.0.0.1/disk1/storage"
+    assert storage.exists()
+    assert main(["-U", str(mount_point)]) == ExitStatus.OK
+    first, *lines = path.read_text().splitlines()
+    assert first == "what was there"
+    assert any(re.fullmatch(rf"{_STAMP} iscsifs\[\d+\]: ERROR: {away}: .*", line) for line in lines)
+    assert all(re.match(rf"{_STAMP} iscsifs\[\d+\]: [A-Z]+: ", line) for line in lines)
+
+
+def test_a_log_that_cannot_be_written_is_named(
+    network: FakeNetwork, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert discovering(network, "--log", tmp_path, HERE) == ExitStatus.USAGE
+    assert capsys.readouterr().err == f"iscsifs: log file {tmp_path}: Is a directory\n"
+
+
+_STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}"
+
+
+@pytest.mark.mount
+def test_everything_that_is_said_on_the_wire_is_shown_but_no_secrets(
+    image: Path, mount_point: Path, secret_file: Path
+) -> None:
+    arguments = ["--port", 0, "--user", "alice", "--secret-file", secret_file, "--name", IQN + "disk1", image]
+    with start("iscsifs.target.cli", *arguments) as target:
+        assert target.stdout is not None
+        portal = target.stdout.readline().split(",")[0]
+        words = ["-d", "-u", "alice", "--secret-file", secret_file, portal, mount_point]
+        with start("iscsifs.cli", *words) as command:
+            assert command.stdout is not None
+            command.stdout.readline()
+            write(mount_point / "127.0.0.1/disk1/storage")
+            command.send_signal(signal.SIGTERM)
+            _, said = command.communicate(timeout=20)
+        target.terminate()
+        target.communicate(timeout=20)
+    for pattern in (
+        r"SECURITY stage -> AuthMethod=CHAP\b.*",
+        r"SECURITY stage -> CHAP_N=alice",
+        r"SECURITY stage -> CHAP_R=\(\d+ characters\)",
+        r"SECURITY stage <- CHAP_C=\(\d+ characters\)",
+        r"OPERATIONAL stage -> ImmediateData=Yes",
+        r"OPERATIONAL stage <- ImmediateData=Yes",
+        r"agreed: immediate_data=True",
+        rf"{portal} -> LOGIN_REQUEST T OPERATIONAL->FULL_FEATURE .* CmdSN=1 .*",
+        rf"{portal} -> SCSI_COMMAND FW LUN=0 ITT=\w+h transfer=512 CmdSN=\d+ .*"
+        r"\[WRITE\(10\) LBA 0, 1 block\] data=512",
+        rf"{portal} <- SCSI_RESPONSE - response=0 GOOD ITT=\w+h StatSN=\d+ .* data=0",
+        rf"{portal} -> LOGOUT_REQUEST .*",
+    ):
+        assert re.search(rf"^iscsifs: {_STAMP} {pattern}$", said, re.MULTILINE), pattern
+    assert SECRET.decode() not in said
+    for value in re.findall(r"CHAP_[RC]=(.*)", said):
+        assert re.fullmatch(r"\(\d+ characters\)", value)
 
 
 # End to end, with the target of this project.

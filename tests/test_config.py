@@ -83,6 +83,24 @@ def test_what_is_no_host_is_named(text: str, complaint: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        (IQN, f"iscsi://HOST/{IQN}"),
+        ("host:3260,1", "host:3260"),
+        (f"host/{IQN}", f"iscsi://host/{IQN}"),
+        (f"//host:1/{IQN}/0", f"iscsi://host:1/{IQN}/0"),
+        (f"iscsi:/host/{IQN}", f"iscsi://host/{IQN}"),
+        ("http://host", "host"),
+        ("iscsi:host", "host"),
+    ],
+)
+def test_what_other_programs_take_for_a_host_is_recognised(text: str, meant: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        HostSpec.parse(text)
+    assert str(caught.value) == f'"{text}" is not a host; did you mean {meant}?'
+
+
 @pytest.mark.parametrize("text", ["alice:hunter2hunter2@host", f"iscsi://alice%hunter2hunter2@host/{IQN}"])
 def test_a_secret_on_the_command_line_is_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(ConfigError, match="--secret-file") as caught:

@@ -179,6 +179,16 @@ class Mount:
                 await self._in_thread(tune, self._mount_point, limits, lambda: init.is_in_force)
             except OSError as exc:
                 log.warning("%s: the kernel's limits stay as they are: %s", self._mount_point, exc.strerror)
+            try:
+                device = (await self._in_thread(os.stat, self._mount_point)).st_dev
+            except OSError as exc:
+                if exc.errno != errno.ENOMEM:  # for a thread; later there may be
+                    over.set()
+                    return
+            else:
+                if f"{os.major(device)}:{os.minor(device)}" != self._entry.device:
+                    over.set()  # it was unmounted
+                    return
             if not stop.is_set():
                 is_ready = True
                 mounted()
