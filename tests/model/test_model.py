@@ -16,7 +16,6 @@ import os
 from bisect import bisect_left, insort
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import replace
 
 import trio
 from hypothesis import HealthCheck, settings
@@ -34,7 +33,6 @@ from iscsifs.errors import (
     UnitError,
 )
 from iscsifs.scsi.cdb import parse_rw
-from iscsifs.scsi.mode import ModeData
 from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.status import Status
 from iscsifs.target.disk import Disk
@@ -80,13 +78,6 @@ REPORTS = [INQUIRY_CHANGED, MEDIUM_CHANGED, POWER_ON]
 starts = st.integers(0, CELLS - 1)
 lengths = st.one_of(st.integers(1, 12), st.sampled_from([4, 8, 16, 32]))
 seconds = st.sampled_from([0.5, 3.0, 20.0, 150.0])
-
-
-class DiskWithoutFua(Disk):
-    """A disk that does not say DPOFUA."""
-
-    def mode_data(self) -> ModeData:
-        return replace(super().mode_data(), dpo_fua=False)
 
 
 class RefusedFua(Fault):
@@ -139,8 +130,13 @@ class Initiator(RuleBasedStateMachine):
         fua: str,
     ) -> None:
         self.exchanged_at_last = exchanged_at_last
-        kind = DiskWithoutFua if fua == "absent" else Disk
-        disk = kind.in_memory(CELLS * CELL, block_size=BLOCK, write_cache=write_cache, droppable=True)
+        disk = Disk.in_memory(
+            CELLS * CELL,
+            block_size=BLOCK,
+            write_cache=write_cache,
+            dpo_fua=fua != "absent",
+            droppable=True,
+        )
         if fua == "refused":
             disk.faults.append(RefusedFua(INVALID_FIELD_IN_CDB))
         config = TargetConfig(target_names=frozenset(), offer=offer, command_window=window)  # type: ignore[arg-type]
