@@ -1,8 +1,7 @@
 """What `semantics` compares: a loop device over a file, and `storage` of a real mount on tgt.
 
 A row of a table is a small program, run on each of them, with old bytes on the disk beforehand. It says what
-has
-to hold on `storage`: the same as on the device, or a difference that was chosen, with its reason.
+has to hold on `storage`: the same as on the device, or a difference that was chosen, with its reason.
 """
 
 import errno

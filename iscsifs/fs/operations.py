@@ -251,7 +251,7 @@ class Operations(pyfuse3.Operations):
     async def setattr(
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
-        """Truncate, set the times of a storage file, refuse other changes."""
+        """Truncate a storage file or set its times, refuse other changes."""
         node = self._node(inode)
         now = self._attributes(node)
         if (
@@ -323,7 +323,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        """Open a storage file; pages cached before are dropped."""
+        """Open a storage file. Pages cached before are dropped."""
         node = self._node(inode)
         if not isinstance(node, File):
             raise FUSEError(errno.EISDIR if isinstance(node, Directory) else errno.ELOOP)

@@ -141,8 +141,8 @@ class Holes:
         """Note that the unit has *capacity* bytes now."""
         self.pending.remove(capacity, 1 << 64)
         self._zeroed.remove(capacity, 1 << 64)
-        if self.end is not None:
-            self._set_end(self.end, capacity)
+        if self.end is not None and self.end >= capacity:
+            self._set_end(capacity, capacity)
         self._note_activity()
 
     def zeroed(self, start: int, end: int) -> None:

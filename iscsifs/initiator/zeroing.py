@@ -105,7 +105,8 @@ class Zeroing:
             data = await self._read(block, block + size)
             self._commands.check_doubts(doubts)  # what was read may be another unit's
             await self._writes.write(block, data)
-        if last - first < longest or not await self._write_same(first, last, description):
+        is_short = last - first < longest
+        if first < last and (is_short or not await self._write_same(first, last, description)):
             await self._write_zeros(first, last, longest, doubts)
         if self._writes.resets == resets:  # otherwise the target may have lost some of it
             self._holes.zeroed(start, end)

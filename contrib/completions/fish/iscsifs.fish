@@ -51,7 +51,7 @@ function _shtab_iscsifs_using
 end
 
 set -g _shtab_iscsifs_commands
-set -g _shtab_iscsifs_opts_with_value --auth --digest --discovery-auth --initiator --options --pattern --pid-file --port --secret-file --target-secret-file --target-user --user -a -i -o -p -t -u
+set -g _shtab_iscsifs_opts_with_value --auth --digest --discovery-auth --initiator --log --options --pattern --pid-file --port --secret-file --target-secret-file --target-user --user -a -i -o -p -t -u
 
 complete -c iscsifs -e
 complete -c iscsifs -f
@@ -73,6 +73,7 @@ complete -c iscsifs -n _shtab_iscsifs_using -s i -l initiator -x -d 'our name (t
 complete -c iscsifs -n _shtab_iscsifs_using -s r -l read-only -d 'mount read-only'
 complete -c iscsifs -n _shtab_iscsifs_using -s o -l options -x -d 'ro, direct_io, exclusive, uid=N, allow_other and others, most options here as well: user=USER'
 complete -c iscsifs -n _shtab_iscsifs_using -s U -l unmount -d 'unmount, and wait until everything is written'
+complete -c iscsifs -n _shtab_iscsifs_using -l log -xka "(__fish_complete_path (commandline -ct))" -d 'append messages to FILE, with the time'
 complete -c iscsifs -n _shtab_iscsifs_using -l pid-file -xka "(__fish_complete_path (commandline -ct))" -d 'keep the number of the process in FILE'
 complete -c iscsifs -n _shtab_iscsifs_using -s f -l foreground -d 'stay in the foreground'
 complete -c iscsifs -n _shtab_iscsifs_using -s v -l verbose -d 'tell more'
