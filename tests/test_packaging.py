@@ -30,10 +30,14 @@ DATA = {
 
 
 def sources() -> set[str]:
-    """Return the files of this clone, or of what was unpacked."""
-    if (TOP / "PKG-INFO").exists():  # an archive has what was put into it
-        return {line for line in (TOP / "iscsifs.egg-info/SOURCES.txt").read_text().splitlines() if line}
-    return set(run("git", "-c", f"safe.directory={TOP}", "-C", TOP, "ls-files").splitlines())
+    """Return the files of this clone, or of an archive that was unpacked, without what tools left there."""
+    if (TOP / ".git").exists():
+        return set(run("git", "-c", f"safe.directory={TOP}", "-C", TOP, "ls-files").splitlines())
+    left = re.compile(
+        r"(^|/)(\.venv|\.\w+_cache|\.hypothesis|__pycache__|build|dist|[^/]*\.egg-info|PKG-INFO)(/|$)"
+    )
+    names = {str(path.relative_to(TOP)) for path in TOP.rglob("*") if path.is_file()}
+    return {name for name in names if not left.search(name)}
 
 
 @pytest.fixture(scope="module")

@@ -76,6 +76,7 @@ lacks() {
             compgen -G '/usr/lib*/qemu*/block-iscsi.so' >/dev/null ||
                 compgen -G '/usr/lib/*/qemu*/block-iscsi.so' >/dev/null || echo "libiscsi in qemu"
             ;;
+        python3) [ -n "$python3" ] || echo python3 ;;
         python3-dev)
             "${python3:-python3}" -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null ||
                 echo "the headers of Python"
