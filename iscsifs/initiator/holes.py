@@ -8,9 +8,10 @@ are in bytes.
 A hole goes through two states. PENDING: the unit still has the old bytes. ZEROED: a command has zeroed it,
 which the unit's volatile cache may still lose; then it is pending again. SYNCHRONIZE CACHE ends that state.
 
-When the last writer has closed the end is *dormant*: a read or a write forgets it, so that a program that
-uses the unit as a disk is not affected by what another one has truncated before. A truncation goes on from
-it, which serves ``truncate -s 0 X; truncate -s SIZE X``.
+When the last writer has closed the end is forgotten, so that a program that uses the unit as a disk is not
+affected by what another one has truncated before. Where nothing was written since the truncation, the end is
+*dormant* first: a truncation goes on from it, which serves ``truncate -s 0 X; truncate -s SIZE X``, and a
+read or a write forgets it.
 """
 
 from bisect import bisect_left, bisect_right
@@ -86,6 +87,7 @@ class Holes:
         self._zeroed = RangeSet()
         self._zeroings = 0
         self._is_dormant = False
+        self._is_written = False  # since the end was laid further to the front
         self._shown = (0, 0)  # old bytes behind the end that somebody may have a copy of
 
     @property
@@ -108,6 +110,7 @@ class Holes:
         if size < end:
             self.pending.remove(size, capacity)
             self._shown = (size, capacity)
+            self._is_written = False
         elif size > end:
             self._open(end, size)
         self._set_end(size, capacity)
@@ -122,6 +125,7 @@ class Holes:
             if start > self.end:
                 self._open(self.end, start)
             self._set_end(max(end, self.end), capacity)
+            self._is_written = True
         self._note_activity()
 
     def read(self, start: int, end: int, capacity: int) -> None:
@@ -135,6 +139,9 @@ class Holes:
 
     def release(self) -> None:
         """Note that the last writer has closed."""
+        if self._is_written:
+            self.end = None
+            self._note_activity()
         self._is_dormant = self.end is not None
 
     def clip(self, capacity: int) -> None:

@@ -79,6 +79,17 @@ def test_after_the_last_close_only_a_truncation_goes_on_from_the_end() -> None:
     assert pending(holes) == [(0, SIZE)]
 
 
+def test_after_the_last_close_nothing_goes_on_from_an_end_behind_which_was_written() -> None:
+    """Two dd to two places of a disk keep what is between them."""
+    holes = Holes()
+    holes.truncate(5, SIZE)
+    holes.wrote(5, 10, SIZE)
+    holes.release()
+    holes.truncate(20, SIZE)
+    holes.wrote(20, 25, SIZE)
+    assert not holes.is_owed
+
+
 def test_what_was_zeroed_is_owed_until_it_is_synchronised() -> None:
     holes = Holes()
     holes.truncate(0, SIZE)
