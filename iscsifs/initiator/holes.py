@@ -85,6 +85,7 @@ class Holes:
         self.is_active = False
         self.stale = False
         self._zeroed = RangeSet()
+        self._lost = RangeSet()  # what is pending because it was zeroed, which was lost: wherever the end is
         self._zeroings = 0
         self._is_dormant = False
         self._is_written = False  # since the end was laid further to the front
@@ -109,6 +110,8 @@ class Holes:
         end = capacity if self.end is None else self.end
         if size < end:
             self.pending.remove(size, capacity)
+            for start, stop in self._lost.within(size, capacity):
+                self.pending.add(start, stop)
             self._shown = (size, capacity)
             self._is_written = False
         elif size > end:
@@ -117,8 +120,7 @@ class Holes:
 
     def wrote(self, start: int, end: int, capacity: int) -> None:
         """Note that *start* to *end* were written."""
-        self.pending.remove(start, end)
-        self._zeroed.remove(start, end)
+        self._remove(start, end)
         if self._is_dormant:
             self._set_end(capacity, capacity)
         elif self.end is not None:
@@ -146,8 +148,7 @@ class Holes:
 
     def clip(self, capacity: int) -> None:
         """Note that the unit has *capacity* bytes now."""
-        self.pending.remove(capacity, 1 << 64)
-        self._zeroed.remove(capacity, 1 << 64)
+        self._remove(capacity, 1 << 64)
         if self.end is not None and self.end >= capacity:
             self._set_end(capacity, capacity)
         self._note_activity()
@@ -158,6 +159,7 @@ class Holes:
         for first, last in self.pending.within(start, end):
             self._zeroed.add(first, last)
         self.pending.remove(start, end)
+        self._lost.remove(start, end)
 
     def mark(self) -> int:
         """Return what `synchronised` needs, at the moment when a SYNCHRONIZE CACHE begins."""
@@ -173,19 +175,22 @@ class Holes:
         """Note that what was zeroed and not synchronised may be lost."""
         for start, end in self._zeroed:
             self.pending.add(start, end)
+            self._lost.add(start, end)
         self._zeroed.clear()
 
     def forget(self) -> None:
         """Forget everything: the unit is gone."""
-        self.pending.clear()
-        self._zeroed.clear()
+        self._remove(0, 1 << 64)
         self.end = None
         self._is_dormant = self.is_active = False
+
+    def _remove(self, start: int, end: int) -> None:
+        for ranges in (self.pending, self._zeroed, self._lost):
+            ranges.remove(start, end)
 
     def _open(self, start: int, end: int) -> None:
         """Make a hole."""
         self.pending.add(start, end)
-        self._zeroed.remove(start, end)
         first, last = self._shown
         if start < last and first < end:
             self.stale = True

@@ -105,6 +105,20 @@ def test_what_was_zeroed_is_owed_until_it_is_synchronised() -> None:
     assert not holes.is_active
 
 
+def test_zeros_that_were_lost_are_owed_wherever_the_end_is() -> None:
+    """They were on the disk, so old bytes must not come back there."""
+    holes = Holes()
+    holes.truncate(0, SIZE)
+    holes.truncate(SIZE, SIZE)
+    holes.zeroed(0, SIZE)
+    holes.truncate(0, SIZE)
+    holes.truncate(SIZE, SIZE)
+    holes.truncate(5, SIZE)
+    holes.lost()
+    holes.truncate(0, SIZE)
+    assert pending(holes) == [(0, SIZE)]
+
+
 def test_a_synchronisation_proves_nothing_for_what_is_zeroed_meanwhile() -> None:
     holes = Holes()
     holes.truncate(0, SIZE)

@@ -157,8 +157,6 @@ def test_holes_of_any_place_and_order_are_zeros_before_it_returns(disk: Subject,
 @pytest.mark.parametrize("reader", ["buffered", "O_DIRECT", "private mapping", "shared mapping"])
 def test_others_see_the_zeros_at_once(disk: Subject, how: str, reader: str) -> None:
     """Also those who have read the old bytes before, which the kernel keeps."""
-    if disk.is_direct_io and reader == "shared mapping":
-        pytest.skip("FUSE offers no shared mappings with direct_io")
     disk.reset()
     flags = READ | (os.O_DIRECT if reader == "O_DIRECT" else 0)
     with opened(disk.path, TRUNCATE) as fd, opened(disk.path, flags) as other:
