@@ -14,6 +14,7 @@ from iscsifs.errors import IscsifsError, LoginTimeout, printable
 from iscsifs.fs.tree import Storage, TargetDescription, UnitDescription
 from iscsifs.initiator.lookup import look_up
 from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.initiator.waiting import explained
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.limits import ATTACH_TIMEOUT, LOGINS_AT_ONCE, MAX_TARGETS
 
@@ -324,7 +325,8 @@ async def _resolve(portal: Portal, family: socket.AddressFamily) -> tuple[str, f
 
     Raises TransportError.
     """
-    found = await look_up(portal, family, socket.AI_CANONNAME)
+    with explained(lambda: f"the address of {portal.host}"):
+        found = await look_up(portal, family, socket.AI_CANONNAME)
     addresses = frozenset(str(entry[4][0]) for entry in found)
     if portal.host in addresses or ":" in portal.host:
         return portal.host, addresses

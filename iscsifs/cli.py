@@ -33,10 +33,10 @@ from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.chap import Credentials
 from iscsifs.iscsi.names import DEFAULT_PORT
 from iscsifs.limits import ATTACH_TIMEOUT, END_TIMEOUT, LAST_LOGOUT_TIMEOUT
-from iscsifs.logs import log_to_syslog, log_to_terminal, tell_repeats
+from iscsifs.logs import log_to_file, log_to_file_too, log_to_syslog, log_to_terminal, tell_repeats
 from iscsifs.mount_options import OPTIONS, MountOptions
 from iscsifs.notify import notify
-from iscsifs.secret import forbid_core_dumps, read_secret
+from iscsifs.secret import SecretFile, forbid_core_dumps, read_secret
 from iscsifs.unmount import unmount
 
 log = logging.getLogger(__name__)
@@ -132,6 +132,7 @@ def parser() -> argparse.ArgumentParser:
         help="ro, direct_io, exclusive, uid=N, allow_other and others, most options here as well: user=USER",
     )
     add("-U", "--unmount", action="store_true", help="unmount, and wait until everything is written")
+    add("--log", type=_value("log"), metavar="FILE", help="append messages to FILE, with the time")
     add("--pid-file", type=_value("pid_file"), metavar="FILE", help="keep the number of the process in FILE")
     add("-f", "--foreground", action="store_true", help="stay in the foreground")
     add("-v", "--verbose", action="store_true", help="tell more")
@@ -236,11 +237,13 @@ def _credentials(
         if users != [None]:
             raise ConfigError("-a none has no use for a user; leave one of the two out")
         return [None]
-    secret = read_secret(args.secret_file) if args.secret_file else None
-    secrets = [None if user is None else secret or ask(f'user "{user}"') for user in users]
+    secret_of = (
+        SecretFile(args.secret_file).secret_of if args.secret_file else lambda user: ask(f'user "{user}"')
+    )
+    secrets = [None if user is None else secret_of(user) for user in users]
     target_secret = None
     if args.target_secret_file is not None:
-        target_secret = read_secret(args.target_secret_file)
+        target_secret = read_secret(args.target_secret_file, args.target_user)
     elif mutual:
         target_secret = ask(f'target "{args.target_user}"')
     return [
@@ -265,6 +268,8 @@ def main(
         return _unmount(args.operands)
     try:
         config = configure(args, ask)
+        if args.log is not None:
+            _log_to(args.log)
         if config.mount_point is None:
             return _run(partial(_discover, config, network))
         check_mount_point(config.mount_point, config.mount_options.nonempty)
@@ -296,6 +301,13 @@ def main(
         return _complain(IscsifsError(f"cannot start: {reason(exc)}"))
 
 
+def _log_to(path: Path) -> None:
+    try:
+        log_to_file(path)
+    except OSError as exc:
+        raise ConfigError(f"log file {path}: {reason(exc)}") from None
+
+
 def _unmount(operands: Sequence[str]) -> int:
     """Unmount each of *operands*; return the first exit status that tells of a failure."""
     if not operands:
@@ -312,6 +324,7 @@ def _unmount(operands: Sequence[str]) -> int:
 def _complain(exc: IscsifsError | Failure) -> ExitStatus:
     """Say on the terminal what went wrong."""
     print(f"iscsifs: {exc}", file=sys.stderr)
+    log_to_file_too(str(exc))
     return status_of(exc.error if isinstance(exc, Failure) else exc)
 
 

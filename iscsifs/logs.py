@@ -9,7 +9,10 @@ the kind: ``log.error("%s", exc, extra={"kind": exc.kind})``.
 import logging
 import socket
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from iscsifs.limits import LINES_A_MINUTE, MAX_KINDS, REPEATS_INTERVAL
@@ -25,8 +28,8 @@ _DEBUG: Final = 7
 class _TerminalFormatter(logging.Formatter):
     """One line for each message; *tracebacks* adds those that a message comes with."""
 
-    def __init__(self, tracebacks: bool) -> None:
-        super().__init__("iscsifs: %(message)s")
+    def __init__(self, tracebacks: bool, layout: str = "iscsifs: %(message)s") -> None:
+        super().__init__(layout, "%Y-%m-%d %H:%M:%S" if "asctime" in layout else None)
         self._tracebacks = tracebacks
 
     def format(self, record: logging.LogRecord) -> str:
@@ -38,6 +41,13 @@ class _TerminalFormatter(logging.Formatter):
         while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
             cause = cause.exceptions[0]  # the nurseries that it went through
         return f"{super().format(brief)}: {cause!r} (-d shows where)"
+
+
+class _FileHandler(logging.FileHandler):
+    """Appends to a file; where that fails, the mount goes on without."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Leave *record* out: the disk is full, perhaps."""
 
 
 class _SyslogHandler(logging.Handler):
@@ -159,28 +169,53 @@ class _Moderator(logging.Filter):
 def log_to_terminal(level: int) -> None:
     """Log messages of *level* and above to the standard error.
 
-    Where that is DEBUG they come with tracebacks, and without an end.
+    Where that is DEBUG they come with the time and with tracebacks, and without an end.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(_TerminalFormatter(tracebacks=level <= logging.DEBUG))
+    is_debug = level <= logging.DEBUG
+    layout = "iscsifs: %(asctime)s.%(msecs)03d %(message)s" if is_debug else "iscsifs: %(message)s"
+    handler.setFormatter(_TerminalFormatter(is_debug, layout))
     _replace_handlers(handler, level)
 
 
+def log_to_file(path: Path) -> None:
+    """Append to the file *path* what is logged from now on, whatever else it is logged to; raises OSError."""
+    handler = _FileHandler(path, errors="backslashreplace")
+    level = logging.getLogger().level
+    layout = "%(asctime)s.%(msecs)03d iscsifs[%(process)d]: %(levelname)s: %(message)s"
+    handler.setFormatter(_TerminalFormatter(level <= logging.DEBUG, layout))
+    if level > logging.DEBUG:
+        handler.addFilter(_Repeats())
+        handler.addFilter(_Moderator())
+    logging.getLogger().addHandler(handler)
+
+
+def log_to_file_too(message: str) -> None:
+    """Log an error that the terminal was told to the file, where there is one."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _FileHandler):
+            with handler.lock or nullcontext():
+                handler.emit(logging.LogRecord("iscsifs", logging.ERROR, __file__, 0, message, None, None))
+
+
 def log_to_syslog() -> None:
-    """Log to the system's log from now on, where and while there is one."""
+    """Log to the file that there is, else to the system's log from now on, where and while there is one."""
     handler: logging.Handler
+    files = [old for old in logging.getLogger().handlers if isinstance(old, _FileHandler)]
     try:
-        handler = _SyslogHandler()
+        handler = logging.NullHandler() if files else _SyslogHandler()
     except OSError:
         handler = logging.NullHandler()
     handler.setFormatter(logging.Formatter("iscsifs[%(process)d]: %(message)s"))
-    _replace_handlers(handler, logging.getLogger().level)
+    _replace_handlers(handler, logging.getLogger().level, files)
 
 
-def _replace_handlers(handler: logging.Handler, level: int) -> None:
+def _replace_handlers(handler: logging.Handler, level: int, keep: Sequence[logging.Handler] = ()) -> None:
     tell_repeats(0.0)
     root = logging.getLogger()
     for old in root.handlers[:]:
+        if old in keep:
+            continue
         root.removeHandler(old)
         old.close()
     if level > logging.DEBUG:

@@ -144,6 +144,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "discovery_auth": Option(Sets.COMMAND, "discovery_auth", one_of("auto", "chap", "none")),
     "digest": Option(Sets.COMMAND, "digest", one_of("none", "header", "data", "all")),
     "initiator": Option(Sets.COMMAND, "initiator", _text),
+    "log": Option(Sets.COMMAND, "log", path),
     "pattern": Option(Sets.COMMAND, "patterns", _text, many=True),
     "pid_file": Option(Sets.COMMAND, "pid_file", path),
     "port": Option(Sets.COMMAND, "port", between(1, 65535, "a number")),

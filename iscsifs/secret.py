@@ -1,14 +1,22 @@
-"""Secrets of CHAP, from files that nobody else can read, in a process that nobody else can read."""
+"""Secrets of CHAP, from files that nobody else can read, in a process that nobody else can read.
+
+A file with one line holds one secret: the whole line, spaces too. A file with several holds a table, a line
+``USER SECRET`` for each user: the name ends at the first space or tab, and the secret begins behind the last
+one of these that follow.
+"""
 
 import ctypes
+import logging
 import os
 import stat
 from pathlib import Path
 from typing import Final
 
-from iscsifs.errors import ConfigError
+from iscsifs.errors import ConfigError, printable
 
-_MAX_SECRET_FILE: Final = 4096
+log = logging.getLogger(__name__)
+
+_MAX_SECRET_FILE: Final = 64 * 1024
 _OWNER_ONLY: Final = 0o600
 _PR_SET_DUMPABLE: Final = 4  # prctl(2)
 
@@ -23,22 +31,52 @@ def forbid_core_dumps() -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def read_secret(path: Path) -> bytes:
-    """Return the line in the file *path*, which has to belong to us or root, and be nobody else's to read.
+class SecretFile:
+    """The secrets in the file *path*, which has to belong to us or root, and be nobody else's to read.
 
-    Raises ConfigError.
+    It is read once, so it may be a pipe. Raises ConfigError.
     """
-    try:
-        with open(path, "rb") as file:
-            _check_owner_only(path, os.fstat(file.fileno()))
-            content = file.read(_MAX_SECRET_FILE + 1)
-    except OSError as exc:
-        raise ConfigError(f"secret file {path}: {exc.strerror}") from None
-    secret, _, rest = content.partition(b"\n")
-    secret = secret.removesuffix(b"\r")
-    if not secret or rest.strip() or len(content) > _MAX_SECRET_FILE:
-        raise ConfigError(f"secret file {path}: it has to hold the secret alone, in one line")
-    return secret
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            with open(path, "rb") as file:
+                _check_owner_only(path, os.fstat(file.fileno()))
+                content = file.read(_MAX_SECRET_FILE + 1)
+        except OSError as exc:
+            raise ConfigError(f"secret file {path}: {exc.strerror}") from None
+        lines = (line.removesuffix(b"\r") for line in content.split(b"\n"))
+        self._lines = [line for line in lines if line]
+        if not self._lines or len(content) > _MAX_SECRET_FILE:
+            raise ConfigError(f"secret file {path}: give it a secret in one line, or lines USER SECRET")
+
+    def secret_of(self, user: str | None) -> bytes:
+        """Return the secret of *user*; a table has none for None. Raises ConfigError."""
+        name = b"" if user is None else user.encode(errors="surrogateescape")
+        if len(self._lines) == 1:
+            (line,) = self._lines
+            if user is not None and line.startswith((name + b" ", name + b"\t")):
+                log.warning(
+                    "secret file %s: its only line is taken as one secret, with the user's name in it;"
+                    " to name users it takes a second line USER SECRET",
+                    self._path,
+                )
+            return line
+        if user is None:
+            raise ConfigError(f"secret file {self._path}: give it the secret alone, in one line")
+        rows = [line.split(None, 1) for line in self._lines]
+        found = [row[1] for row in rows if len(row) == 2 and row[0] == name]
+        if len(found) != 1:
+            what = "several lines are" if found else "no line is"
+            raise ConfigError(
+                f'secret file {self._path}: {what} for user "{printable(user)}"; give one line USER SECRET'
+            )
+        return found[0]
+
+
+def read_secret(path: Path, user: str | None = None) -> bytes:
+    """Return the secret of *user* in the file *path*; raises ConfigError."""
+    return SecretFile(path).secret_of(user)
 
 
 def _check_owner_only(path: Path, status: os.stat_result) -> None:

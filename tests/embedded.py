@@ -8,22 +8,24 @@ from targets import Chap, Daemon
 
 
 class Embedded(Daemon):
-    """The command iscsifs-target, from this working tree; it has one target at one address."""
+    """The command iscsifs-target, from this working tree; one address, and the same users everywhere."""
 
     program: ClassVar[str] = "python3"  # for what looks whether the program is there
     first_lun: ClassVar[int] = 0
     _ENVIRONMENT: ClassVar[dict[str, str]] = {"PYTHONPATH": str(Path(__file__).parents[1])}
 
     def _command(self) -> list[str]:
-        (target,) = self.targets
         (address,) = self.addresses
-        (block_size,) = {unit.block_size for unit in target.units}
-        (read_only,) = {unit.read_only for unit in target.units}
+        (chap,) = {target.chap for target in self.targets}
+        (block_size,) = {unit.block_size for target in self.targets for unit in target.units}
+        (read_only,) = {unit.read_only for target in self.targets for unit in target.units}
         command = [sys.executable, "-m", "iscsifs.target", "--bind", address, "--port", str(self.port)]
-        command += ["--name", target.name, "--block-size", str(block_size)]
+        command += ["--block-size", str(block_size)]
         command += ["--read-only"] if read_only else []
-        command += self._chap(target.chap) if target.chap else []
-        return command + [str(unit.image) for unit in target.units]
+        command += self._chap(chap) if chap else []
+        for target in self.targets:
+            command += [target.name, *(str(unit.image) for unit in target.units)]
+        return command
 
     def _chap(self, chap: Chap) -> list[str]:
         command = []

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 import trio
@@ -33,6 +33,7 @@ from iscsifs.iscsi.pdu import (
 )
 from iscsifs.scsi.cdb import OperationCode
 from iscsifs.scsi.sense import Sense
+from iscsifs.scsi.vpd import Page
 from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
 from iscsifs.target.login import TargetConfig
@@ -54,6 +55,15 @@ CHANGING_CODES = WRITE_CODES | WRITE_SAME_CODES | SYNCHRONIZE_CODES | {Operation
 OPTIONS = InitiatorOptions("iqn.2001-04.com.example:initiator")
 
 
+class Anonymous(Disk):
+    """A disk with neither serial number nor designators."""
+
+    def _vpd_pages(self) -> Mapping[int, Callable[[], bytes]]:
+        pages = dict(super()._vpd_pages())
+        del pages[Page.UNIT_SERIAL_NUMBER], pages[Page.DEVICE_IDENTIFICATION]
+        return pages
+
+
 class Stranger(Disk):
     """A disk that takes the place of another while the target runs, and reports that as *report*."""
 
@@ -68,6 +78,10 @@ class Stranger(Disk):
 
     def _attentions_of(self, nexus: Nexus) -> list[Sense]:
         return self._attentions.setdefault(nexus, [self.report] * max(self.reports, 1))
+
+
+class AnonymousStranger(Stranger, Anonymous):
+    """One that cannot be told from an anonymous disk of its size."""
 
 
 class Trouble(Script):
@@ -195,10 +209,23 @@ class San:
     def exchange(self, report: Sense) -> None:
         """Put an empty disk in the place of the disk, and have *report* be all that tells of it."""
         size, block_size = self.disk.capacity.size, self.disk.block_size
-        stranger = Stranger(Store.memory(size), Identity("stranger"), block_size=block_size)
+        kind = AnonymousStranger if isinstance(self.disk, Anonymous) else Stranger
+        write_cache = self.disk.write_cache
+        stranger = kind(
+            Store.memory(size), Identity("stranger"), block_size=block_size, write_cache=write_cache
+        )
         stranger.report = report
         self._device._put(0, stranger)
         self.trouble.exchange(stranger, self.server.sessions)
+
+    def vanish(self) -> None:
+        """Take the disk away, without a word."""
+        self._device._units.pop(0, None)
+
+    def come_back(self) -> None:
+        """Undo `vanish`."""
+        if self.trouble.stranger is None:
+            self._device._put(0, self.disk)
 
     def medium(self) -> bytes:
         """Return what a power failure would leave of the disk."""

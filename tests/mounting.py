@@ -13,8 +13,8 @@ from typing import Protocol
 TIME = 60.0  # seconds that any command may take
 
 ISCSIFS = (sys.executable, "-m", "iscsifs")
-# Root becomes somebody else only when all is imported, as others may not read where it is installed.
-_AS_USER = """import encodings.idna, os, sys; from iscsifs.cli import main; user = int(sys.argv.pop(1))
+# Root becomes somebody else, the first argument, only when all is imported: others may not read where it is.
+AS_USER = """import encodings.idna, os, sys; from iscsifs.cli import main; user = int(sys.argv.pop(1))
 os.setgroups([]); os.setresgid(user, user, user); os.setresuid(user, user, user); sys.exit(main())"""
 ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parents[1])}
 
@@ -41,7 +41,7 @@ def iscsifs(
 
     *limit* is one that prlimit(1) knows, such as "nofile=20".
     """
-    command = ISCSIFS if user is None else (sys.executable, "-c", _AS_USER, str(user))
+    command = ISCSIFS if user is None else (sys.executable, "-c", AS_USER, str(user))
     if limit is not None:
         command = ("prlimit", f"--{limit}", *command)
     return subprocess.run(

@@ -273,6 +273,26 @@ def test_a_flag_and_a_mount_option_may_say_the_same(network: FakeNetwork) -> Non
     assert network.discoveries[0][1].digests == "all"
 
 
+def test_each_host_gets_the_secret_of_its_user(network: FakeNetwork, secret_file: Path) -> None:
+    """Also from a pipe, which can be read only once."""
+    for port in 1, 2:
+        network.offer(Portal("127.0.0.1", port), disk(f"d{port}"))
+    table = b"alice the secret of alice\nbob the secret of bob\n"
+    reader, writer = os.pipe()
+    os.write(writer, table)
+    os.close(writer)
+    try:
+        hosts = ["alice@127.0.0.1:1", "bob@127.0.0.1:2"]
+        assert discovering(network, "--secret-file", f"/dev/fd/{reader}", *hosts) == ExitStatus.OK
+    finally:
+        os.close(reader)
+    found = {portal.port: options.credentials for portal, options in network.discoveries}
+    assert found == {
+        1: Credentials("alice", b"the secret of alice"),
+        2: Credentials("bob", b"the secret of bob"),
+    }
+
+
 def test_mutual_chap(network: FakeNetwork, secret_file: Path, tmp_path: Path) -> None:
     network.offer(HERE, disk())
     other = tmp_path / "other"

@@ -260,12 +260,45 @@ def test_a_secret_is_the_line_of_its_file(secret_file: Path, content: bytes) -> 
     assert read_secret(secret_file) == b"secret"
 
 
+def test_a_table_has_a_secret_for_each_user(secret_file: Path) -> None:
+    secret_file.write_bytes(b"alice secret of alice\r\n\nbob\t \tbob's  \n")
+    assert read_secret(secret_file, "alice") == b"secret of alice"
+    assert read_secret(secret_file, "bob") == b"bob's  "
+
+
+def test_one_line_is_one_secret_also_with_a_space(
+    secret_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret_file.write_bytes(b"correct horse\n")
+    assert read_secret(secret_file, "alice") == b"correct horse"
+    assert caplog.text == ""
+    assert read_secret(secret_file, "correct") == b"correct horse"
+    assert "its only line is taken as one secret" in caplog.text
+    assert "horse" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"alice secret\nbob other\n", 'no line is for user "carol"'),
+        (b"carol secret\ncarol other\n", 'several lines are for user "carol"'),
+        (b"carol\nbob other\n", 'no line is for user "carol"'),
+    ],
+)
+def test_a_table_without_the_user_is_refused(secret_file: Path, content: bytes, complaint: str) -> None:
+    secret_file.write_bytes(content)
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        read_secret(secret_file, "carol")
+    assert "secret\n" not in str(caught.value)
+    assert "other" not in str(caught.value)
+
+
 def test_a_secret_is_bytes(secret_file: Path) -> None:
     secret_file.write_bytes(b" \xff\x00 s\n")
     assert read_secret(secret_file) == b" \xff\x00 s"
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"one\ntwo\n", b"x" * 5000])
+@pytest.mark.parametrize("content", [b"", b"\n", b"one\ntwo\n", b"x" * 70000])
 def test_a_file_without_exactly_one_secret_is_refused(secret_file: Path, content: bytes) -> None:
     secret_file.write_bytes(content)
     with pytest.raises(ConfigError, match="in one line"):

@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 
 import trio
@@ -22,6 +22,8 @@ from iscsifs.errors import (
 from iscsifs.initiator.link import Link
 from iscsifs.initiator.lookup import look_up
 from iscsifs.initiator.options import Digests, InitiatorOptions
+from iscsifs.initiator.trace import tracer
+from iscsifs.initiator.waiting import explained
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.keys import INITIATOR_OFFER, Value
@@ -85,6 +87,7 @@ class Dialler:
         self.peer_address = self.portal.host
         self._login: InitiatorLogin | None = None  # the one under way, None while connecting
         self._was_let_in = False
+        self._has_waited = False
         self._told: set[str] = set()  # of the target's oddities
 
     async def __call__(self) -> Link:
@@ -95,7 +98,7 @@ class Dialler:
                 log.warning("%s; trying %s", failure, address.portal)
             self._login = None
             try:
-                with trio.fail_after(self._options.login_timeout):
+                with trio.fail_after(self._options.login_timeout), self._told_to_user(address):
                     return await self._log_in(address)
             except trio.TooSlowError:
                 kind = LoginTimeout if self._login else TransportError
@@ -107,6 +110,18 @@ class Dialler:
                 failure = TransportError(f"{address.portal}: no memory for a login{self._step()}")
         assert failure is not None, "there is at least one address"
         raise failure
+
+    def _told_to_user(self, address: TargetAddress) -> AbstractContextManager[None]:
+        """Say what is waited for, when it is the user who waits: a session that was lost tells that once."""
+        if self._has_waited:
+            return nullcontext()
+        self._has_waited = True
+
+        def what() -> str:
+            step = "login" if self._login else "connection"
+            return f"{address.portal}: no {step} yet, trying for {self._options.login_timeout:g} s in all"
+
+        return explained(what)
 
     def _step(self) -> str:
         """Where the login stands, for messages."""
@@ -127,7 +142,7 @@ class Dialler:
                 portal = _alternative(redirect, redirections, error)
                 continue
             self._login = InitiatorLogin(config, random_bytes=os.urandom, memory=self._memory)
-            link = Link(sock, Connection(self._login))
+            link = Link(sock, Connection(self._login, tracer(str(portal))))
             try:
                 redirect = await link.log_in()
                 if redirect is None:
@@ -167,6 +182,11 @@ class Dialler:
             if oddity not in self._told:
                 self._told.add(oddity)
                 log.warning("%s: %s, against RFC 7143; going on", self.portal, oddity)
+        credentials = self._options.credentials
+        if credentials is not None and not login.is_proven(credentials):
+            log.info(
+                "%s: logged in for discovery without all of CHAP; what it tells is not proven", self.portal
+            )
         agreed = {"HeaderDigest": login.parameters.header_digest, "DataDigest": login.parameters.data_digest}
         for key, there in agreed.items():
             if not there and login.config.offer[key] != ("None",):

@@ -5,6 +5,7 @@ import trio
 from iscsifs.errors import TransportError
 from iscsifs.initiator.dial import Dialler
 from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.initiator.waiting import explained
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.discovery import DiscoveredTarget, read_targets
 from iscsifs.iscsi.events import Event, Logout, LogoutRequested, Text
@@ -42,7 +43,8 @@ async def discover(
         nursery.start_soon(run)
         text = link.connection.send_text([("SendTargets", "All")])
         link.kick()
-        with trio.move_on_after(ANSWER_TIMEOUT):
+        what = f"the list of targets of {portal}, for up to {ANSWER_TIMEOUT:g} s"
+        with trio.move_on_after(ANSWER_TIMEOUT), explained(lambda: what):
             await answered.wait()
         failure = link.failure
         link.connection.log_out()

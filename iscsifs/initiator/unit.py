@@ -278,29 +278,36 @@ class LogicalUnit:
         if self._holes.is_active and self._holes.count > MAX_HOLES:
             await self.zero()
         block_size = self._block_size
+        last = offset + len(data)
         start = offset // block_size * block_size
-        end = -(-(offset + len(data)) // block_size) * block_size
+        end = -(-last // block_size) * block_size
+        doubts = self._commands.doubts
         mine = await self._ranges.enter(start, end)
         try:
-            if end - start == len(data):
-                await self._writes.write(start, data, sync)
-                if self._holes.is_active:
-                    self._holes.wrote(start, end, self.size)
-                return
-            blocks = memoryview(bytearray(end - start))
-            partial = {start} if start < offset else set()
-            if offset + len(data) < end:
-                partial.add(end - block_size)
-            doubts = self._commands.doubts
-            for block in partial:
-                blocks[block - start :][:block_size] = await self._read_newest(block, block + block_size)
-            self._commands.check_doubts(doubts)  # what was read may be another unit's
-            blocks[offset - start : offset - start + len(data)] = data
+            if doubts != self._commands.doubts:  # this was meant for the unit that was there
+                self._commands.check_doubts(doubts)
+            blocks = data if end - start == len(data) else await self._change_blocks(start, end, offset, data)
             await self._writes.write(start, blocks, sync)
             if self._holes.is_active:
-                self._holes.wrote(offset, offset + len(data), self.size)
+                self._holes.wrote(offset, last, self.size)
         finally:
             self._ranges.leave(mine)
+        if sync and self._holes.is_owed:
+            await self.flush()  # a hole in front of the data has to be zeros after a crash as well
+
+    async def _change_blocks(self, start: int, end: int, offset: int, data: bytes) -> memoryview:
+        """Return the blocks from *start* to *end* with *data* at *offset*; only their ends are read."""
+        block_size = self._block_size
+        blocks = memoryview(bytearray(end - start))
+        partial = {start} if start < offset else set()
+        if offset + len(data) < end:
+            partial.add(end - block_size)
+        doubts = self._commands.doubts
+        for block in partial:
+            blocks[block - start :][:block_size] = await self._read_newest(block, block + block_size)
+        self._commands.check_doubts(doubts)  # what was read may be another unit's
+        blocks[offset - start : offset - start + len(data)] = data
+        return blocks
 
     async def discard(self, offset: int, size: int) -> None:
         """Tell the unit that nobody needs the whole blocks among *size* bytes from *offset* any more.
@@ -313,11 +320,13 @@ class LogicalUnit:
         block_size = self.block_size
         lba = -(-offset // block_size)
         end = min(offset + size, self.size) // block_size
+        doubts = self._commands.doubts
         mine = await self._ranges.enter(lba * block_size, end * block_size)
         try:
             while lba < end:
                 blocks, command, data = self._unmap(lba, end - lba)
                 await self._writes.drain()
+                self._commands.check_doubts(doubts)
                 self._writes.forget(lba * block_size, (lba + blocks) * block_size)
                 # tgt does what it is told, and then reports a residual of the whole parameter list.
                 with suppress(DataError):

@@ -106,6 +106,7 @@ class WriteBuffer:
         self._may_synchronise_unasked = True  # not after that has failed
         self._refused_fua = False
         self._logged = ""  # why something was lost since the last flush
+        self._disowned: IscsifsError | None = None  # the latest of `disown`
         self._room = trio.lowlevel.ParkingLot()
         self._is_short = False  # of memory, and about to try again
 
@@ -134,8 +135,12 @@ class WriteBuffer:
         Waits until there is room; without *behind*, until they are written, with *sync*, until they are on
         stable storage, and raises what that failed with.
         """
+        disowned = self._disowned
         while self._unwritten >= self._max_unwritten:
             await self._room.park()
+        if self._disowned is not disowned and self._disowned is not None:
+            self._make_room()  # for the next one
+            raise self._disowned
         extent = self._insert(start, memoryview(data), sync)
         self._make_room()
         if sync:
@@ -256,6 +261,7 @@ class WriteBuffer:
         """Nothing that is here may be written again, nor counts as written, because of *failure*: not what is
         on its way either, whatever it is answered with."""
         self.resets += 1
+        self._disowned = failure
         if self._let_go is not None:
             self._let_go = None
             self.report(failure)

@@ -85,6 +85,10 @@ FAILURE_OF_REJECT: Final[dict[int, type[CommandError]]] = {
 """How a rejected command fails: only TaskAborted may be sent again, as a new task (section 7.3)."""
 
 
+Observer = Callable[[bool, Pdu, int], None]
+"""Is called with each PDU for a log: whether it is sent, and the length of its data segment."""
+
+
 class Connection:
     """One connection of a session, the only one of it; see the module for its calls.
 
@@ -92,8 +96,9 @@ class Connection:
     the silence.
     """
 
-    def __init__(self, login: InitiatorLogin) -> None:
+    def __init__(self, login: InitiatorLogin, observer: Observer | None = None) -> None:
         self.login = login
+        self._observer = observer
         self.heard = False
         self.logged_in = False
         self.tasks_on_the_wire = 0
@@ -292,12 +297,16 @@ class Connection:
     # Sending.
 
     def _send(self, pdu: Pdu, data: Buffer = b"", ahs: bytes = b"") -> None:
+        if self._observer is not None:
+            self._observer(True, pdu, len(data))
         receiver = self._receiver  # the digests are the same in both directions
         self._out += frame(
             pdu, data, ahs, header_digest=receiver.header_digest, data_digest=receiver.data_digest
         )
 
     def _send_sequence(self, burst: Sequence) -> None:
+        if self._observer is not None:
+            self._observe_sequence(burst, self._observer)
         receiver = self._receiver
         buffers = frame_sequence(
             *burst,
@@ -307,6 +316,17 @@ class Connection:
         )
         receiver.steps_left -= len(buffers) // 2
         self._out += buffers
+
+    def _observe_sequence(self, burst: Sequence, observer: Observer) -> None:
+        """Show each PDU of a *burst*, as `frame_sequence` cuts it."""
+        last, data = burst
+        longest = self.login.parameters.max_send_data_segment_length
+        while len(data) > longest:
+            length = longest & ~3
+            observer(True, last._replace(flags=0), length)
+            last = last._replace(data_sn=last.data_sn + 1, buffer_offset=last.buffer_offset + length)
+            data = data[length:]
+        observer(True, last, len(data))
 
     def _request(
         self, pdu: NopOut | TaskManagementRequest | TextRequest | LogoutRequest, data: bytes = b""
@@ -361,6 +381,8 @@ class Connection:
         return None
 
     def _pdu_arrived(self, pdu: Pdu, ahs: bytes, data: memoryview) -> None:
+        if self._observer is not None:
+            self._observer(False, pdu, len(data))
         if not self.logged_in:
             self._log_in(pdu, data)
             return

@@ -17,7 +17,7 @@ the standard without harm is in `login.oddities`.
 
 import logging
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -30,10 +30,11 @@ from iscsifs.errors import (
     LoginRefused,
     ProtocolError,
     RedirectionError,
+    printable,
 )
 from iscsifs.iscsi import serial
 from iscsifs.iscsi.chap import ALGORITHMS, ChallengeMemory, ChapInitiator, Credentials, RandomBytes
-from iscsifs.iscsi.keys import INITIATOR_OFFER, Parameters, Role, Value, check_offer
+from iscsifs.iscsi.keys import INITIATOR_OFFER, METHOD_KEYS, Parameters, Role, Value, check_offer
 from iscsifs.iscsi.names import Portal, TargetAddress, check_name
 from iscsifs.iscsi.negotiation import REJECT, Negotiation
 from iscsifs.iscsi.pdu import LoginFlag, LoginRequest, LoginResponse, Pdu, Stage
@@ -47,6 +48,7 @@ LOGIN_SEGMENT_LENGTH: Final = 8192
 
 INITIATOR_ERROR: Final = (2, 0x00)
 AUTHENTICATION_FAILURE: Final = (2, 0x01)
+AUTHORIZATION_FAILURE: Final = (2, 0x02)
 
 STATUS: Final[Mapping[tuple[int, int], str]] = MappingProxyType(
     {
@@ -54,7 +56,7 @@ STATUS: Final[Mapping[tuple[int, int], str]] = MappingProxyType(
         (1, 0x02): "the target has moved permanently",
         (2, 0x00): "initiator error",
         (2, 0x01): "authentication failure",
-        (2, 0x02): "authorization failure; the target must be told to let this initiator in",
+        (2, 0x02): "authorization failure",
         (2, 0x03): "not found; there is no target of this name here, list them with -D",
         (2, 0x04): "the target was removed",
         (2, 0x05): "unsupported version",
@@ -65,11 +67,15 @@ STATUS: Final[Mapping[tuple[int, int], str]] = MappingProxyType(
         (2, 0x0A): "session does not exist",
         (2, 0x0B): "invalid request type during login",
         (3, 0x00): "target error",
-        (3, 0x01): "service unavailable",
-        (3, 0x02): "out of resources",
+        (3, 0x01): "service unavailable; try again later, and check the name: -D lists what there is",
+        (3, 0x02): "out of resources; log other initiators out, or try again later",
     }
 )
 """Status-Class and Status-Detail of a Login Response, and what they mean (section 11.13.5)."""
+
+
+_OPEN_KEYS: Final = frozenset({"CHAP_A", "CHAP_I", "CHAP_N"})
+"""Keys of authentication methods whose values may be shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +182,12 @@ class InitiatorLogin:
         self._requests = 0
         self._conversation = self._converse()
 
+    def is_proven(self, credentials: Credentials) -> bool:
+        """Whether both sides have proven what *credentials* allow for."""
+        if self.chap is None:
+            return False
+        return credentials.target_secret is None or self.chap.target_user is not None
+
     @property
     def stage(self) -> Stage:
         """The stage that the last request belongs to."""
@@ -228,19 +240,22 @@ class InitiatorLogin:
         if config.credentials:
             methods = ("CHAP", "None") if config.allow_none else ("CHAP",)
         pairs = [*pairs, negotiation.send("AuthMethod", methods)]
-        # Where there may be an exchange of CHAP to come, it is not yet time to ask for the next stage.
-        next_stage = None if config.credentials else Stage.OPERATIONAL
+        # Where CHAP has to come it is not yet time to ask for the next stage. Where None will do it is asked
+        # for at once: LIO refuses a request without a text in this stage.
+        next_stage = None if config.credentials and not config.allow_none else Stage.OPERATIONAL
         stage = Stage.SECURITY
         while stage is Stage.SECURITY:
             stage, received = yield from self._exchange(stage, pairs, next_stage)
             if (answer := dict(received).get("AuthMethod")) is not None:
                 self._check_method(answer, methods)
+            elif stage is not Stage.SECURITY and "AuthMethod" not in negotiation.values:
+                self._check_method("None", methods)  # gotgt and others leave the answer out
             pairs, step = negotiation.receive(received, Stage.SECURITY, final=stage is not Stage.SECURITY)
             if step:
                 raise AuthenticationError(step[0][0], "it is not expected in this step of the login")
             method = negotiation.values.get("AuthMethod")
-            if stage is not Stage.SECURITY and config.credentials and method != "None":
-                raise _broken("T is set, but not in the request", "11.13.6")
+            if stage is not Stage.SECURITY and method == "CHAP":
+                raise _broken("T is set with AuthMethod=CHAP, before its exchange", "12.1")
             if method == "CHAP" and config.credentials and self.chap is None:
                 stage, pairs = yield from self._authenticate(config.credentials, pairs)
             if method is not None:
@@ -297,6 +312,7 @@ class InitiatorLogin:
 
     def _exchange(self, stage: Stage, pairs: list[Pair], next_stage: Stage | None) -> _Exchange:
         """Send *pairs* and ask for *next_stage*; return the stage that we are in then, and what came back."""
+        self._show(stage, "->", pairs)
         *firsts, last = cut_text(encode_pairs(pairs), LOGIN_SEGMENT_LENGTH)
         for piece in firsts:
             response, text = yield self._outgoing(LoginFlag.CONTINUE | stage << 2, piece)
@@ -306,7 +322,15 @@ class InitiatorLogin:
         response, text = yield self._outgoing(flags, last)
         while (received := self._text.add(text, more=bool(response.flags & LoginFlag.CONTINUE))) is None:
             response, text = yield self._outgoing(flags, b"")
+        self._show(stage, "<-", received)
         return Stage(response.flags & 3) if response.flags & LoginFlag.TRANSIT else stage, received
+
+    def _show(self, stage: Stage, direction: str, pairs: list[Pair]) -> None:
+        """Log each key of a step for -d, but no value that a secret could be guessed by."""
+        for name, value in pairs:
+            hidden = name in METHOD_KEYS and name not in _OPEN_KEYS
+            shown = f"({len(value)} characters)" if hidden else printable(value)
+            log.debug("%s stage %s %s=%s", stage.name, direction, printable(name), shown)
 
     def _outgoing(self, flags: int, text: bytes) -> Outgoing:
         self._requests += 1
@@ -322,6 +346,8 @@ class InitiatorLogin:
             meaning = STATUS.get(status, "for a reason that has no name")
             if status == AUTHENTICATION_FAILURE:
                 meaning += f"; {self.refusal_hint()}"
+            elif status == AUTHORIZATION_FAILURE:
+                meaning += f"; allow the initiator {self.config.initiator_name} there"
             raise LoginRefused(*status, meaning)
         if response.status_class:
             raise _broken(f"Status-Class {response.status_class}", "11.13.5")
@@ -357,18 +383,11 @@ class InitiatorLogin:
             if flags & LoginFlag.CONTINUE:
                 raise _broken("both T and C are set", "11.13.7")
             if not asked & LoginFlag.TRANSIT:
-                self._check_skipping(current, following)
-                return
+                if current == Stage.SECURITY and following == Stage.OPERATIONAL and self.chap is None:
+                    return  # who needs CHAP says in plain words that this is none
+                raise _broken("T is set with AuthMethod=CHAP, before the exchange", "12.1")
             if following == 2 or not current < following <= asked & 3:
                 raise _broken(f"from stage {current} to {following}, where {asked & 3} was asked for", "6.3")
-
-    def _check_skipping(self, current: int, following: int) -> None:
-        """Tolerate a T=1 that was not asked for where it ends the security stage before CHAP has begun: some
-        targets answer so what they have no authentication for. The stage itself checks whether it may end."""
-        skips = current == Stage.SECURITY and following == Stage.OPERATIONAL and self.chap is None
-        if not skips or self.config.credentials is None:
-            raise _broken("T is set, but not in the request", "11.13.6")
-        self._tolerate("it leaves the security stage without being asked to")
 
     def _redirect(self, response: LoginResponse, text: bytes) -> Redirect:
         name = self.config.target_name or "the portal"
@@ -400,6 +419,8 @@ class InitiatorLogin:
         self.exp_cmd_sn = response.exp_cmd_sn
         self.max_cmd_sn = response.max_cmd_sn
         self.parameters = self._negotiation.conclude()
+        for name, value in asdict(self.parameters).items():
+            log.debug("agreed: %s=%s", name, printable(str(value)))
         tag = self.parameters.target_portal_group_tag
         if tag is None and config.target_name is not None:
             log.warning("%s does not say its TargetPortalGroupTag", config.target_name)

@@ -177,6 +177,8 @@ def _unit(image: str, args: argparse.Namespace, made: list[Path]) -> LogicalUnit
     if image.startswith(_MEMORY):
         store = Store.memory(_size(image.removeprefix(_MEMORY)))
         identity = Identity.unique()
+    elif not image:
+        raise ConfigError('FILE "": give the name of a file')
     else:
         path = Path(image)
         store = Store.open(path, size=size, read_only=args.read_only, shared=args.shared)

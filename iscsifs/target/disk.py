@@ -33,7 +33,6 @@ from iscsifs.target.unit import (
     Operation,
     Result,
     data_in,
-    ended,
     sense_of,
 )
 
@@ -234,9 +233,13 @@ class Disk(BlockUnit):
         """PRE-FETCH (SBC-3 section 5.8). GOOD says that not all of it needs to be in the cache."""
         lba, blocks, _ = commands.parse_synchronize_cache(cdb)
         self.check_range(lba, blocks)
-        count = blocks or self.capacity.blocks - lba
-        self.store.will_need(lba * self.block_size, min(count * self.block_size, MAX_TRANSFER))
-        return ended(Result())
+        length = min((blocks or self.capacity.blocks - lba) * self.block_size, MAX_TRANSFER)
+
+        def fetch(_: memoryview) -> Result:
+            self.store.will_need(lba * self.block_size, length)
+            return Result()
+
+        return Operation(fetch)
 
     def _read_defect_data(self, _nexus: Nexus, cdb: bytes) -> Operation:
         """READ DEFECT DATA (SBC-3 section 5.17): both lists are there, and empty."""

@@ -15,7 +15,6 @@ from iscsifs.target.unit import (
     Nexus,
     Operation,
     Result,
-    data_in,
     ended,
 )
 
@@ -90,9 +89,13 @@ def get_lba_status(disk: "Disk", _nexus: Nexus, cdb: bytes) -> Operation:
     lba = int.from_bytes(cdb[2:10], "big")
     disk.check_range(lba, 1)
     size = disk.block_size
-    mapped, end = disk.store.extent(lba * size)
-    # A block of which a part is mapped is mapped.
-    blocks = (-(-end // size) if mapped else max(end // size, lba + 1)) - lba
-    provisioning = _MAPPED if mapped or end < (lba + 1) * size else _DEALLOCATED
-    answer = _LBA_STATUS.pack(_LBA_STATUS.size - 4, lba, min(blocks, 0xFFFFFFFF), provisioning)
-    return data_in(answer, commands.allocation_length(cdb))
+
+    def answer(_: memoryview) -> Result:
+        mapped, end = disk.store.extent(lba * size)
+        # A block of which a part is mapped is mapped.
+        blocks = (-(-end // size) if mapped else max(end // size, lba + 1)) - lba
+        provisioning = _MAPPED if mapped or end < (lba + 1) * size else _DEALLOCATED
+        status = _LBA_STATUS.pack(_LBA_STATUS.size - 4, lba, min(blocks, 0xFFFFFFFF), provisioning)
+        return Result(data=memoryview(status)[: commands.allocation_length(cdb)])
+
+    return Operation(answer)

@@ -58,7 +58,8 @@ class Server:
     it says. Where a port is 0 a free one is taken, and kept. A *script* may be put in and taken away at any
     time; it holds for the connections that come. `login_timeout` is in seconds. What connects while there are
     *max_connections* takes the place of a connection that has not logged in: the oldest of those from the
-    address that has most of them. Where all have logged in, it is closed at once.
+    address that has most of them; or else of a discovery session. Where all have logged in to units, it is
+    closed at once.
 
     Raises ConfigError where a portal cannot be listened at.
     """
@@ -92,7 +93,7 @@ class Server:
     async def __aenter__(self) -> Self:
         self._listen()
         self._nursery = await self._nursery_manager.__aenter__()
-        self._nursery.start_soon(self._accept_all, self._nursery)
+        self._nursery.start_soon(self._accept_all, self._nursery, self._serving, self._listeners[:])
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -107,7 +108,7 @@ class Server:
         """Listen at the portals again."""
         assert self._nursery is not None, "the server is an async context manager"
         self._listen()
-        self._nursery.start_soon(self._accept_all, self._nursery)
+        self._nursery.start_soon(self._accept_all, self._nursery, self._serving, self._listeners[:])
 
     async def stop(self) -> None:
         """Close the portals and cut all connections."""
@@ -223,11 +224,13 @@ class Server:
             for portal, listener in zip(self.portals, self._listeners, strict=True)
         )
 
-    async def _accept_all(self, nursery: trio.Nursery) -> None:
+    async def _accept_all(
+        self, nursery: trio.Nursery, serving: trio.CancelScope, listeners: list[socket.socket]
+    ) -> None:
         """Accept connections until `stop`; what serves them lives on in *nursery*."""
-        with self._serving:
+        with serving:
             async with trio.open_nursery() as accepting:
-                for listener in self._listeners:
+                for listener in listeners:
                     accepting.start_soon(self._accept, nursery, listener)
 
     async def _accept(self, nursery: trio.Nursery, listener: socket.socket) -> None:
@@ -251,20 +254,27 @@ class Server:
             self._accepting = True
 
     def _make_room(self) -> bool:
-        """Tell whether there is room for one more connection; one that has not logged in may have to go."""
+        """Tell whether there is room for one more connection; one that is not with units may have to go.
+
+        Those that have not logged in go first, then discovery sessions, which can be had again.
+        """
         served = [session for session in self.sessions if not session.wire.closed]
         if len(served) < self.max_connections:
             return True
         silent = [session for session in served if not session.connection.login.done]
-        if not silent:
-            return False
-        # Who opens many connections and says nothing gives up its own, not those of others.
-        counts = Counter(session.wire.peer_address for session in silent)
-        most = max(counts.values())
-        oldest = next(session for session in silent if counts[session.wire.peer_address] == most)
-        oldest.failure = TransportError(f"no login, and {self.max_connections} connections are the most")
-        oldest.wire.close()
-        return True
+        discovery = [session for session in served if session.connection.login.discovery]
+        for sessions, what in (silent, "no login"), (discovery, "a discovery session"):
+            if sessions:
+                # Who opens many connections and says nothing gives up its own, not those of others.
+                counts = Counter(session.wire.peer_address for session in sessions)
+                most = max(counts.values())
+                oldest = next(session for session in sessions if counts[session.wire.peer_address] == most)
+                oldest.failure = TransportError(
+                    f"{what}, and {self.max_connections} connections are the most"
+                )
+                oldest.wire.close()
+                return True
+        return False
 
     def _refuse(self, why: str) -> None:
         """Say why connections are refused, once until one is accepted again."""

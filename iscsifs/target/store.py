@@ -39,6 +39,7 @@ class Store:
         self._fd = fd
         self._cuttable = stat.S_ISREG(os.fstat(fd).st_mode)
         self._said: set[tuple[str, int | None]] = set()
+        self._unsynchronised: OSError | None = None
         self.size = size
         self.in_memory = in_memory
         self.name = name
@@ -62,7 +63,7 @@ class Store:
         or any number do either if all that write are *shared*. Raises ConfigError.
         """
         name = f"image {printable(str(path))}"
-        fd, made = _open(path, name, size, read_only)
+        fd, made = _open(path, name, size, read_only=read_only, shared=shared)
         try:
             mode = os.fstat(fd).st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
@@ -128,6 +129,7 @@ class Store:
 
     def extent(self, offset: int) -> tuple[bool, int]:
         """Return whether the byte at *offset* has space of its own, and the offset up to where that holds."""
+        self._require(self.size)  # what is missing is no hole
         try:
             data = os.lseek(self._fd, offset, os.SEEK_DATA)
         except OSError as exc:
@@ -144,12 +146,19 @@ class Store:
         self.size = size
 
     def sync(self) -> None:
-        """Wait until all that was written is on the medium."""
+        """Wait until all that was written is on the medium.
+
+        After an error nobody can say any more that it is: the kernel forgets what it could not write, and
+        would report success the next time. So the error stays for as long as the store is open.
+        """
         self._require(self.size)
+        if self._unsynchronised is not None:
+            raise self._unsynchronised
         try:
             os.fdatasync(self._fd)
         except OSError as exc:
-            raise self._failed("synchronised", exc) from None
+            self._unsynchronised = self._failed("synchronised", exc)
+            raise self._unsynchronised from None
 
     def close(self) -> None:
         """Give the file back; the store is not to be used any more."""
@@ -183,16 +192,18 @@ class Store:
         return True
 
 
-def _open(path: Path, name: str, size: int | None, read_only: bool) -> tuple[int, bool]:
+def _open(path: Path, name: str, size: int | None, *, read_only: bool, shared: bool) -> tuple[int, bool]:
     """Open *path*; tell whether that has made it. Raises ConfigError."""
     flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
     try:
         # With O_EXCL the kernel refuses a block device that is mounted, or otherwise in use.
-        block_device = not read_only and path.is_block_device()
+        block_device = not (read_only or shared) and path.is_block_device()
         return os.open(path, flags | (os.O_EXCL if block_device else 0)), False
     except OSError as exc:
         if exc.errno == errno.EBUSY:
-            raise ConfigError(f"{name}: it is in use; unmount it, or serve it with --read-only") from None
+            raise ConfigError(
+                f"{name}: it is mounted, or served already; unmount it, or give --read-only or --shared"
+            ) from None
         if exc.errno != errno.ENOENT:
             raise ConfigError(f"{name}: {exc.strerror}") from None
     if size is None or read_only:

@@ -307,9 +307,11 @@ async def test_lio_takes_the_none_of_a_list_that_begins_with_chap() -> None:
         await peer.accept()
         request = await peer.expect(LoginRequest)
         assert b"AuthMethod=CHAP,None\0" in peer.data
-        await respond(peer, request, ("AuthMethod", "None"), flags=0)
-        await respond(peer, await peer.expect(LoginRequest))
+        await respond(peer, request, ("AuthMethod", "None"))
         await tell(peer)
+    # It refuses a request without a text in the security stage (0201h).
+    requests = [(pdu.flags >> 2 & 3, data) for pdu, data in peer.received if isinstance(pdu, LoginRequest)]
+    assert [stage for stage, _ in requests] == [Stage.SECURITY, Stage.OPERATIONAL]
     assert outcome.targets == FOUND
 
 
@@ -366,7 +368,7 @@ async def test_gotgt_reads_the_type_of_the_session_in_the_operational_stage_only
         await peer.accept()
         request = await peer.expect(LoginRequest)
         flags = LoginFlag.TRANSIT | Stage.OPERATIONAL
-        await respond(peer, request, ("AuthMethod", "None"), isid=bytes(6), flags=flags)
+        await respond(peer, request, isid=bytes(6), flags=flags)
         await peer.expect(LoginRequest)
         assert b"SessionType" not in peer.data
         await peer.close()

@@ -24,6 +24,7 @@ from iscsifs.iscsi.pdu import (
     TextRequest,
 )
 from iscsifs.limits import LOGOUT_TIMEOUT, MAX_TIME2WAIT, NOTES_A_MINUTE
+from iscsifs.scsi import cdb
 from iscsifs.scsi.sense import Sense, SenseKey
 
 CAPACITY_CHANGED = Sense(SenseKey.UNIT_ATTENTION, 0x2A, 0x09).pack()
@@ -205,6 +206,35 @@ async def test_after_a_connection_is_dropped_its_time2wait_is_obeyed(
         assert line.line.dialled == [pytest.approx(told + 1.0, abs=0.1)]
         await line.peer.status(await line.peer.expect(ScsiCommand))
         await call.succeeded()
+
+
+# What costs nothing: one warning for each session, and no new one.
+
+
+@pytest.mark.conformance("HOSTILE-6")
+async def test_a_stat_sn_that_repeats_under_queued_writes_ends_no_session(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """NetBSD's iscsi-target gives the same number to all that it answers in one go."""
+    async with pair() as line:
+        for _ in range(3):
+            calls = [line.call(cdb.write_10(block, 1), write=bytes(512)) for block in range(8)]
+            commands = [await line.peer.expect(ScsiCommand) for _ in calls]
+            due = line.peer.stat_sn
+            for command in commands:
+                await line.peer.status(command, stat_sn=due)
+            line.peer.stat_sn = due + 1
+            for call in calls:
+                await call.succeeded()
+        assert line.line.dialled == []
+        last = line.call()
+        command = await line.peer.expect(ScsiCommand)
+        assert command.exp_stat_sn == line.peer.stat_sn
+        await line.peer.status(command)
+        await last.succeeded()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{TARGET}: the StatSN of the target does not count up, against RFC 7143 section 4.2.2.2; going on"
+    ]
 
 
 # However long a target wants us away: a bound of our own holds.

@@ -1,12 +1,13 @@
 """Whether a unit is still the one that it was: what identifies it, and what becomes of writes where nothing
 does."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import trio
+from memory_san import Anonymous
 from memory_world import KIB, World, disk, world
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -25,7 +26,6 @@ from iscsifs.scsi.vpd import (
     CodeSet,
     Designator,
     DesignatorType,
-    Page,
     Provisioning,
 )
 from iscsifs.target import unit as scsi
@@ -34,15 +34,6 @@ from iscsifs.target.store import Store
 
 WRITE = OperationCode.WRITE_10
 BLOCK = 512
-
-
-class Anonymous(Disk):
-    """A disk with neither serial number nor designators."""
-
-    def _vpd_pages(self) -> Mapping[int, Callable[[], bytes]]:
-        pages = dict(super()._vpd_pages())
-        del pages[Page.UNIT_SERIAL_NUMBER], pages[Page.DEVICE_IDENTIFICATION]
-        return pages
 
 
 def anonymous(size: int = 64 * KIB, **options: Any) -> Disk:
@@ -437,6 +428,31 @@ async def test_half_a_block_of_one_unit_is_not_written_to_another(autojump_clock
         with pytest.raises(DataLostError):
             await unit.write(10, b"n")
         assert is_untouched(exchanged.store)
+
+
+async def test_what_waits_for_another_write_of_the_same_block_is_of_before_as_well(
+    autojump_clock: MockClock,
+) -> None:
+    exchanged = anonymous()
+    async with world({0: exchanged}) as w, trio.open_nursery() as nursery:
+        unit = w.unit(0)
+        exchanged.faults.append(scsi.Fault(status=Status.BUSY, codes=frozenset({WRITE})))
+
+        async def fails(action: Callable[..., Awaitable[None]], *args: object) -> None:
+            with pytest.raises(DataLostError):
+                await action(*args)
+
+        for _ in range(3):
+            nursery.start_soon(fails, unit.write, 0, b"w" * BLOCK)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(fails, unit.discard, 0, 8 * BLOCK)
+        await wait_all_tasks_blocked()
+        exchanged.store = Store.memory(64 * KIB)
+        exchanged.store.write(0, b"o" * 64 * KIB)
+        exchanged.establish_attention(scsi.INQUIRY_CHANGED)
+        exchanged.faults.clear()
+        await unit.read(32 * BLOCK, BLOCK)
+    assert exchanged.store.read(0, 64 * KIB) == b"o" * 64 * KIB
 
 
 # A unit that is not there.

@@ -18,11 +18,11 @@ from iscsifs.initiator.probe import Description
 from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.task import Task
 from iscsifs.moment import Moment
-from iscsifs.scsi.cdb import OperationCode, parse_write_same
+from iscsifs.scsi.cdb import OperationCode, parse_rw, parse_write_same
 from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.vpd import Provisioning
 from iscsifs.target.disk import Disk
-from iscsifs.target.unit import NO_MEDIUM, WRITE_CODES, WRITE_ERROR, Fault
+from iscsifs.target.unit import MODE_CHANGED, NO_MEDIUM, WRITE_CODES, WRITE_ERROR, Fault
 
 BLOCK = 512
 SIZE = 64 * BLOCK
@@ -477,3 +477,54 @@ async def test_without_memory_to_repeat_a_write_it_fails_and_no_more(
     await san.unit.write(0, b"b" * BLOCK)
     await san.unit.flush()
     assert san.medium()[:BLOCK] == b"b" * BLOCK
+
+
+# Synchronous writes.
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["WRITE(10)", "WRITE(16)"])
+async def test_a_synchronous_write_has_fua_in_every_piece(
+    connect: Open, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    if large:
+        monkeypatch.setattr("iscsifs.initiator.unit.BLOCKS_IN_REACH_OF_10", 1)
+    san = await connect()
+    san.unit._longest_transfer = 2 * BLOCK
+    await san.unit.write(BLOCK, b"s" * 5 * BLOCK, True)
+    assert codes(san) == [OperationCode.WRITE_16 if large else OperationCode.WRITE_10] * 3
+    assert all(parse_rw(cdb).fua for cdb in san.trouble.commands)
+    assert san.medium()[BLOCK : 6 * BLOCK] == b"s" * 5 * BLOCK
+    assert not san.unit.needs_flush
+
+
+async def test_a_part_of_a_block_is_read_and_written_with_fua(connect: Open) -> None:
+    san = await connect()
+    await san.unit.write(BLOCK, b"o" * BLOCK)
+    await san.unit.write(BLOCK + 10, b"new", True)
+    san.disk.drop_cache()
+    assert san.medium()[BLOCK : BLOCK + 20] == b"o" * 10 + b"new" + b"o" * 7
+
+
+async def test_what_a_synchronous_write_makes_zeros_is_so_after_a_crash(connect: Open) -> None:
+    san = await connect()
+    await san.unit.write(0, b"o" * SIZE)
+    await san.unit.flush()
+    await san.unit.truncate(0)
+    await san.unit.write(4 * BLOCK, b"n" * BLOCK, True)
+    assert san.medium()[: 6 * BLOCK] == bytes(4 * BLOCK) + b"n" * BLOCK + b"o" * BLOCK
+
+
+async def test_a_unit_says_at_each_look_whether_it_honours_fua(
+    connect: Open, autojump_clock: MockClock
+) -> None:
+    san = await connect()
+    for honours in False, True:
+        san.disk.dpo_fua = honours
+        san.disk.establish_attention(MODE_CHANGED)
+        await san.unit.read(0, BLOCK)
+        await trio.sleep(5)
+        san.trouble.commands.clear()
+        await san.unit.write(0, b"s" * BLOCK, True)
+        expected = [OperationCode.WRITE_10] + [OperationCode.SYNCHRONIZE_CACHE_10] * (not honours)
+        assert codes(san) == expected
+        assert san.medium()[:BLOCK] == b"s" * BLOCK

@@ -922,6 +922,17 @@ async def test_what_is_disowned_while_it_is_under_way_is_lost_whatever_it_is_ans
     assert unit.log[-1] == (10, b"n")
 
 
+async def test_who_waits_for_room_writes_nothing_of_before(unit: CachedUnit, nursery: trio.Nursery) -> None:
+    buffer = unit.open(nursery, max_unwritten=2, max_commands=1)
+    await write(buffer, 0, b"aa")
+    writers = [await begin(nursery, buffer.write, start, b"w") for start in (10, 20, 30)]
+    disowned = DataLostError("it may be another unit")
+    buffer.disown(disowned)
+    await answer_all(unit)
+    assert [writer.failure for writer in writers] == [disowned] * 3
+    assert unit.log == [(0, b"aa")]
+
+
 async def test_what_was_let_go_unsynchronised_is_lost_as_well_when_it_is_disowned(
     unit: CachedUnit, nursery: trio.Nursery
 ) -> None:

@@ -540,7 +540,8 @@ def test_md5_gets_one_try_alone_where_the_target_chooses_none_of_a_list(ending: 
 )
 def test_what_need_not_prove_itself_gets_a_try_without_a_challenge(ending: IscsifsError) -> None:
     """A target, which has to, does not."""
-    discovery = Dialogue(credentials=MUTUAL, target_name=None, allow_none=True).answer(("AuthMethod", "CHAP"))
+    discovery = Dialogue(credentials=MUTUAL, target_name=None, allow_none=True)
+    discovery.answer(("AuthMethod", "CHAP"), flags=0)
     retry = another_try(discovery.answer(*challenge("5")).login, ending)
     assert retry is not None
     assert retry.credentials == ONE_WAY
@@ -558,7 +559,8 @@ def test_a_target_without_a_secret_to_prove_itself_by() -> None:
     """LIO leaves CHAP_N and CHAP_R out of the last step."""
     with pytest.raises(AuthenticationError, match="the target does not prove itself"):
         chap(credentials=MUTUAL).answer(*challenge("5")).answer()
-    discovery = Dialogue(credentials=MUTUAL, target_name=None, allow_none=True).answer(("AuthMethod", "CHAP"))
+    discovery = Dialogue(credentials=MUTUAL, target_name=None, allow_none=True)
+    discovery.answer(("AuthMethod", "CHAP"), flags=0)
     discovery.answer(*challenge("5")).answer()
     assert discovery.asked == (Stage.OPERATIONAL, Stage.FULL_FEATURE)
     assert discovery.agree().done

@@ -189,7 +189,7 @@ def test_anything_but_a_login_response_is_a_protocol_error(unexpected: pdu.Targe
     ],
 )
 def test_stages_that_were_not_asked_for_end_the_login(dialogue: Dialogue, flags: int) -> None:
-    with pytest.raises(ProtocolError):
+    with pytest.raises(ENDED):
         dialogue.answer(flags=flags)
 
 
@@ -387,9 +387,8 @@ def test_none_is_offered_only_where_it_is_acceptable() -> None:
     dialogue = Dialogue(credentials=ONE_WAY, allow_none=True)
     assert dict(dialogue.pairs)["AuthMethod"] == "CHAP,None"
     dialogue.answer(("AuthMethod", "None"))
-    assert dialogue.asked == (Stage.SECURITY, Stage.OPERATIONAL)
-    assert dialogue.pairs == []
-    assert dialogue.answer().agree().done
+    assert dialogue.asked == (Stage.OPERATIONAL, Stage.FULL_FEATURE)
+    assert dialogue.agree().done
     assert b"CHAP_" not in b"".join(text for _, text in dialogue.history)
 
 
@@ -414,6 +413,7 @@ def test_a_login_without_credentials_cannot_be_made_to_use_chap() -> None:
         ("None", 0, {"credentials": ONE_WAY}, "does not ask for CHAP .* leave out the user"),
         ("None", T | 1, {"credentials": ONE_WAY}, "does not ask for CHAP .* leave out the user"),
         ("None", T | 1, {"credentials": MUTUAL}, "does not ask for CHAP .* leave out the user"),
+        ("", T | 1, {"credentials": ONE_WAY}, "does not ask for CHAP .* leave out the user"),
         ("Reject", 0, {"credentials": ONE_WAY}, "takes no CHAP; leave out the user"),
         (
             "None",
@@ -428,15 +428,21 @@ def test_why_there_is_no_method_in_common(
     answer: str, flags: int, config: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(AuthenticationError, match=reason):
-        Dialogue(**config).answer(("AuthMethod", answer), flags=flags)
+        Dialogue(**config).answer(*([("AuthMethod", answer)] if answer else []), flags=flags)
 
 
-def test_a_discovery_that_leaves_the_security_stage_by_itself_is_tolerated() -> None:
+@pytest.mark.parametrize("answer", [(), (("AuthMethod", "None"),)])
+def test_a_discovery_that_may_have_no_authentication_asks_for_the_next_stage_at_once(answer: Any) -> None:
+    """LIO refuses a request without a text in the security stage, and gotgt gives no answer to AuthMethod."""
     dialogue = Dialogue(credentials=ONE_WAY, target_name=None, allow_none=True)
-    dialogue.answer(("AuthMethod", "None"), flags=T | 1)  # gotgt
+    assert dialogue.asked == (Stage.SECURITY, Stage.OPERATIONAL)
+    dialogue.answer(*answer)
     assert dialogue.asked == (Stage.OPERATIONAL, Stage.FULL_FEATURE)
     assert dialogue.agree().done
-    assert dialogue.login.oddities == ["it leaves the security stage without being asked to"]
+    dialogue = Dialogue(credentials=ONE_WAY, target_name=None, allow_none=True)
+    dialogue.answer(("AuthMethod", "CHAP"), flags=0)
+    assert dialogue.asked == (Stage.SECURITY, None)
+    assert dialogue.pairs == [("CHAP_A", "8,7,6,5")]
 
 
 @pytest.mark.parametrize("credentials", [None, ONE_WAY])
@@ -495,12 +501,15 @@ def test_a_connection_that_is_closed_later_is_not_about_the_user() -> None:
 def test_skipping_the_authentication_ends_the_login(flags: int) -> None:
     for allow_none in (False, True):
         dialogue = Dialogue(credentials=ONE_WAY, allow_none=allow_none)
-        with pytest.raises(ProtocolError):
-            dialogue.answer(flags=flags)
+        if allow_none and flags == T | 1:
+            assert dialogue.answer(flags=flags).asked == (Stage.OPERATIONAL, Stage.FULL_FEATURE)
+        else:
+            with pytest.raises(ENDED):
+                dialogue.answer(flags=flags)
         dialogue = Dialogue(credentials=ONE_WAY, allow_none=allow_none)
         with pytest.raises(ProtocolError):
             dialogue.answer(("AuthMethod", "CHAP"), flags=flags)
-        dialogue = Dialogue(credentials=MUTUAL, allow_none=allow_none).answer(("AuthMethod", "CHAP"))
+        dialogue = Dialogue(credentials=MUTUAL, allow_none=allow_none).answer(("AuthMethod", "CHAP"), flags=0)
         with pytest.raises(ProtocolError):
             dialogue.answer(("CHAP_A", "5"), ("CHAP_I", "1"), ("CHAP_C", "0x" + "00" * 16), flags=flags)
 

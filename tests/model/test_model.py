@@ -1,10 +1,12 @@
 """The whole initiator, from `LogicalUnit` to the bytes on a socket, against a target and a model.
 
-A state machine writes, reads and flushes, several at once and also parts of blocks, while connections
-break, the target stalls, loses its cache, is busy, fails, says that its disk may be another one, and
-exchanges it for another one. Whatever happens: a read gives nothing older than the last write that was
-acknowledged before, what a flush was done for stays, an exception to this is reported first, another
-disk never gets a byte, and everything ends. 200 runs of 50 steps by default; 20,000 by
+A state machine writes (also with O_SYNC), reads and flushes, several at once and also parts of blocks, while
+connections break, the target stalls, loses its cache, is busy, fails, says that its disk may be another one,
+and exchanges it for another one. Whatever happens: a read gives nothing older than the last write that was
+acknowledged before, what a flush was done for stays and so does a write with O_SYNC, an exception to this is
+reported first, another disk never gets a byte, and everything ends. The disk may also be gone for a while, or
+for ever; and it may be one that nothing identifies: then its exchange cannot be noticed, but another disk
+gets nothing of before. 200 runs of 50 steps by default; 20,000 by
 
     ISCSIFS_MODEL_RUNS=20000 pytest tests/model
 
@@ -16,21 +18,31 @@ import os
 from bisect import bisect_left, insort
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from copy import deepcopy
 
 import trio
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from memory_san import San
+from memory_san import Anonymous, San
 from stepwise import Loop
 
-from iscsifs.errors import CommandTimeout, IscsifsError, MediumError, TaskAborted, UnitError
+from iscsifs.errors import (
+    CommandTimeout,
+    DataLostError,
+    IscsifsError,
+    MediumError,
+    TaskAborted,
+    UnitError,
+)
+from iscsifs.scsi.cdb import parse_rw
 from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.status import Status
 from iscsifs.target.disk import Disk
 from iscsifs.target.login import TARGET_OFFER, TargetConfig
 from iscsifs.target.unit import (
     INQUIRY_CHANGED,
+    INVALID_FIELD_IN_CDB,
     LUNS_CHANGED,
     MEDIUM_CHANGED,
     POWER_ON,
@@ -71,6 +83,13 @@ lengths = st.one_of(st.integers(1, 12), st.sampled_from([4, 8, 16, 32]))
 seconds = st.sampled_from([0.5, 3.0, 20.0, 150.0])
 
 
+class RefusedFua(Fault):
+    """Has every WRITE with FUA refused."""
+
+    def applies(self, cdb: bytes) -> bool:
+        return cdb[0] in WRITE_CODES and parse_rw(cdb).fua
+
+
 class Cell:
     """What is known of a quarter of a block; places are those in `history`."""
 
@@ -95,6 +114,10 @@ class Initiator(RuleBasedStateMachine):
         self.failures = 0
         self.unfinished = 0
         self.possible: set[type[IscsifsError]] = set()  # what may be raised after what went wrong so far
+        self.anonymous = False
+        self.vanished = False
+        # Of an anonymous disk that was exchanged: what was known then, and how much had been written or lost.
+        self.before: tuple[list[Cell], int, int] | None = None
 
     @initialize(
         write_behind=st.booleans(),
@@ -102,6 +125,8 @@ class Initiator(RuleBasedStateMachine):
         offer=st.sampled_from([TARGET_OFFER, SMALL_BURSTS, DIGESTS]),
         window=st.sampled_from([128, 2]),
         exchanged_at_last=st.booleans(),
+        fua=st.sampled_from(["honoured", "refused", "absent"]),
+        anonymous=st.booleans(),
     )
     def open(
         self,
@@ -110,9 +135,19 @@ class Initiator(RuleBasedStateMachine):
         offer: dict[str, object],
         window: int,
         exchanged_at_last: bool,
+        fua: str,
+        anonymous: bool,
     ) -> None:
         self.exchanged_at_last = exchanged_at_last
-        disk = Disk.in_memory(CELLS * CELL, block_size=BLOCK, write_cache=write_cache, droppable=True)
+        self.anonymous = anonymous
+        if anonymous:
+            self.possible |= {DataLostError}
+        kind = Anonymous if anonymous else Disk
+        disk = kind.in_memory(
+            CELLS * CELL, block_size=BLOCK, write_cache=write_cache, droppable=True, dpo_fua=fua != "absent"
+        )
+        if fua == "refused":
+            disk.faults.append(RefusedFua(INVALID_FIELD_IN_CDB))
         config = TargetConfig(target_names=frozenset(), offer=offer, command_window=window)  # type: ignore[arg-type]
         self.san = San(self.loop.nursery, disk, config, write_behind=write_behind)
         self.loop.run(self.san.log_in)
@@ -120,19 +155,23 @@ class Initiator(RuleBasedStateMachine):
 
     # What users do. It only begins here.
 
-    @rule(start=starts, length=lengths)
-    def write(self, start: int, length: int) -> None:
+    @rule(start=starts, length=lengths, sync=st.booleans())
+    def write(self, start: int, length: int, sync: bool = False) -> None:
         self.number += 1
-        self.begin(self._write, start, min(start + length, CELLS), self.number)
+        self.begin(self._write, start, min(start + length, CELLS), self.number, sync)
 
-    async def _write(self, start: int, end: int, number: int) -> None:
+    async def _write(self, start: int, end: int, number: int, sync: bool) -> None:
         places = []
         for cell in self.cells[start:end]:
             places.append(len(cell.history))
             cell.history.append(number)
-        await self.unit.write(start * CELL, bytes([number]) * CELL * (end - start))
+        await self.unit.write(start * CELL, bytes([number]) * CELL * (end - start), sync)
         for cell, place in zip(self.cells[start:end], places, strict=True):
             insort(cell.succeeded, place)
+            if sync:
+                cell.safe = max(cell.safe, place)
+        if sync:
+            self.compare(self.san.medium(), [cell.safe for cell in self.cells])
 
     @rule(start=starts, length=lengths)
     def read(self, start: int, length: int) -> None:
@@ -156,7 +195,8 @@ class Initiator(RuleBasedStateMachine):
             done = cell.succeeded[bisect_left(cell.succeeded, before) - 1]
             if done > cell.lost:
                 cell.safe = max(cell.safe, done)
-        self.compare(self.san.medium(), [cell.safe for cell in self.cells])
+        if self.before is None:
+            self.compare(self.san.medium(), [cell.safe for cell in self.cells])
 
     @rule()
     def drain(self) -> None:
@@ -177,6 +217,8 @@ class Initiator(RuleBasedStateMachine):
     def compare(self, data: bytes, oldest: list[int], start: int = 0) -> None:
         """*data* from cell *start* on are from writes that are not older than *oldest*."""
         self.learn_of_failures()
+        if self.before is not None:
+            return  # it may be from either disk
         for index, place in enumerate(oldest):
             cell = self.cells[start + index]
             value = data[index * CELL : (index + 1) * CELL]
@@ -248,15 +290,29 @@ class Initiator(RuleBasedStateMachine):
         self.san.disk.establish_attention(report)
 
     @precondition(lambda self: self.san.trouble.stranger is None)
-    @rule(report=st.sampled_from(REPORTS))
-    def exchange(self, report: Sense) -> None:
+    @rule(report=st.sampled_from(REPORTS), at_a_login=st.booleans())
+    def exchange(self, report: Sense, at_a_login: bool = False) -> None:
         self.possible |= {UnitError}
+        self.learn_of_failures()
+        if self.anonymous:
+            self.before = deepcopy(self.cells), self.number, self.failures
         self.san.exchange(report)
+        if at_a_login:
+            self.san.server.drop_connections()
+
+    @precondition(lambda self: self.san.trouble.stranger is None)
+    @rule(duration=seconds)
+    def vanish(self, duration: float) -> None:
+        self.possible |= {UnitError}
+        self.vanished = True
+        self.san.vanish()
+        self.later(duration, self.san.come_back)
 
     @precondition(lambda self: len(self.background_failures()) < 2)
     @rule()
     def fail_in_the_background(self) -> None:
         """A write that was acknowledged fails later, and the next command reports it."""
+        self.possible |= {DataLostError}  # a synchronous write tells of that
         assert self.san.disk.undo_log is not None
         self.san.disk.undo_log.undo()
         codes = READ_CODES | WRITE_CODES | SYNCHRONIZE_CODES
@@ -307,7 +363,11 @@ class Initiator(RuleBasedStateMachine):
     def another_unit_is_noticed_and_gets_nothing(self) -> None:
         stranger = self.san.trouble.stranger
         if stranger is None:
-            assert self.unit.failure is None
+            assert self.unit.failure is None or self.vanished
+        elif self.before is not None:
+            _, number, _ = self.before
+            data = stranger.store.read(0, CELLS * CELL)
+            assert all(value == 0 or value > number for value in data), "it got a write of before"
         else:
             assert self.san.trouble.came_too_late == []
             assert stranger.store.read(0, CELLS * CELL) == bytes(CELLS * CELL)
@@ -322,12 +382,16 @@ class Initiator(RuleBasedStateMachine):
 
     async def finish(self) -> None:
         self.san.trouble.end()
+        self.san.come_back()
         # What has gone wrong already is still to be reported.
         self.san.disk.faults = self.background_failures()
         with trio.fail_after(LIMIT):
             while self.unfinished or not self.san.is_up:  # noqa: ASYNC110 - the time is virtual
                 await trio.sleep(1)
-            if self.san.trouble.stranger is not None:
+            if self.before is not None:
+                await self.finish_with_another_disk()
+                return
+            if self.san.trouble.stranger is not None or self.unit.failure is not None:
                 await self.finish_without_the_disk()
                 return
             await self.unit.drain()  # what is here would be read without a command, and so without a report
@@ -343,13 +407,25 @@ class Initiator(RuleBasedStateMachine):
         for cell in self.cells:
             assert cell.succeeded[-1] <= max(cell.safe, cell.lost)
         with trio.fail_after(LIMIT):
-            if self.exchanged_at_last:
+            if self.exchanged_at_last and not self.anonymous:
                 self.exchange(INQUIRY_CHANGED)
                 for start in range(0, CELLS, 3):
                     self.write(start, 2)
                 await self.finish_without_the_disk()
             else:
                 await self.san.log_out()
+
+    async def finish_with_another_disk(self) -> None:
+        """It cannot be noticed; the old one has all that was acknowledged, or the loss was reported."""
+        assert self.before is not None
+        with suppress(IscsifsError):
+            await self.unit.flush()
+        self.another_unit_is_noticed_and_gets_nothing()
+        self.cells, _, failures = self.before
+        self.before = None
+        if self.unit.failure is None and self.unit.failures == failures:
+            self.compare(self.san.medium(), [cell.oldest for cell in self.cells])
+        await self.san.log_out()
 
     async def finish_without_the_disk(self) -> None:
         """It is exchanged: it has all that was acknowledged, or the loss of that was reported."""

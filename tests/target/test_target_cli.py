@@ -124,6 +124,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         ([], "the following arguments are required: FILE"),
         (["--frobnicate", "mem:1M"], "unrecognized arguments: --frobnicate"),
         (["/nonexistent/image"], "image /nonexistent/image: No such file or directory"),
+        ([""], 'FILE "": give the name of a file'),
         (["mem:"], '"" is not a size'),
         (["mem:-1"], '"-1" is not a size'),
         (["mem:99999999999T"], '"99999999999T" is too much'),

@@ -380,6 +380,15 @@ async def test_beyond_so_many_connections_others_are_closed_at_once(
             await ready(initiator)
 
 
+async def test_it_may_end_before_it_has_begun_to_accept(device: Device) -> None:
+    async with Server([device]):
+        pass
+    async with Server([device]) as server:
+        await server.stop()
+        server.start()
+        await server.stop()
+
+
 @contextmanager
 def silent(portal: Portal, address: str = "127.0.0.1") -> Iterator[socket.socket]:
     """Connect from *address*, and say nothing."""
@@ -424,6 +433,25 @@ async def test_who_says_nothing_makes_room_for_others_and_who_has_logged_in_neve
     assert said(caplog) == [
         f"connection 1 from 127.0.0.1 closed (before the login): {reason}",
         f"connection 1 from 127.0.0.1 closed (before the login): {reason} (17 more like this)",
+    ]
+
+
+async def test_discovery_sessions_make_room_when_all_have_logged_in(
+    device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Server([device], max_connections=2) as server:
+        portal = server.portals[0]
+        async with raw_initiator(portal) as first, raw_initiator(portal) as discovery:
+            await ready(first)
+            await discovery.login(None)
+            async with raw_initiator(portal) as late:
+                await ready(late, isid=bytes.fromhex("800000000002"))
+                with pytest.raises(Closed):
+                    await discovery.receive()
+                assert (await first.execute(commands.test_unit_ready()))[0] == 0
+    assert said(caplog) == [
+        f"connection 1 from 127.0.0.1 closed ({INITIATOR}): "
+        "a discovery session, and 2 connections are the most"
     ]
 
 

@@ -1,6 +1,8 @@
 """Where the bytes are: files and memory, and the log that makes a volatile cache of them."""
 
+import errno
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iscsifs.errors import ConfigError
+from iscsifs.scsi import cdb
+from iscsifs.target.disk import Disk
 from iscsifs.target.store import Store, UndoLog
+from iscsifs.target.unit import SPACE_ALLOCATION_FAILED, Identity, Nexus
 
 BLOCK = 512
 BLOCKS = 8
@@ -74,6 +79,26 @@ def test_an_error_of_the_file_is_said_once(tmp_path: Path, caplog: pytest.LogCap
         with pytest.raises(OSError, match="Bad file descriptor"):
             store.write(0, b"x")
     assert caplog.messages == [f"image {path}: it cannot be written: Bad file descriptor"]
+    store.close()
+
+
+def test_what_could_not_be_synchronised_once_never_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"abc")
+    store = Store.open(path)
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            store.sync()
+    with pytest.raises(OSError, match="Input/output error"):
+        store.sync()  # the kernel would say that all is well
+    assert caplog.messages == [f"image {path}: it cannot be synchronised: Input/output error"]
     store.close()
 
 
@@ -187,3 +212,48 @@ def test_a_power_failure_takes_back_exactly_what_was_not_synchronised(
         assert store.read(0, store.size) == b"".join(bytes([value]) * BLOCK for value in cached)
         assert log.blocks >= {lba for lba in range(BLOCKS) if cached[lba] != medium[lba]}
     store.close()
+
+
+@pytest.mark.usefixtures("require_root")
+def test_a_block_device_in_use_is_refused(tmp_path: Path) -> None:
+    image, mount_point = tmp_path / "image", tmp_path / "mnt"
+    image.write_bytes(bytes(32 << 20))
+    mount_point.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    found = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True, check=True)
+    device = Path(found.stdout.strip())
+    try:
+        Store.open(device).close()
+        subprocess.run(["mount", device, mount_point], check=True)
+        try:
+            with pytest.raises(ConfigError, match="it is mounted, or served already"):
+                Store.open(device)
+            Store.open(device, read_only=True).close()
+        finally:
+            subprocess.run(["umount", mount_point], check=True)
+        first = Store.open(device, shared=True)
+        Store.open(device, shared=True).close()
+        first.close()
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@pytest.mark.usefixtures("require_root")
+def test_a_file_system_without_room_is_a_disk_without_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], check=True)
+    try:
+        disk = Disk(Store.open(tmp_path / "image", size=4 << 20), Identity("full"))
+        nexus = Nexus()
+        disk.prepare(nexus, bytes(16))
+        operation = disk.prepare(nexus, cdb.write_10(0, 4096).ljust(16, b"\0"))
+        assert operation.run(memoryview(b"x" * (2 << 20))).sense == SPACE_ALLOCATION_FAILED
+        assert caplog.messages == [
+            f"image {tmp_path}/image: it cannot be written: {os.strerror(errno.ENOSPC)}"
+        ]
+        operation = disk.prepare(nexus, cdb.read_10(0, 8).ljust(16, b"\0"))
+        assert operation.run(memoryview(b"")).data == b"x" * 4096
+        disk.close()
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)

@@ -738,6 +738,18 @@ def test_compare_and_write_writes_where_the_first_half_is_there(client: Client, 
     assert limits.max_compare_and_write == 255
 
 
+@given(st.binary(min_size=BLOCK, max_size=BLOCK), st.lists(st.integers(0, BLOCK - 1), min_size=1))
+def test_the_first_byte_that_differs_is_named(data: bytes, at: list[int]) -> None:
+    disk = make_disk()
+    client = Client(disk)
+    client.good(commands.write_10(0, 1), data)
+    other = bytearray(data)
+    for offset in set(at):
+        other[offset] ^= 0x80
+    assert client.sense(cdb_10(0x2F, 0, 1, BYTCHK_ALL), bytes(other)) == miscompare(min(at))
+    disk.close()
+
+
 def test_orwrite_sets_bits(client: Client) -> None:
     client.good(commands.write_10(4, 2), b"\x0f" * BLOCK + b"\xf0" * BLOCK)
     client.good(cdb_16(0x8B, 4, 2), b"\xc1" * BLOCK + b"\x00" * BLOCK)
@@ -908,6 +920,8 @@ def test_a_file_that_was_cut_is_a_medium_error_at_its_first_missing_block(tmp_pa
         (commands.unmap(24), commands.unmap_parameters([(100, 8)])),
     ):
         assert client.sense(cdb, data) == units.WRITE_ERROR
+    status = bytes((0x9E, 0x12)) + (90).to_bytes(8, "big") + (24).to_bytes(4, "big") + bytes(2)
+    assert client.sense(status) == units.READ_ERROR
     sync = client.run(commands.synchronize_cache_10()).sync
     assert sync is not None
     with pytest.raises(OSError, match="cut"):

@@ -51,7 +51,7 @@ function _shtab_iscsifs_using
 end
 
 set -g _shtab_iscsifs_commands
-set -g _shtab_iscsifs_opts_with_value --auth --digest --discovery-auth --initiator --options --pattern --port --secret-file --target-secret-file --target-user --user -a -i -o -p -t -u
+set -g _shtab_iscsifs_opts_with_value --auth --digest --discovery-auth --initiator --log --options --pattern --pid-file --port --secret-file --target-secret-file --target-user --user -a -i -o -p -t -u
 
 complete -c iscsifs -e
 complete -c iscsifs -f
@@ -65,13 +65,16 @@ complete -c iscsifs -n _shtab_iscsifs_using -s 6 -l ipv6 -d 'use IPv6 only'
 complete -c iscsifs -n _shtab_iscsifs_using -s a -l auth -xka "none chap" -d 'authentication (chap where there is a user)'
 complete -c iscsifs -n _shtab_iscsifs_using -s u -l user -x -d 'the user for CHAP'
 complete -c iscsifs -n _shtab_iscsifs_using -l discovery-auth -xka "auto chap none" -d 'CHAP for discovery where the host asks for it (auto), always, or never'
-complete -c iscsifs -n _shtab_iscsifs_using -l secret-file -x -d 'secrets, in a file of mode 0600'
+complete -c iscsifs -n _shtab_iscsifs_using -l secret-file -xka "(__fish_complete_path (commandline -ct))" -d 'secrets, in a file of mode 0600'
 complete -c iscsifs -n _shtab_iscsifs_using -l target-user -x -d 'have the target prove that it is NAME (mutual CHAP)'
-complete -c iscsifs -n _shtab_iscsifs_using -l target-secret-file -x -d 'the target'"'"'s secret'
+complete -c iscsifs -n _shtab_iscsifs_using -l target-secret-file -xka "(__fish_complete_path (commandline -ct))" -d 'the target'"'"'s secret'
 complete -c iscsifs -n _shtab_iscsifs_using -l digest -xka "none header data all" -d 'CRC32C checks (none)'
 complete -c iscsifs -n _shtab_iscsifs_using -s i -l initiator -x -d 'our name (that of /etc/iscsi/initiatorname.iscsi)'
 complete -c iscsifs -n _shtab_iscsifs_using -s r -l read-only -d 'mount read-only'
-complete -c iscsifs -n _shtab_iscsifs_using -s o -l options -x -d 'ro, direct_io, uid=N, gid=N, allow_other and others, also most of the options here: user=USER'
+complete -c iscsifs -n _shtab_iscsifs_using -s o -l options -x -d 'ro, direct_io, exclusive, uid=N, allow_other and others, most options here as well: user=USER'
+complete -c iscsifs -n _shtab_iscsifs_using -s U -l unmount -d 'unmount, and wait until everything is written'
+complete -c iscsifs -n _shtab_iscsifs_using -l log -xka "(__fish_complete_path (commandline -ct))" -d 'append messages to FILE, with the time'
+complete -c iscsifs -n _shtab_iscsifs_using -l pid-file -xka "(__fish_complete_path (commandline -ct))" -d 'keep the number of the process in FILE'
 complete -c iscsifs -n _shtab_iscsifs_using -s f -l foreground -d 'stay in the foreground'
 complete -c iscsifs -n _shtab_iscsifs_using -s v -l verbose -d 'tell more'
 complete -c iscsifs -n _shtab_iscsifs_using -s d -l debug -d 'stay in the foreground and tell everything'
