@@ -40,6 +40,9 @@ class Subject:
             image.write(OLD)
         if self.is_device:
             run("blockdev", "--flushbufs", self.path)
+        else:
+            with self.path.open("rb", buffering=0) as file:
+                file.read(1)  # the end of a truncation before is forgotten
 
     def content(self) -> bytes:
         """What is on the disk after its writers have closed."""

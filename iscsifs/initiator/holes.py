@@ -8,9 +8,10 @@ are in bytes.
 A hole goes through two states. PENDING: the unit still has the old bytes. ZEROED: a command has zeroed it,
 which the unit's volatile cache may still lose; then it is pending again. SYNCHRONIZE CACHE ends that state.
 
-When the last writer has closed the end is *dormant*: a read or a write forgets it, so that a program that
-uses the unit as a disk is not affected by what another one has truncated before. A truncation goes on from
-it, which serves ``truncate -s 0 X; truncate -s SIZE X``.
+When the last writer has closed the end is forgotten, so that a program that uses the unit as a disk is not
+affected by what another one has truncated before. Where nothing was written since the truncation, the end is
+*dormant* first: a truncation goes on from it, which serves ``truncate -s 0 X; truncate -s SIZE X``, and a
+read or a write forgets it.
 """
 
 from bisect import bisect_left, bisect_right
@@ -84,8 +85,10 @@ class Holes:
         self.is_active = False
         self.stale = False
         self._zeroed = RangeSet()
+        self._lost = RangeSet()  # what is pending because it was zeroed, which was lost: wherever the end is
         self._zeroings = 0
         self._is_dormant = False
+        self._is_written = False  # since the end was laid further to the front
         self._shown = (0, 0)  # old bytes behind the end that somebody may have a copy of
 
     @property
@@ -107,21 +110,24 @@ class Holes:
         end = capacity if self.end is None else self.end
         if size < end:
             self.pending.remove(size, capacity)
+            for start, stop in self._lost.within(size, capacity):
+                self.pending.add(start, stop)
             self._shown = (size, capacity)
+            self._is_written = False
         elif size > end:
             self._open(end, size)
         self._set_end(size, capacity)
 
     def wrote(self, start: int, end: int, capacity: int) -> None:
         """Note that *start* to *end* were written."""
-        self.pending.remove(start, end)
-        self._zeroed.remove(start, end)
+        self._remove(start, end)
         if self._is_dormant:
             self._set_end(capacity, capacity)
         elif self.end is not None:
             if start > self.end:
                 self._open(self.end, start)
             self._set_end(max(end, self.end), capacity)
+            self._is_written = True
         self._note_activity()
 
     def read(self, start: int, end: int, capacity: int) -> None:
@@ -135,12 +141,14 @@ class Holes:
 
     def release(self) -> None:
         """Note that the last writer has closed."""
+        if self._is_written:
+            self.end = None
+            self._note_activity()
         self._is_dormant = self.end is not None
 
     def clip(self, capacity: int) -> None:
         """Note that the unit has *capacity* bytes now."""
-        self.pending.remove(capacity, 1 << 64)
-        self._zeroed.remove(capacity, 1 << 64)
+        self._remove(capacity, 1 << 64)
         if self.end is not None and self.end >= capacity:
             self._set_end(capacity, capacity)
         self._note_activity()
@@ -151,6 +159,7 @@ class Holes:
         for first, last in self.pending.within(start, end):
             self._zeroed.add(first, last)
         self.pending.remove(start, end)
+        self._lost.remove(start, end)
 
     def mark(self) -> int:
         """Return what `synchronised` needs, at the moment when a SYNCHRONIZE CACHE begins."""
@@ -166,19 +175,22 @@ class Holes:
         """Note that what was zeroed and not synchronised may be lost."""
         for start, end in self._zeroed:
             self.pending.add(start, end)
+            self._lost.add(start, end)
         self._zeroed.clear()
 
     def forget(self) -> None:
         """Forget everything: the unit is gone."""
-        self.pending.clear()
-        self._zeroed.clear()
+        self._remove(0, 1 << 64)
         self.end = None
         self._is_dormant = self.is_active = False
+
+    def _remove(self, start: int, end: int) -> None:
+        for ranges in (self.pending, self._zeroed, self._lost):
+            ranges.remove(start, end)
 
     def _open(self, start: int, end: int) -> None:
         """Make a hole."""
         self.pending.add(start, end)
-        self._zeroed.remove(start, end)
         first, last = self._shown
         if start < last and first < end:
             self.stale = True

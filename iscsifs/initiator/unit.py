@@ -255,7 +255,7 @@ class LogicalUnit:
             newer = self._writes.newer(start, end)
             zeros = self._holes.pending.within(start, end) if self._holes.is_active else ()
             if zeros == [(start, end)]:
-                return buffer
+                return memoryview(bytearray(end - start))
             if not newer or sum(len(data) for _, data in newer) < len(buffer):
                 await self._read_blocks(start, buffer)
             for position, data in newer:

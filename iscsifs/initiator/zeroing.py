@@ -149,8 +149,8 @@ class Zeroing:
         assert description.capacity is not None
         size = description.capacity.block_size
         zeros = bytes(size)
+        resets = self._writes.resets
         await self._writes.drain()
-        self._writes.forget(start, end)
         lba, last = start // size, end // size
         while lba < last:
             blocks = min(last - lba, most or last - lba)
@@ -165,4 +165,6 @@ class Zeroing:
                     log.warning("%s: WRITE SAME succeeds and does nothing", self._commands.name)
                     return False
             self._trusted.add(name)
+        if self._writes.resets == resets:  # until now what was written there may have to be written again
+            self._writes.forget(start, end)
         return True

@@ -79,6 +79,17 @@ def test_after_the_last_close_only_a_truncation_goes_on_from_the_end() -> None:
     assert pending(holes) == [(0, SIZE)]
 
 
+def test_after_the_last_close_nothing_goes_on_from_an_end_behind_which_was_written() -> None:
+    """Two dd to two places of a disk keep what is between them."""
+    holes = Holes()
+    holes.truncate(5, SIZE)
+    holes.wrote(5, 10, SIZE)
+    holes.release()
+    holes.truncate(20, SIZE)
+    holes.wrote(20, 25, SIZE)
+    assert not holes.is_owed
+
+
 def test_what_was_zeroed_is_owed_until_it_is_synchronised() -> None:
     holes = Holes()
     holes.truncate(0, SIZE)
@@ -92,6 +103,20 @@ def test_what_was_zeroed_is_owed_until_it_is_synchronised() -> None:
     holes.wrote(0, 1, SIZE)
     holes.synchronised(before)
     assert not holes.is_active
+
+
+def test_zeros_that_were_lost_are_owed_wherever_the_end_is() -> None:
+    """They were on the disk, so old bytes must not come back there."""
+    holes = Holes()
+    holes.truncate(0, SIZE)
+    holes.truncate(SIZE, SIZE)
+    holes.zeroed(0, SIZE)
+    holes.truncate(0, SIZE)
+    holes.truncate(SIZE, SIZE)
+    holes.truncate(5, SIZE)
+    holes.lost()
+    holes.truncate(0, SIZE)
+    assert pending(holes) == [(0, SIZE)]
 
 
 def test_a_synchronisation_proves_nothing_for_what_is_zeroed_meanwhile() -> None:

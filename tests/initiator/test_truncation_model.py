@@ -67,7 +67,7 @@ class Truncation(RuleBasedStateMachine):
         self.cells = [Cell() for _ in range(CELLS)]
         self.number = 0
         self.end = CELLS
-        self.dormant = False
+        self.dormant = self.written = False
         self.unfinished = 0
 
     @initialize(
@@ -100,6 +100,7 @@ class Truncation(RuleBasedStateMachine):
             self.end, self.dormant = CELLS, False
         self._extend(start)
         self.end = max(self.end, end)
+        self.written = True
         for cell in self.cells[start:end]:
             cell.write(self.number)
 
@@ -107,6 +108,7 @@ class Truncation(RuleBasedStateMachine):
     def truncate(self, size: int) -> None:
         self.loop.run(self.unit.truncate, size * CELL)
         self.dormant = False
+        self.written = self.written and size >= self.end
         for cell in self.cells[size : self.end if size < self.end else size]:
             cell.close()
         self._extend(size)
@@ -126,7 +128,9 @@ class Truncation(RuleBasedStateMachine):
         self.zero()
         self.loop.run(self.unit.drain)
         self.unit.release()
-        self.dormant = self.end < CELLS
+        self.dormant = self.end < CELLS and not self.written
+        if not self.dormant:
+            self.end = CELLS
 
     @rule(start=starts, length=lengths)
     def read(self, start: int, length: int) -> None:

@@ -255,6 +255,15 @@ async def test_nothing_is_asked_of_the_unit_for_what_is_zeros(connect: Open) -> 
     assert san.trouble.commands == []
 
 
+async def test_a_read_that_is_told_of_a_lost_cache_gets_the_zeros(connect: Open) -> None:
+    """It brings the old bytes first."""
+    san = await connect()
+    await empty(san)
+    await san.unit.zero()
+    san.disk.drop_cache()
+    assert await san.unit.read(MIB, MIB) == bytes(MIB)
+
+
 async def test_a_truncation_alone_costs_nothing(connect: Open) -> None:
     san = await connect()
     await san.unit.truncate(0)
