@@ -313,6 +313,9 @@ def test_a_unit_that_becomes_write_protected_owes_its_fsyncs(mount_hosts: MountH
             for _ in range(2):
                 assert error_of(lambda: os.fsync(descriptor)) == "EROFS"
                 os.pwrite(descriptor, b"n" * PAGE, 0)
+            # A process that is begun closes its copy of the descriptor, and waits for the target, which runs in
+            # this process here.
+            assert error_of(lambda: os.close(os.dup(descriptor))) == "EROFS"
             assert not sync(storage)
             assert sync(storage)
             assert error_of(lambda: os.fsync(descriptor)) == "EROFS"
