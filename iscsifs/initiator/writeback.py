@@ -508,7 +508,9 @@ class WriteBuffer:
     def _arrived(self, command: Command, newer: list[Extent]) -> None:
         again: list[Extent] = []
         for extent in list(command.extents):
-            extent.acknowledged |= extent.covers or not extent.sync
+            # Of a synchronous write as well: if it fails when it is written again, its writer may be waiting
+            # for SYNCHRONIZE CACHE, and learns of that from the loss.
+            extent.acknowledged = True
             extent.covers = False
             if command.merged:
                 offset = extent.start - command.start

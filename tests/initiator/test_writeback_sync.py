@@ -169,8 +169,22 @@ async def test_a_flush_that_fails_is_told_to_the_writer(unit: CachedUnit, nurser
     await wait_all_tasks_blocked()
     assert sync.failure is GONE
     assert buffer.needs_flush
-    await answer(unit, 0, BAD_BLOCK)  # it is tried again, and has failed to its writer already
-    assert buffer.failures == 0
+    await answer(unit, 0, BAD_BLOCK)  # it is tried again, as the target had it
+    assert buffer.failures == 1
+
+
+async def test_what_is_lost_while_the_cache_is_synchronised_is_told_to_the_writer(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery)
+    sync = await begin(nursery, buffer.write, 4, b"abcd", True)
+    await answer(unit)
+    crash(unit)
+    unit.report_loss()
+    await wait_all_tasks_blocked()
+    await answer(unit, 0, BAD_BLOCK)  # nobody waits for this command, but for SYNCHRONIZE CACHE
+    await answer_all(unit)
+    assert sync.failure is BAD_BLOCK
 
 
 async def test_a_synchronous_write_that_fails_over_a_write_of_another_is_a_loss_too(
