@@ -59,6 +59,11 @@ def sent(san: San, *codes: int) -> list[bytes]:
     return [cdb for cdb in san.trouble.commands if cdb[0] in codes]
 
 
+def stored(san: San) -> bytes:
+    """What the target has, in its cache or on its medium."""
+    return bytes(san.disk.store.read(0, SIZE))
+
+
 async def empty(san: San, size: int = SIZE) -> None:
     """Let *size* bytes be zeros."""
     await san.unit.truncate(0)
@@ -262,6 +267,32 @@ async def test_a_read_that_is_told_of_a_lost_cache_gets_the_zeros(connect: Open)
     await san.unit.zero()
     san.disk.drop_cache()
     assert await san.unit.read(MIB, MIB) == bytes(MIB)
+
+
+@pytest.mark.parametrize("by", ["zero", "flush"])
+async def test_a_cache_that_is_lost_between_two_commands_is_zeroed_again(
+    connect: Open, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """The second one brings the report, and knows nothing of the first."""
+    san = await connect()
+    offer(san, Provisioning(), most=5000)
+    await empty(san)
+    await san.unit.flush()  # what the unit does is looked at the first time only
+    await san.unit.write(0, OLD)
+    await san.unit.flush()
+    san.trouble.commands.clear()
+    run = san.unit._commands.run
+
+    async def lose_cache_once(cdb: bytes, **data: Any) -> object:
+        task = await run(cdb, **data)
+        if cdb[0] in WRITE_SAME_CODES and len(sent(san, *WRITE_SAME_CODES)) == 1:
+            san.disk.drop_cache()
+        return task
+
+    monkeypatch.setattr(san.unit._commands, "run", lose_cache_once)
+    await empty(san)
+    await getattr(san.unit, by)()
+    assert stored(san) == bytes(SIZE)
 
 
 async def test_a_truncation_alone_costs_nothing(connect: Open) -> None:
