@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from enum import IntEnum
@@ -20,19 +20,21 @@ import trio
 import iscsifs
 from iscsifs import initiator
 from iscsifs.attach import Attached, Failure, Network, NoTargetError, attach, find_targets
-from iscsifs.config import Config, Host, HostSpec, MountOptions, initiator_name
+from iscsifs.config import Config, Host, HostSpec, initiator_name
 from iscsifs.errors import ConfigError, IscsifsError, LoginError, LoginRefused, TransportError, reason
 from iscsifs.fs.background import Ready, run_in_background
 from iscsifs.fs.mount import Mount, check_mount_point
 from iscsifs.fs.operations import Operations
-from iscsifs.fs.process import forbid_core_dumps, keep_in_memory
+from iscsifs.fs.process import keep_in_memory
 from iscsifs.fs.tree import Storage, TargetDirectory, Tree
 from iscsifs.fs.tuning import Limits
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.chap import Credentials
+from iscsifs.iscsi.names import DEFAULT_PORT
 from iscsifs.limits import END_TIMEOUT
 from iscsifs.logs import log_to_syslog, log_to_terminal
-from iscsifs.secret import read_secret
+from iscsifs.mount_options import OPTIONS, MountOptions
+from iscsifs.secret import forbid_core_dumps, read_secret
 
 log = logging.getLogger(__name__)
 
@@ -94,13 +96,13 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("operands", nargs="*", metavar="HOST... MOUNTPOINT", help=argparse.SUPPRESS)
     add = parser.add_argument
-    add("-D", dest="discover", action="store_true", help="list the targets of the hosts, and exit")
-    add("-p", dest="port", type=_port, default=3260, metavar="PORT", help="where no port is given (3260)")
+    add("-D", "--discover", action="store_true", help="list the targets of the hosts, and exit")
+    add("-p", "--port", type=_value("port"), metavar="PORT", help="where no port is given (3260)")
     add(
         "-t",
+        "--pattern",
         dest="patterns",
         action="append",
-        default=[],
         metavar="PATTERN",
         help='only targets with such a name, as in "iqn.*:disk?"; may be repeated',
     )
@@ -108,39 +110,58 @@ def parser() -> argparse.ArgumentParser:
     for family, version in (socket.AF_INET, 4), (socket.AF_INET6, 6):
         families.add_argument(
             f"-{version}",
+            f"--ipv{version}",
             dest="family",
             action="store_const",
             const=family,
             default=socket.AF_UNSPEC,
             help=f"use IPv{version} only",
         )
-    add("-a", dest="auth", choices=("none", "chap"), help="authentication (chap where there is a user)")
-    add("-u", dest="user", metavar="USER", help="the user for CHAP")
-    add("--secret-file", type=Path, metavar="FILE", help="the user's secret, in a file of mode 0600")
+    add("-a", "--auth", choices=("none", "chap"), help="authentication (chap where there is a user)")
+    add("-u", "--user", metavar="USER", help="the user for CHAP")
+    add(
+        "--discovery-auth",
+        choices=("auto", "chap", "none"),
+        help="CHAP for discovery where the host asks for it (auto), always, or never",
+    )
+    add("--secret-file", type=_value("secret_file"), metavar="FILE", help="secrets, in a file of mode 0600")
     add("--target-user", metavar="NAME", help="have the target prove that it is NAME (mutual CHAP)")
-    add("--target-secret-file", type=Path, metavar="FILE", help="the target's secret")
-    add("--digest", choices=("none", "header", "data", "all"), default="none", help="CRC32C checks (none)")
-    add("-i", dest="initiator", metavar="NAME", help="our name (that of /etc/iscsi/initiatorname.iscsi)")
-    add("-r", dest="read_only", action="store_true", help="mount read-only")
+    add("--target-secret-file", type=_value("target_secret_file"), metavar="FILE", help="the target's secret")
+    add("--digest", choices=("none", "header", "data", "all"), help="CRC32C checks (none)")
+    add("-i", "--initiator", metavar="NAME", help="our name (that of /etc/iscsi/initiatorname.iscsi)")
+    add("-r", "--read-only", action="store_true", help="mount read-only")
     add(
         "-o",
-        dest="options",
+        "--options",
         action="append",
         default=[],
         metavar="OPTIONS",
-        help="ro, direct_io, exclusive, uid=N, gid=N, allow_other and other options of FUSE",
+        help="ro, direct_io, exclusive, allow_other and others, also most options here: user=USER",
     )
-    add("-f", dest="foreground", action="store_true", help="stay in the foreground")
-    add("-v", dest="verbose", action="store_true", help="tell more")
-    add("-d", dest="debug", action="store_true", help="stay in the foreground and tell everything")
-    add("-V", action="version", version=f"iscsifs {iscsifs.__version__}", help="show the version, and exit")
+    add("-f", "--foreground", action="store_true", help="stay in the foreground")
+    add("-v", "--verbose", action="store_true", help="tell more")
+    add("-d", "--debug", action="store_true", help="stay in the foreground and tell everything")
+    add(
+        *("-V", "--version"),
+        action="version",
+        version=f"iscsifs {iscsifs.__version__}",
+        help="show the version, and exit",
+    )
     return parser
 
 
-def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
-        raise argparse.ArgumentTypeError("give a number from 1 to 65535")
-    return int(text)
+def _value(option: str) -> Callable[[str], object]:
+    """Return what reads the value of a flag as that of the same option of -o."""
+    read = OPTIONS[option].read
+    assert read is not None
+
+    def convert(text: str) -> object:
+        try:
+            return read(text)
+        except ValueError as exc:
+            raise argparse.ArgumentTypeError(str(exc)) from None
+
+    return convert
 
 
 def ask_secret(whose: str) -> bytes:
@@ -165,17 +186,21 @@ def configure(args: argparse.Namespace, ask: Callable[[str], bytes]) -> Config:
         mount_point = Path(os.path.abspath(operands.pop()))
     if not operands:
         raise ConfigError("give a host to list the targets of; see iscsifs -h")
-    specs = [HostSpec.parse(operand, args.port) for operand in operands]
+    mount_options = MountOptions.parse(args.options, read_only=args.read_only)
+    _merge(args, mount_options.command)
+    specs = [HostSpec.parse(operand, args.port or DEFAULT_PORT) for operand in operands]
     if args.discover and any(spec.target for spec in specs):
         raise ConfigError("-D lists what a host has; give it without a target name")
     users = dict.fromkeys(spec.user or args.user for spec in specs)
     if any(users):
         forbid_core_dumps()
     credentials = dict(zip(users, _credentials(args, list(users), ask), strict=True))
-    mount_options = MountOptions.parse(args.options, read_only=args.read_only)
     options = replace(
         InitiatorOptions(
-            initiator_name(args.initiator), digests=args.digest, family=socket.AddressFamily(args.family)
+            initiator_name(args.initiator),
+            discovery_auth=args.discovery_auth or "auto",
+            digests=args.digest or "none",
+            family=socket.AddressFamily(args.family),
         ),
         **mount_options.session,
     )
@@ -185,9 +210,22 @@ def configure(args: argparse.Namespace, ask: Callable[[str], bytes]) -> Config:
         ),
         mount_point,
         mount_options,
-        tuple(args.patterns),
+        tuple(args.patterns or ()),
         args.foreground or args.debug,
+        ",".join(operands),
     )
+
+
+def _merge(args: argparse.Namespace, options: Mapping[str, object]) -> None:
+    """Put into *args* what the *options* of -o say. Raises ConfigError where a flag says something else."""
+    for name, value in options.items():
+        given = getattr(args, name)
+        if isinstance(value, list):
+            value = (given or []) + value
+        elif given not in (None, value):
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} and -o {name}= contradict each other; leave one of them out")
+        setattr(args, name, value)
 
 
 def _credentials(
@@ -195,7 +233,8 @@ def _credentials(
 ) -> list[Credentials | None]:
     """Return the credentials of each of *users*, None for None."""
     mutual = args.target_user is not None or args.target_secret_file is not None
-    if None in users and (args.auth == "chap" or mutual or args.secret_file is not None):
+    chap = "chap" in (args.auth, args.discovery_auth)
+    if None in users and (chap or mutual or args.secret_file is not None):
         raise ConfigError("CHAP needs a user; give -u USER or USER@HOST")
     if args.auth == "none":
         if users != [None]:
@@ -230,7 +269,7 @@ def main(
         config = configure(args, ask)
         if config.mount_point is None:
             return _run(partial(_discover, config, network))
-        check_mount_point(config.mount_point)
+        check_mount_point(config.mount_point, config.mount_options.nonempty)
     except ConfigError as exc:
         return _complain(exc)
     except KeyboardInterrupt:
@@ -358,7 +397,7 @@ async def _mount(
             tree = Tree()
             operations = _operations(tree, config.mount_options)
             try:
-                mount = Mount(operations, mount_point, config.mount_options.fuse)
+                mount = Mount(operations, mount_point, config.mount_options.fuse_options(config.source))
             except ConfigError as exc:
                 return _complain(exc)
             last.callback(mount.close)  # after the logout: who sees it unmounted knows that all is done
@@ -381,6 +420,7 @@ def _operations(tree: Tree, options: MountOptions) -> Operations:
         gid=options.gid,
         read_only=options.read_only,
         direct_io=options.direct_io,
+        sync=options.sync,
         exclusive=options.exclusive,
     )
 
@@ -430,7 +470,7 @@ async def _write_back(operations: Operations) -> None:
 def _all_is_safe(operations: Operations) -> bool:
     """Say of which units not all that was written is on stable storage, and return whether there are none.
 
-    So count writes whose loss nobody could be told of; the log has had these.
+    So count writes whose loss no program was told of; the log has had the reasons.
     """
     unsafe = [storage for storage in operations.written if storage.needs_flush]
     for storage in unsafe:
@@ -439,4 +479,7 @@ def _all_is_safe(operations: Operations) -> bool:
         else:
             what = "what was written last may be in the target's cache only"
         log.error("%s: data may be lost: %s", storage.name, what)
-    return not unsafe and all(operations.was_told(storage) for storage in operations.written)
+    untold = operations.untold
+    for losses in untold:
+        log.error("%s: acknowledged writes are lost, and no fsync was told: %s", losses.name, losses.latest)
+    return not unsafe and not untold

@@ -2,41 +2,25 @@
 
 import hashlib
 import hmac
-import os
 import re
 import socket
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from iscsifs.errors import ConfigError, printable
-from iscsifs.fs.tuning import MAX_BACKGROUND, READ_AHEAD_KIB
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import DEFAULT_PORT, Portal, check_name, name_fault
+from iscsifs.mount_options import MountOptions
 
 INITIATOR_NAME_FILE: Final = Path("/etc/iscsi/initiatorname.iscsi")
 """Where this machine's initiator name stands, as open-iscsi has it."""
 
 MACHINE_ID_FILE: Final = Path("/etc/machine-id")
 
-_FSNAME: Final = "fsname=iscsifs"
 _SCHEME: Final = "iscsi://"
 _LUN: Final = re.compile("[0-9]{1,8}|0x(?:[0-9a-fA-F]{4}|[0-9a-fA-F]{16})")
-
-FUSE_OPTIONS: Final = frozenset(
-    (
-        *("allow_other", "allow_root", "auto_unmount", "dev", "nodev", "suid", "nosuid", "exec", "noexec"),
-        *("atime", "noatime", "sync", "async", "dirsync", "fsname=", "max_read=", "context="),
-    )
-)
-"""Options of mount.fuse3(8) that are handed on; a name that ends in "=" has a value."""
-
-_FSTAB_OPTIONS: Final = frozenset(
-    ("rw", "defaults", "auto", "noauto", "nofail", "user", "nouser", "users", "owner", "group", "_netdev")
-)
-"""Options of fstab(5) that mean nothing to the file system itself, nor do those that begin with "x-"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,110 +81,6 @@ def _has_port(address: str) -> bool:
     return address.count(":") == 1
 
 
-def _id(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,10}", text) or int(text) >= 2**32 - 1:
-        raise ValueError('give a number, as "id" prints it')
-    return int(text)
-
-
-def _switch(text: str) -> bool:
-    if text not in ("0", "1"):
-        raise ValueError("give 0 or 1")
-    return text == "1"
-
-
-def _between(low: int, high: int, unit: str) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,10}", text) or not low <= int(text) <= high:
-            raise ValueError(f"give {unit}, {low} to {high}")
-        return int(text)
-
-    return read
-
-
-_SWITCHES: Final = ("direct_io", "exclusive")
-"""Our own options without a value, fields of MountOptions."""
-
-_MOUNT_SETTINGS: Final[dict[str, tuple[str, Callable[[str], int]]]] = {
-    "uid": ("uid", _id),
-    "gid": ("gid", _id),
-    "max_background": ("max_background", _between(12, 65535, "a number of requests")),
-    "readahead": ("read_ahead", _between(0, 1048576, "KiB")),
-}
-_SESSION_SETTINGS: Final[dict[str, tuple[str, Callable[[str], int]]]] = {
-    "writebehind": ("write_behind", _switch),
-    "login_timeout": ("login_timeout", _between(1, 3600, "seconds")),
-    "command_timeout": ("command_timeout", _between(1, 3600, "seconds")),
-    "ping_interval": ("ping_interval", _between(0, 3600, "seconds")),
-    "ping_timeout": ("ping_timeout", _between(1, 3600, "seconds")),
-    "replacement_timeout": ("replacement_timeout", _between(1, 86400, "seconds")),
-}
-"""Our own options with a value: the field of MountOptions or InitiatorOptions that they set, and how it is
-read."""
-
-
-@dataclass(frozen=True, slots=True)
-class MountOptions:
-    """How the file system is mounted; *fuse* are options for FUSE, *uid* and *gid* own the files.
-
-    With *exclusive* a unit has one writer at a time. *max_background* is a number of requests, *read_ahead*
-    is in KiB. *session* are fields of InitiatorOptions.
-    """
-
-    uid: int
-    gid: int
-    read_only: bool = False
-    direct_io: bool = False
-    exclusive: bool = False
-    max_background: int = MAX_BACKGROUND
-    read_ahead: int = READ_AHEAD_KIB
-    fuse: tuple[str, ...] = (_FSNAME,)
-    session: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, options: Iterable[str], *, read_only: bool = False) -> Self:
-        """Read the arguments of -o, each a list with commas; *read_only* is -r. Raises ConfigError."""
-        switches: set[str] = set()
-        fuse: list[str] = []
-        mount: dict[str, int] = {"uid": os.getuid(), "gid": os.getgid()}
-        session: dict[str, int] = {}
-        for option in (option for argument in options for option in argument.split(",") if option):
-            name, equals, value = option.partition("=")
-            if option == "ro":
-                read_only = True
-            elif option in _SWITCHES:
-                switches.add(option)
-            elif equals and name in _MOUNT_SETTINGS:
-                _set(mount, *_MOUNT_SETTINGS[name], name, value)
-            elif equals and name in _SESSION_SETTINGS:
-                _set(session, *_SESSION_SETTINGS[name], name, value)
-            elif name + equals in FUSE_OPTIONS:
-                fuse.append(option)
-            elif option not in _FSTAB_OPTIONS and not option.startswith("x-"):
-                raise ConfigError(
-                    f'-o {printable(option)}: there is no such option; see "Mount options" in iscsifs(8)'
-                )
-        if read_only:
-            fuse.append("ro")
-        if not any(option.startswith("fsname=") for option in fuse):
-            fuse.append(_FSNAME)
-        return cls(
-            **mount,
-            read_only=read_only,
-            direct_io="direct_io" in switches,
-            exclusive="exclusive" in switches,
-            fuse=tuple(fuse),
-            session=session,
-        )
-
-
-def _set(fields: dict[str, int], field: str, read: Callable[[str], int], name: str, value: str) -> None:
-    try:
-        fields[field] = read(value)
-    except ValueError as exc:
-        raise ConfigError(f"-o {name}={printable(value)}: {exc}") from None
-
-
 @dataclass(frozen=True, slots=True)
 class Host:
     """A host with all that it takes to log in there."""
@@ -214,7 +94,8 @@ class Config:
     """Everything that the command line said.
 
     *mount_point* is None where targets are only listed. Of the targets that a host offers those are wanted
-    whose names match one of *patterns*, all where there are none.
+    whose names match one of *patterns*, all where there are none. *source* is what is mounted, as it was
+    given.
     """
 
     hosts: tuple[Host, ...]
@@ -222,6 +103,7 @@ class Config:
     mount_options: MountOptions
     patterns: tuple[str, ...] = ()
     foreground: bool = False
+    source: str = "iscsifs"
 
     def wants(self, target_name: str) -> bool:
         """Say whether a discovered target is to be logged in to."""

@@ -3,13 +3,16 @@
     IscsifsError
     ├── ConfigError              what the user gave cannot be used
     ├── TransportError           the network: unreachable, refused, closed, silent
+    │   ├── ConnectionClosed     the other end closed or reset the connection
+    │   └── LoginTimeout         it took the connection, but did not finish the login in time
     ├── ProtocolError            the peer broke a rule of RFC 7143
     │   └── DigestError          a CRC32C did not match
     ├── LoginError               the login ended without a session
     │   ├── NegotiationError     a key's value cannot be accepted
     │   ├── AuthenticationError  one of the two sides was not believed
     │   ├── RedirectionError     the target has moved to where we cannot follow
-    │   └── LoginRefused         the target ended the login with a status
+    │   ├── LoginRefused         the target ended the login with a status
+    │   └── LoginDropped         the target ended the login by closing the connection
     ├── CommandError             a SCSI command did not succeed
     │   ├── StatusError          the target ended it with a SCSI status (and sense data)
     │   │   ├── MediumError          these blocks cannot be read or written
@@ -20,7 +23,7 @@
     │   ├── DataError            GOOD status, but not the data that were asked for
     │   ├── TaskAborted          it was aborted, rejected or lost with its session
     │   └── CommandTimeout       no answer in time, or the session could not be restored in time
-    ├── DataLostError            writes that had been acknowledged may be lost
+    ├── DataLostError            writes that were not synchronised may be lost
     └── UnitError                a logical unit that cannot be used as a disk
 
 Each message is one line that names the thing and the reason. Text from the network goes into a message
@@ -44,6 +47,11 @@ _REMEDIES: Final = {
 class IscsifsError(Exception):
     """The root of the tree."""
 
+    @property
+    def kind(self) -> str:
+        """What the log counts it as (`iscsifs.logs`): its text, without what is different each time."""
+        return str(self)
+
 
 class ConfigError(IscsifsError):
     """An option, a file or an argument cannot be used."""
@@ -51,6 +59,10 @@ class ConfigError(IscsifsError):
 
 class TransportError(IscsifsError):
     """A connection could not be made, or was lost (RFC 7143 section 7.14)."""
+
+
+class ConnectionClosed(TransportError):
+    """The other end closed or reset the connection."""
 
 
 class LoginTimeout(TransportError):
@@ -108,17 +120,30 @@ class LoginRefused(LoginError):
         self.status_detail = status_detail
 
 
+class LoginDropped(LoginError):
+    """The target closed the connection where it had to say whether it lets us in."""
+
+
 class CommandError(IscsifsError):
     """A SCSI command did not succeed."""
 
 
 class StatusError(CommandError):
-    """The target ended a command with a *status* other than GOOD (SAM), *sense* being its raw sense data."""
+    """The target ended a command with a *status* other than GOOD (SAM), *sense* being its raw sense data.
 
-    def __init__(self, message: str, *, status: int, sense: bytes = b"") -> None:
+    *kind* is the message without the blocks that it is about.
+    """
+
+    def __init__(self, message: str, *, status: int, sense: bytes = b"", kind: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.sense = sense
+        self._kind = kind or message
+
+    @property
+    def kind(self) -> str:
+        """What the log counts it as."""
+        return self._kind
 
 
 class BusyError(StatusError):
@@ -158,7 +183,8 @@ class CommandTimeout(CommandError):
 
 
 class DataLostError(IscsifsError):
-    """Writes that had been acknowledged, but not synchronised, may be lost with the target's cache."""
+    """Writes that were not synchronised may be lost: with the target's cache, or because it is not known
+    which unit they would be written to."""
 
 
 class UnitError(IscsifsError):

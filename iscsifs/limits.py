@@ -159,10 +159,16 @@ END_TIMEOUT: Final = 30.0
 
 MAX_CONNECTIONS: Final = 512
 """Connections that are served at once, whether logged in or not; half of the files that a process may usually
-have open."""
+have open. When there are so many, a new one takes the place of one that has not logged in."""
 
-LOGIN_TIMEOUT: Final = 30.0
-"""Seconds that a login may take."""
+LOGIN_TIMEOUT: Final = 10.0
+"""Seconds that a login may take: it is some exchanges of short texts, for which nobody has to think."""
+
+REPEAT_INTERVAL: Final = 60.0
+"""Seconds in which a line like one that is in the log already is counted instead."""
+
+MAX_KINDS_OF_LINES: Final = 256
+"""Kinds of lines that are told apart for that: each address of a peer makes its own."""
 
 KEEPALIVE_IDLE: Final = 60
 """Seconds of silence after which TCP asks whether the initiator is still there, so that one without power

@@ -1,5 +1,6 @@
-"""Secrets of CHAP, from files that nobody else can read."""
+"""Secrets of CHAP, from files that nobody else can read, in a process that nobody else can read."""
 
+import ctypes
 import os
 import stat
 from pathlib import Path
@@ -9,6 +10,17 @@ from iscsifs.errors import ConfigError
 
 _MAX_SECRET_FILE: Final = 4096
 _OWNER_ONLY: Final = 0o600
+_PR_SET_DUMPABLE: Final = 4  # prctl(2)
+
+
+def forbid_core_dumps() -> None:
+    """Let nobody find secrets in a core dump, or read them in the memory of the process (PR_SET_DUMPABLE).
+
+    To be called before the first secret is read.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_DUMPABLE, *map(ctypes.c_ulong, (0, 0, 0, 0))) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def read_secret(path: Path) -> bytes:

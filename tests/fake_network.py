@@ -42,7 +42,7 @@ class FakeUnit:
     async def read(self, offset: int, size: int) -> bytes:
         return bytes(self.content[offset : offset + size])
 
-    async def write(self, offset: int, data: bytes) -> None:
+    async def write(self, offset: int, data: bytes, sync: bool = False) -> None:
         self.content[offset : offset + len(data)] = data
         self.needs_flush = True
 

@@ -21,6 +21,7 @@ from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.framing import Buffer
 from iscsifs.iscsi.keys import INITIATOR_OFFER
 from iscsifs.iscsi.login import InitiatorLogin, LoginConfig
+from iscsifs.iscsi.names import Portal
 from iscsifs.iscsi.pdu import (
     DataIn,
     DataInFlag,
@@ -155,6 +156,8 @@ class San:
     """
 
     unit: LogicalUnit
+    portal = Portal("192.0.2.1", 3260)
+    peer_address = "192.0.2.1"
 
     def __init__(
         self,
@@ -176,7 +179,7 @@ class San:
         """Log in and find the unit."""
         self._session = InitiatorSession(TARGET, self._dial, self._options, await self._dial())
         self._nursery.start_soon(self._session.run)
-        target = Target(TARGET, cast(Dialler, None), self._session, self._options, self._nursery)
+        target = Target(TARGET, cast(Dialler, self), self._session, self._options, self._nursery)
         await target.find_units()
         (self.unit,) = target.units
 

@@ -10,11 +10,12 @@ from fake_network import FakeNetwork, FakeTarget, FakeUnit
 from trio.testing import MockClock
 
 from iscsifs.attach import Attached, Failure, Wanted, attach, find_targets
-from iscsifs.config import Config, Host, HostSpec, MountOptions
+from iscsifs.config import Config, Host, HostSpec
 from iscsifs.errors import LoginTimeout
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.limits import ATTACH_TIMEOUT, LOGINS_AT_ONCE, MAX_TARGETS
+from iscsifs.mount_options import MountOptions
 
 PORTAL = Portal("127.0.0.1")
 LIMIT = 15.0

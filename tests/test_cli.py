@@ -230,6 +230,49 @@ def test_or_it_is_asked_for_once_for_each_user(network: FakeNetwork) -> None:
     assert [users[port].user for port in (1, 2, 3) if users[port]] == ["alice", "bob", "alice"]  # type: ignore[union-attr]
 
 
+def test_mount_options_say_what_flags_say_before_a_secret_is_asked_for(
+    network: FakeNetwork, secret_file: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.touch(0o600)
+    other.write_bytes(b"the secret of the target")
+    network.offer(Portal("127.0.0.1", 5), disk("a"), disk("b"))
+    name = "iqn.2001-04.com.example:me"
+    options = f"user=alice,secret_file={secret_file},port=5,pattern=*:a,initiator={name},rw,relatime"
+    more = (
+        f"digest=header,auth=chap,target_user=array,target_secret_file={other},x-systemd.automount,comment=x"
+    )
+    assert discovering(network, "-o", options, "-o", more, "127.0.0.1") == ExitStatus.OK
+    ((portal, used),) = network.discoveries
+    assert portal.port == 5
+    assert used.initiator_name == name
+    assert used.digests == "header"
+    assert used.credentials == Credentials("alice", SECRET, "array", b"the secret of the target")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-u", "alice", "-o", "user=bob"],
+        ["--digest", "all", "-o", "digest=none"],
+        ["-p", "1", "-o", "port=2"],
+    ],
+)
+def test_a_flag_and_a_mount_option_that_differ_are_refused(
+    network: FakeNetwork, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert discovering(network, *arguments, HERE) == ExitStatus.USAGE
+    assert "contradict each other; leave one of them out" in capsys.readouterr().err
+    assert network.discoveries == []
+
+
+def test_a_flag_and_a_mount_option_may_say_the_same(network: FakeNetwork) -> None:
+    network.offer(HERE, disk("a"), disk("b"))
+    arguments = ["-p", "3260", "-o", "port=3260", "-t", "*:a", "-o", "pattern=*:b", "--digest=all", "-o"]
+    assert discovering(network, *arguments, "digest=all", "127.0.0.1") == ExitStatus.OK
+    assert network.discoveries[0][1].digests == "all"
+
+
 def test_mutual_chap(network: FakeNetwork, secret_file: Path, tmp_path: Path) -> None:
     network.offer(HERE, disk())
     other = tmp_path / "other"
@@ -241,10 +284,20 @@ def test_mutual_chap(network: FakeNetwork, secret_file: Path, tmp_path: Path) ->
     assert network.discoveries[0][1].credentials == expected
 
 
+@pytest.mark.parametrize("how", ["auto", "chap", "none"])
+def test_how_discovery_authenticates(network: FakeNetwork, secret_file: Path, how: str) -> None:
+    network.offer(HERE, disk())
+    alice = ["-u", "alice", "--secret-file", secret_file]
+    assert discovering(network, *alice, "--discovery-auth", how, HERE) == ExitStatus.OK
+    assert discovering(network, *alice, HERE) == ExitStatus.OK
+    assert [options.discovery_auth for _, options in network.discoveries] == [how, "auto"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (["-a", "chap"], "CHAP needs a user"),
+        (["--discovery-auth", "chap"], "CHAP needs a user"),
         (["--target-user", "array"], "CHAP needs a user"),
         (["--secret-file", "SECRET"], "CHAP needs a user"),
         (["-a", "none", "-u", "alice"], "no use for a user"),

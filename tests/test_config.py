@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iscsifs.config import HostSpec, MountOptions, initiator_name
+from iscsifs.config import HostSpec, initiator_name
 from iscsifs.errors import ConfigError
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal, name_fault
+from iscsifs.mount_options import GENERIC_OPTIONS, MountOptions, split
 from iscsifs.secret import read_secret
 
 IQN = "iqn.2001-04.com.example:disk1"
@@ -103,12 +104,83 @@ def test_mount_options() -> None:
         read_only=True,
         direct_io=True,
         read_ahead=0,
-        fuse=("allow_other", "ro", "fsname=iscsifs"),
+        fuse=("allow_other", "ro"),
         session={"write_behind": False},
     )
-    assert MountOptions.parse([]) == MountOptions(os.getuid(), os.getgid(), fuse=("fsname=iscsifs",))
-    assert MountOptions.parse([], read_only=True).fuse == ("ro", "fsname=iscsifs")
-    assert MountOptions.parse(["fsname=disks"]).fuse == ("fsname=disks",)
+    assert MountOptions.parse([]) == MountOptions(os.getuid(), os.getgid())
+    assert MountOptions.parse([], read_only=True).fuse == ("ro",)
+
+
+def test_what_is_mounted_is_the_source_unless_another_is_given() -> None:
+    """A comma or a backslash there does not begin another option of FUSE."""
+    assert MountOptions.parse(["fsname=disks"]).fuse_options("host") == ("fsname=disks",)
+    assert MountOptions.parse(["noatime"]).fuse_options("host") == ("noatime", "fsname=host")
+    assert MountOptions.parse([]).fuse_options(r"a\b@host,other") == (r"fsname=a\\b@host\,other",)
+
+
+@pytest.mark.parametrize(
+    ("argument", "options"),
+    [
+        ("a,b", ["a", "b"]),
+        ("", []),
+        (",a,,b,", ["a", "b"]),
+        (r"secret_file=/a\,b,c", ["secret_file=/a,b", "c"]),
+        (r"a=\\,b", ["a=\\", "b"]),
+        ('context="u:r:t:s0:c1,c2",b', ['context="u:r:t:s0:c1,c2"', "b"]),
+        ('a="b,c', ['a="b,c']),
+        ("a\\", ["a\\"]),
+    ],
+)
+def test_a_comma_may_belong_to_a_value(argument: str, options: list[str]) -> None:
+    assert [option for option in split(argument) if option] == options
+
+
+@given(st.text(alphabet='ab=,\\"'))
+def test_a_list_of_options_is_split_whatever_it_holds(argument: str) -> None:
+    options = list(split(argument))
+    if not set('\\"') & set(argument):
+        assert [option for option in options if option] == [part for part in argument.split(",") if part]
+    assert sum(map(len, options)) <= len(argument)
+
+
+def test_of_contradicting_options_the_last_one_holds() -> None:
+    assert not MountOptions.parse(["ro", "rw"]).read_only
+    assert MountOptions.parse(["rw,ro"]).read_only
+    assert MountOptions.parse(["rw"], read_only=True).read_only  # mount -r adds rw by itself
+    assert MountOptions.parse(["uid=1,uid=2"]).uid == 2
+
+
+def test_owners_may_be_names() -> None:
+    options = MountOptions.parse(["uid=root,gid=root"])
+    assert (options.uid, options.gid) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "kib"), [("64", 64), ("64k", 64), ("4M", 4096), ("4MB", 4096), ("1GiB", 1048576)]
+)
+def test_sizes_have_units(text: str, kib: int) -> None:
+    assert MountOptions.parse([f"readahead={text}"]).read_ahead == kib
+
+
+def test_what_flags_say_can_be_said_by_options() -> None:
+    options = MountOptions.parse(
+        ["user=alice,secret_file=s,digest=all,pattern=*a,pattern=*b,port=1,auth=chap"]
+    )
+    assert options.command == {
+        "user": "alice",
+        "secret_file": Path.cwd() / "s",
+        "digest": "all",
+        "patterns": ["*a", "*b"],
+        "port": 1,
+        "auth": "chap",
+    }
+
+
+def test_generic_options_are_let_pass() -> None:
+    """All of those of mount(8) for any file system, and of fstab(5)."""
+    assert (
+        MountOptions.parse([",".join(sorted(GENERIC_OPTIONS)).replace("=", "=x") + ",x-a=b,X-c"]).fuse == ()
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,15 +203,48 @@ def test_a_value_out_of_bounds_is_refused_with_the_bounds(option: str) -> None:
 
 def test_what_fstab_adds_is_let_pass() -> None:
     options = MountOptions.parse(["rw,_netdev,nofail,noauto,user,x-systemd.automount,nodev,nosuid"])
-    assert options.fuse == ("nodev", "nosuid", "fsname=iscsifs")
+    assert options.fuse == ("nodev", "nosuid")
 
 
 @pytest.mark.parametrize(
-    "option", ["nonsense", "uid=", "uid=root", "gid=-1", "uid=4294967295", "ro=1", "fsname", "writebehind=2"]
+    "option",
+    [
+        *(
+            "nonsense",
+            "uid=",
+            "uid=no such user",
+            "gid=-1",
+            "uid=4294967295",
+            "ro=1",
+            "fsname",
+            "writebehind=2",
+        ),
+        *("relatime=1", "comment", "user=", "digest=x", "port=0", "auth=x", "readahead=1T", "readahead=2X"),
+    ],
 )
 def test_an_unknown_option_is_named(option: str) -> None:
     with pytest.raises(ConfigError, match=f"-o {option.partition('=')[0]}"):
         MountOptions.parse([option])
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("max_read=65536", "readahead=KiB"),
+        ("remount", "unmount it and mount it again"),
+        ("password=hunter2hunter2", "give secret_file=FILE"),
+        ("secret-file=/x", "did you mean secret_file?"),
+        ("reaahead=1", "did you mean readahead?"),
+        ("alow_other", "did you mean allow_other?"),
+        ("allow_other=1", "it takes no value"),
+        ("secret_file", "it takes a value: secret_file=VALUE"),
+    ],
+)
+def test_the_message_says_what_may_have_been_meant(option: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        MountOptions.parse([option])
+    assert hint in str(caught.value)
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.fixture

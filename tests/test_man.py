@@ -12,7 +12,6 @@ import pytest
 
 import iscsifs.cli
 import iscsifs.target.cli
-from iscsifs.config import FUSE_OPTIONS, MountOptions
 from iscsifs.fs.headroom import RESERVE
 from iscsifs.fs.tuning import Limits
 from iscsifs.initiator.options import InitiatorOptions
@@ -29,6 +28,7 @@ from iscsifs.limits import (
     MAX_UNWRITTEN,
     UNIT_GRACE,
 )
+from iscsifs.mount_options import FUSE_OPTIONS, OPTIONS
 
 MAN = Path(__file__).parent.parent / "man"
 
@@ -71,7 +71,8 @@ def test_every_option_is_described_and_no_other(
     assert described - set(options) == set()
     assert set(options) - described <= {"-h", "--help"}
     for item in items:
-        (first, *_) = options_in(item)
+        (first, *others) = options_in(item)
+        assert all(options[first] is options[other] for other in others), item
         takes_value = options[first].nargs != 0
         assert takes_value == bool(re.search(r" (Ar|Cm) ", item)), item
         if choices := options[first].choices:
@@ -103,11 +104,8 @@ def test_every_mount_option_is_described_and_no_other() -> None:
         for line in lines
         for word in re.findall(r"[a-z_]+=?", re.sub(r"^\.(It )?|\b(Cm|Ns|Ar \w+|Xo)\b|0", "", line))
     }
-    assert described >= FUSE_OPTIONS
-    for option in described - FUSE_OPTIONS:
-        MountOptions.parse(
-            [f"{option}{1 if option == 'writebehind=' else 12}" if option.endswith("=") else option]
-        )
+    own = {f"{name}=" if option.read else name for name, option in OPTIONS.items()}
+    assert described - {"ro", "user"} == FUSE_OPTIONS | own
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,14 @@
 # shellcheck shell=bash
-# Sourced by the scripts of contrib/: Debian packages and the private virtual environment .venv.
-# Nothing here asks a question or needs standard input.
+# Sourced by the scripts of contrib/: packages and the private virtual environment .venv.
+# Nothing here asks a question or needs standard input. What root runs leaves no file of root's in a clone
+# that belongs to somebody else.
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+owner=$(stat -c %u "$top")
+if [ "$(id -u)" = 0 ] && [ "$owner" != 0 ]; then
+    export PYTHONDONTWRITEBYTECODE=1 RUFF_NO_CACHE=true MYPY_CACHE_DIR=/dev/null
+    export PYTEST_ADDOPTS="-p no:cacheprovider ${PYTEST_ADDOPTS-}" HYPOTHESIS_STORAGE_DIRECTORY=/dev/null/none
+fi
 
 # What pyfuse3 needs to be built, and what FUSE needs to mount.
 build_packages=(gcc pkg-config libfuse3-dev fuse3)
@@ -28,23 +34,83 @@ quietly() {
     return 1
 }
 
-# need_packages PACKAGE...: install those that are missing, or say how to.
+# as_owner COMMAND...: run it as the user whom this clone belongs to, where root is at work in another's.
+as_owner() {
+    if [ "$(id -u)" != 0 ] || [ "$owner" = 0 ]; then
+        "$@"
+    else
+        setpriv --reuid "$owner" --regid "$(stat -c %g "$top")" --clear-groups \
+            env HOME="$(getent passwd "$owner" | cut -d: -f6)" "$@"
+    fi
+}
+
+# commands_of PACKAGE: the commands that stand for Debian's package, one of its own name where nothing is said.
+commands_of() {
+    case $1 in
+        btrfs-progs) echo btrfs mkfs.btrfs ;;
+        e2fsprogs) echo mkfs.ext4 e2fsck ;;
+        fuse3) echo fusermount3 ;;
+        iproute2) echo ip ;;
+        libiscsi-bin) echo iscsi-test-cu ;;
+        man-db) echo man ;;
+        open-isns-server) echo isnsd ;;
+        procps) echo pgrep ps ;;
+        qemu-system-common) echo qemu-storage-daemon ;;
+        qemu-utils) echo qemu-img qemu-io qemu-nbd ;;
+        systemd) echo systemd-analyze ;;
+        tgt) echo tgtd tgtadm ;;
+        util-linux) echo losetup mountpoint prlimit ;;
+        xfsprogs) echo mkfs.xfs xfs_repair ;;
+        *) echo "$1" ;;
+    esac
+}
+
+# lacks PACKAGE: say what of it this machine lacks; say nothing where all is there, whoever installed it.
+lacks() {
+    local command
+    case $1 in
+        bash-completion) [ -e /usr/share/bash-completion/bash_completion ] || echo bash_completion ;;
+        libfuse3-dev) pkg-config --exists fuse3 2>/dev/null || echo "the headers of libfuse 3" ;;
+        qemu-block-extra)
+            compgen -G '/usr/lib*/qemu*/block-iscsi.so' >/dev/null ||
+                compgen -G '/usr/lib/*/qemu*/block-iscsi.so' >/dev/null || echo "libiscsi in qemu"
+            ;;
+        python3-dev)
+            "$python3" -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null ||
+                echo "the headers of Python"
+            ;;
+        python3-venv) "$python3" -c 'import ensurepip, venv' 2>/dev/null || echo "Python's venv" ;;
+        *)
+            for command in $(commands_of "$1"); do
+                # An ordinary user's PATH lacks the directories of the daemons and of the file systems' tools.
+                PATH=$PATH:/usr/sbin:/sbin command -v "$command" >/dev/null || echo "$command"
+            done
+            ;;
+    esac
+}
+
+# need_packages PACKAGE...: have what stands for these packages of Debian: install them, or say what is missing.
 need_packages() {
-    local package missing=()
+    local package lack missing=() said=
     for package in "$@"; do
-        case $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) in
-            installed) ;;
-            *) missing+=("$package") ;;
-        esac
+        lack=$(lacks "$package" | paste -sd' ')
+        [ -z "$lack" ] && continue
+        missing+=("$package")
+        said+="${said:+; }$lack ($package)"
     done
     [ ${#missing[@]} -eq 0 ] && return
-    if ! command -v apt-get >/dev/null || ! have_root; then
-        die "please have root install: apt-get install ${missing[*]}"
-    fi
+    command -v apt-get >/dev/null ||
+        die "not found: $said; please install them: in brackets are the names of Debian's packages"
+    have_root || die "not found: $said; please have root run: apt-get install ${missing[*]}"
     echo "installing ${missing[*]}"
     quietly as_root apt-get -q update || die "apt-get update failed"
     quietly as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get -q -y --no-install-recommends install "${missing[@]}" || die "apt-get install failed"
+    hash -r
+    for package in "${missing[@]}"; do
+        lack=$(lacks "$package" | paste -sd' ')
+        [ -z "$lack" ] || die "$package is installed, but there is no $lack; is something else in its place?"
+    done
 }
 
 # need_python: set $python3 to one of 3.11 or later that can make virtual environments and build extensions.
@@ -60,9 +126,7 @@ need_python() {
     done
     [ -n "$python3" ] ||
         die "python3 is $(python3 --version), and 3.11 or later is needed: name one by PYTHON=/path/to/python3"
-    if "$python3" -c 'import sys; sys.exit(sys.base_prefix != "/usr")'; then
-        need_packages python3-venv python3-dev
-    fi
+    need_packages python3-venv python3-dev
 }
 
 # make_venv [EXTRA]: have this clone, with its requirements and those of EXTRA, installed in .venv.
@@ -76,12 +140,12 @@ make_venv() {
     echo "installing iscsifs$extra in $venv"
     if [ "$(cat "$venv/made-with" 2>/dev/null)" != "$python" ]; then
         rm -rf "$venv"
-        quietly "$python3" -m venv "$venv" || die "cannot make $venv"
-        echo "$python" >"$venv/made-with"
+        quietly as_owner "$python3" -m venv "$venv" || die "cannot make $venv"
+        as_owner tee "$venv/made-with" <<<"$python" >/dev/null
     fi
-    (cd "$top" && quietly "$venv/bin/pip" install --disable-pip-version-check -q -e ".$extra") ||
+    (cd "$top" && quietly as_owner "$venv/bin/pip" install --disable-pip-version-check -q -e ".$extra") ||
         die "cannot install iscsifs$extra in $venv"
-    echo "$wanted" >"$venv/installed$extra"
+    as_owner tee "$venv/installed$extra" <<<"$wanted" >/dev/null
 }
 
 # open_dev_fuse: let every user mount, as Debian's udev rule does where there is udev.

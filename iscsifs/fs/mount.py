@@ -52,8 +52,9 @@ _WORK: Final = 0.25
 """Seconds of the processor's time after which there may be memory to give back."""
 
 
-def check_mount_point(mount_point: Path) -> None:
-    """Raise ConfigError unless *mount_point* is an empty directory on which this user can mount."""
+def check_mount_point(mount_point: Path, nonempty: bool = False) -> None:
+    """Raise ConfigError unless *mount_point* is a directory on which this user can mount, and empty unless
+    *nonempty*."""
     try:
         entries = os.listdir(mount_point)
         if os.path.ismount(mount_point):
@@ -71,8 +72,10 @@ def check_mount_point(mount_point: Path) -> None:
                 f"fusermount3 -u -z {mount_point}"
             ) from None
         raise ConfigError(f"{mount_point}: {exc.strerror}; give an empty directory to mount on") from None
-    if entries:
-        raise ConfigError(f"{mount_point}: the directory is not empty; give an empty one to mount on")
+    if entries and not nonempty:
+        raise ConfigError(
+            f"{mount_point}: not empty; give an empty directory, or -o nonempty to hide what is in it"
+        )
     if not os.access(mount_point, os.W_OK):
         raise ConfigError(f"{mount_point}: no permission to write; give a directory of your own to mount on")
     if not os.path.exists("/dev/fuse"):

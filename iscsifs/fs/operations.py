@@ -36,6 +36,7 @@ from iscsifs.errors import (
     SpaceError,
     WriteProtectedError,
 )
+from iscsifs.fs.losses import Handle, Ledger, Losses
 from iscsifs.fs.tree import MAX_NAME, Directory, File, Link, Node, Storage, Tree
 
 log = logging.getLogger(__name__)
@@ -109,17 +110,18 @@ class _Times:
 
 @dataclass(slots=True)
 class _OpenFile:
-    """A file handle; *failures* are those of *storage* that were there before or that it has been told.
+    """A file handle, with what it was told of lost writes.
 
-    *writes* says whether it may write, *direct* whether it was opened O_DIRECT. As a context manager it
-    counts the requests in work.
+    *writes*: it may write; *direct*: it was opened O_DIRECT; *sync*: each write has to reach stable storage
+    (O_SYNC, O_DSYNC). As a context manager it counts the requests in work.
     """
 
     storage: Storage
-    failures: int
+    losses: Handle
     times: _Times
-    writes: bool = False
-    direct: bool = False
+    writes: bool
+    sync: bool
+    direct: bool
     in_work: int = 0
 
     def __enter__(self) -> Self:
@@ -134,8 +136,8 @@ class Operations(pyfuse3.Operations):
     """The handlers of one mount.
 
     *uid* and *gid* own every file. With *read_only* no unit is written to. With *direct_io* the kernel's page
-    cache is left out, for units that others write to as well. With *exclusive* a unit that is open for
-    writing is not opened for writing once more.
+    cache is left out, for units that others write to as well. With *sync* every handle is as if opened
+    with O_SYNC. With *exclusive* a unit that is open for writing is not opened for writing once more.
 
     Of the operations that are not here, those that would change the tree are refused, and the others answered
     with ENOSYS, after which the kernel spares itself the question (the value of an extended attribute: one
@@ -153,6 +155,7 @@ class Operations(pyfuse3.Operations):
         gid: int,
         read_only: bool,
         direct_io: bool,
+        sync: bool = False,
         exclusive: bool = False,
     ) -> None:
         super().__init__()
@@ -161,6 +164,7 @@ class Operations(pyfuse3.Operations):
         self._gid = gid
         self._read_only = read_only
         self._direct_io = direct_io
+        self._sync = sync
         self._exclusive = exclusive
         self._time_ns = time_ns()  # of directories and links
         self._times: WeakKeyDictionary[Storage, _Times] = WeakKeyDictionary()
@@ -169,18 +173,19 @@ class Operations(pyfuse3.Operations):
         """Called with the path, below the mount point, of a file whose cached pages may be old."""
         self._handle = 0
         self._files: dict[int, _OpenFile] = {}
-        # What was ever opened to be written, and how many of its failures somebody was told of.
-        self._told: dict[Storage, int] = {}
+        self._written: dict[Storage, None] = {}  # what was ever opened to be written
+        self._losses = Ledger(lambda storage: any(file.storage is storage for file in tree.files()))
         self._listings: dict[int, list[tuple[bytes, Node]]] = {}
 
     @property
     def written(self) -> list[Storage]:
         """What may have been written, also where it is not in the tree any more."""
-        return list(self._told)
+        return list(self._written)
 
-    def was_told(self, storage: Storage) -> bool:
-        """Say whether somebody was told of the latest failure of *storage*, or there was none."""
-        return self._told[storage] == storage.failures
+    @property
+    def untold(self) -> list[Losses]:
+        """The units of which writes were lost that no fsync and no synchronous write has reported."""
+        return self._losses.unseen()
 
     def has_work(self) -> bool:
         """Say whether any request is in work that does not wait for a target that is away."""
@@ -316,10 +321,15 @@ class Operations(pyfuse3.Operations):
         if writes:
             if self._exclusive:
                 await self._until_free(storage, for_writing=True)
-            self._told.setdefault(storage, 0)
+            self._written[storage] = None
         self._handle += 1
         self._files[self._handle] = _OpenFile(
-            storage, storage.failures, self._times_of(node), writes, bool(flags & os.O_DIRECT)
+            storage,
+            self._losses.open(storage),
+            self._times_of(node),
+            writes=writes,
+            sync=self._sync or bool(flags & os.O_DSYNC),  # a bit that O_SYNC has as well
+            direct=bool(flags & os.O_DIRECT),
         )
         return FileInfo(fh=self._handle, direct_io=self._direct_io, keep_cache=False)
 
@@ -374,31 +384,41 @@ class Operations(pyfuse3.Operations):
             if crosses:
                 buf = buf[:room]
             try:
-                await storage.write(off, buf)
+                await storage.write(off, buf, file.sync)
             finally:
                 file.times.mtime_ns = file.times.ctime_ns = time_ns()
+            if file.sync:
+                file.losses.report()
             if crosses and file.direct:
                 raise FUSEError(errno.ENOSPC)
             return len(buf)
 
     @_handler
     async def flush(self, fh: int) -> None:
-        """Have all that was written so far leave this machine, for a close(2), and report what was lost."""
+        """Have all that was written so far leave this machine, for a close(2), and show what was lost.
+
+        A handle that only reads waits for nothing and is shown nothing: the losses are not its own.
+        """
         with self._files[fh] as file:
-            await file.storage.drain()
-            self._report(file)
+            if file.writes:
+                await file.storage.drain()
+                if (failure := file.losses.untold) is not None:
+                    raise FUSEError(error_number(failure))  # the log has had it
 
     @_handler
     async def fsync(self, fh: int, datasync: bool) -> None:
-        """Have all that was written so far put on stable storage, and report what was lost."""
+        """Have all that was written so far put on stable storage, and report what was lost.
+
+        A unit that takes no writes is not asked, but as long as it owes anything: it may have become so.
+        """
         with self._files[fh] as file:
-            if not self._is_read_only(file.storage):
+            if file.storage.needs_flush or not self._is_read_only(file.storage):
                 try:
                     await file.storage.flush()
                 except IscsifsError:
-                    self._tell(file)
+                    file.losses.saw_all()  # this failure tells of all of them
                     raise
-                self._report(file)
+            file.losses.report()
 
     @_handler
     async def release(self, fh: int) -> None:
@@ -413,17 +433,6 @@ class Operations(pyfuse3.Operations):
 
     _refused: Any = _refuse  # whatever the arguments
     create = link = mkdir = mknod = rename = rmdir = symlink = unlink = _refused
-
-    def _report(self, file: _OpenFile) -> None:
-        """Raise the error of a write that was lost since *file* was told of the last one."""
-        if file.failures != file.storage.failures:
-            self._tell(file)
-            if file.storage.last_failure is not None:
-                raise file.storage.last_failure
-
-    def _tell(self, file: _OpenFile) -> None:
-        """Note that *file* is told of what was lost up to now."""
-        file.failures = self._told[file.storage] = file.storage.failures
 
     def _node(self, inode: int) -> Node:
         node = self._tree.nodes.get(inode)

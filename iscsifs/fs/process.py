@@ -1,4 +1,4 @@
-"""What the process asks of the kernel because it serves disks: to stay in memory, and to keep its secrets.
+"""What the process asks of the kernel because it serves disks: to stay in memory.
 
 A disk in user space is a trap when memory runs short: the kernel writes dirty pages back to make room, and
 this process must not wait for room itself while it takes them.
@@ -13,8 +13,7 @@ from typing import Final
 
 log = logging.getLogger(__name__)
 
-_PR_SET_DUMPABLE: Final = 4  # prctl(2)
-_PR_SET_IO_FLUSHER: Final = 57
+_PR_SET_IO_FLUSHER: Final = 57  # prctl(2)
 _MCL_CURRENT: Final = 1  # mlockall(2)
 _MCL_FUTURE: Final = 2
 _MCL_ONFAULT: Final = 4
@@ -27,11 +26,6 @@ _KEPT: Final = 128 * 1024 * 1024
 _LARGEST_KEPT: Final = 1024 * 1024 + 1024
 """Bytes of the largest buffer that is kept: the data of a request. libfuse's own are larger, and there is one
 for each request in work: these are returned one by one."""
-
-
-def forbid_core_dumps() -> None:
-    """Let nobody find secrets in a core dump, or read them in the memory of the process (PR_SET_DUMPABLE)."""
-    _call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 _locked = False

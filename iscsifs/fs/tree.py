@@ -82,8 +82,11 @@ class Storage(Protocol):
     async def read(self, offset: int, size: int) -> bytes | bytearray | memoryview:
         """Return *size* bytes from *offset*, fewer only at the end of the unit."""
 
-    async def write(self, offset: int, data: bytes) -> None:
-        """Write *data* at *offset*, all of it within the unit; what fails later counts in `failures`."""
+    async def write(self, offset: int, data: bytes, sync: bool = False) -> None:
+        """Write *data* at *offset*, all of it within the unit; what fails later counts in `failures`.
+
+        With *sync* it returns when they are on stable storage, and raises what fails.
+        """
 
     def relieve(self) -> None:
         """Soon keep nothing in memory that need not be kept; called again as long as memory is short."""

@@ -28,7 +28,7 @@ from iscsifs.initiator.session import Session
 from iscsifs.iscsi.framing import Buffer
 from iscsifs.iscsi.task import NOTHING, Task
 from iscsifs.limits import MAX_ABORTS, MAX_REPEATS
-from iscsifs.scsi.cdb import describe
+from iscsifs.scsi.cdb import changes_blocks, command_name, describe
 from iscsifs.scsi.sense import Condition, Sense
 from iscsifs.scsi.status import Status
 
@@ -70,7 +70,8 @@ class Commands:
     """The commands of one initiator to logical unit *lun* of one target.
 
     *patience* is how many seconds a unit may be busy. Where there is a `failure`, all but probes fail with
-    it: there is no such unit any more.
+    it: there is no such unit any more. After `disown` no command that changes blocks is repeated that was
+    begun before.
     """
 
     def __init__(self, session: Session, lun: int, *, name: str, patience: float) -> None:
@@ -78,11 +79,25 @@ class Commands:
         self.lun = lun
         self.name = name
         self.failure: IscsifsError | None = None
+        self.doubts = 0
+        """How often the commands were disowned."""
+        self._doubt: IscsifsError | None = None
         self._patience = patience
 
     def at(self, lun: int) -> "Commands":
         """Return the commands to another unit of the same target."""
         return Commands(self.session, lun, name=self.name, patience=self._patience)
+
+    def disown(self, failure: IscsifsError) -> None:
+        """Fail with *failure* instead of repeating what changes blocks and was begun up to now."""
+        self.doubts += 1
+        self._doubt = failure
+        self.session.fail_kept(self.lun, failure, lambda task: changes_blocks(task.cdb))
+
+    def check_doubts(self, doubts: int) -> None:
+        """Raise the failure where the commands were disowned since there were so many *doubts*."""
+        if doubts != self.doubts and self._doubt is not None:
+            raise self._doubt
 
     async def ask(self, cdb: bytes, length: int) -> bytes:
         """Run *cdb*, a probe that returns up to *length* bytes, and return what came. Raises CommandError."""
@@ -103,7 +118,7 @@ class Commands:
         there is another unit under the LUN now.
         """
         return self._carry_out(
-            Task(self.lun, cdb, data_in=data_in, data_out=memoryview(data_out), probe=probe)
+            Task(self.lun, cdb, data_in=data_in, data_out=memoryview(data_out), probe=probe), self.doubts
         )
 
     def start(
@@ -117,13 +132,14 @@ class Commands:
 
         As long as nothing has to be repeated this takes no task of trio; else there is one in *nursery*.
         """
+        doubts = self.doubts
 
         def ended(task: Task) -> None:
             if task.status == Status.GOOD and task.failure is None:
                 done(None)
                 return
             try:
-                nursery.start_soon(self._go_on, task, done)
+                nursery.start_soon(self._go_on, task, doubts, done)
             except MemoryError as error:
                 done(error)
 
@@ -140,19 +156,20 @@ class Commands:
         """Receive an answer that comes within a moment, see `Link.linger`."""
         self.session.link.linger()
 
-    async def _go_on(self, task: Task, done: Callable[[Exception | None], None]) -> None:
+    async def _go_on(self, task: Task, doubts: int, done: Callable[[Exception | None], None]) -> None:
         """Do what is to be done about *task*, which did not succeed, and tell *done*."""
         failure: Exception | None = TransportError(f"{self.name}: the initiator was stopped")
         try:
-            await self._carry_out(task)
+            await self._carry_out(task, doubts)
             failure = None
         except Exception as error:
             failure = error
         finally:
             done(failure)
 
-    async def _carry_out(self, task: Task) -> Task:
-        """Do what `run` does with *task*, which may have been tried already."""
+    async def _carry_out(self, task: Task, doubts: int) -> Task:
+        """Do what `run` does with *task*, begun when there were so many *doubts*; it may have been tried
+        already."""
         repeats = aborts = 0
         delay = FIRST_DELAY
         give_up_at = math.inf
@@ -161,6 +178,8 @@ class Commands:
                 raise self.failure
             try:
                 if not task.ended:
+                    if doubts != self.doubts and changes_blocks(task.cdb):
+                        self.check_doubts(doubts)
                     await self.session.execute(task)
                 elif task.failure is not None:
                     raise task.failure
@@ -187,7 +206,7 @@ class Commands:
                 await trio.sleep(delay * random.uniform(0.5, 1.0))
                 delay = min(2 * delay, LONGEST_DELAY)
             else:
-                log.info("%s", failure)  # who asked says what it means
+                log.info("%s", failure, extra={"kind": failure.kind})  # who asked says what it means
                 raise failure
             # The answer to an abort of the last attempt may be on its way: it must not end this one.
             task = Task(task.lun, task.cdb, data_in=task.data_in, data_out=task.data_out, probe=task.probe)
@@ -212,13 +231,17 @@ class Commands:
     def _check_condition(self, task: Task, sense: Sense) -> tuple[CommandError, Repeat] | None:
         condition = sense.condition
         if condition is Condition.RECOVERED:
-            log.info("%s: %s: %s", self.name, describe(task.cdb), sense)
+            kind = f"{self.name}: {sense.kind}"
+            log.info("%s: %s: %s", self.name, describe(task.cdb), sense, extra={"kind": kind})
             return None
-        error = self._error(_ERRORS.get(condition, StatusError), task, str(sense))
+        error = self._error(_ERRORS.get(condition, StatusError), task, str(sense), sense.kind)
         if condition is Condition.BECOMING_READY:
             return error, Repeat.LATER
-        return error, Repeat.AT_ONCE if condition.repeatable else Repeat.NEVER
+        # A unit that is not there may come back: who owns the session holds the command until that is known.
+        at_once = condition.repeatable or (condition is Condition.NO_UNIT and not task.probe)
+        return error, Repeat.AT_ONCE if at_once else Repeat.NEVER
 
-    def _error(self, kind: type[StatusError], task: Task, reason: str) -> StatusError:
+    def _error(self, error: type[StatusError], task: Task, reason: str, kind: str = "") -> StatusError:
         message = f"{self.name}: {describe(task.cdb)}: {reason}"
-        return kind(message, status=task.status, sense=task.sense)
+        kind = f"{self.name}: {command_name(task.cdb)}: {kind or reason}"
+        return error(message, status=task.status, sense=task.sense, kind=kind)

@@ -10,14 +10,22 @@ from dataclasses import replace
 
 import trio
 
-from iscsifs.errors import IscsifsError, LoginRefused, LoginTimeout, RedirectionError, TransportError, reason
+from iscsifs.errors import (
+    ConnectionClosed,
+    IscsifsError,
+    LoginRefused,
+    LoginTimeout,
+    RedirectionError,
+    TransportError,
+    reason,
+)
 from iscsifs.initiator.link import Link
 from iscsifs.initiator.lookup import look_up
 from iscsifs.initiator.options import Digests, InitiatorOptions
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.keys import INITIATOR_OFFER, Value
-from iscsifs.iscsi.login import InitiatorLogin, LoginConfig, Redirect, Redirections, retry_with_md5
+from iscsifs.iscsi.login import InitiatorLogin, LoginConfig, Redirect, Redirections, another_try, dropped
 from iscsifs.iscsi.names import Portal, TargetAddress
 
 log = logging.getLogger(__name__)
@@ -64,16 +72,20 @@ class Dialler:
         self._memory = memory
         self._addresses = tuple(addresses)
         self._target_name = target_name
+        insists = target_name is not None or options.discovery_auth == "chap"
         self._config = LoginConfig(
             initiator_name=options.initiator_name,
             target_name=target_name,
             isid=isid,
-            credentials=options.credentials,
+            credentials=options.credentials if insists or options.discovery_auth != "none" else None,
+            allow_none=not insists,
             offer=offer(options),
         )
         self.portal = self._addresses[0].portal
         self.peer_address = self.portal.host
         self._login: InitiatorLogin | None = None  # the one under way, None while connecting
+        self._was_let_in = False
+        self._told: set[str] = set()  # of the target's oddities
 
     async def __call__(self) -> Link:
         """Return a link in the full feature phase; raises what the last address came to grief with."""
@@ -101,8 +113,7 @@ class Dialler:
         return f" ({self._login.stage.name} stage of the login)" if self._login else " (connecting)"
 
     async def _log_in(self, address: TargetAddress) -> Link:
-        """Log in at *address*, or where it sends us; with MD5 alone if another algorithm was
-        misunderstood."""
+        """Log in at *address*, or where it sends us; some targets get `another_try`."""
         portal = address.portal
         redirections = Redirections(portal)
         redirect: Redirect | None = None
@@ -121,19 +132,16 @@ class Dialler:
                 redirect = await link.log_in()
                 if redirect is None:
                     self.portal, self.peer_address = portal, link.peer_address
-                    self._warn_of_missing_digests(self._login)
+                    self._let_in(self._login)
                     return link
-            except LoginRefused as refused:
+            except (LoginRefused, TransportError) as error:
                 link.close()
-                again = None if len(config.algorithms) == 1 else retry_with_md5(self._login, refused)
+                again = another_try(self._login, error)
                 if again is None:
-                    raise
-                log.info("%s: %s; once more with MD5 alone", portal, refused)
+                    raise self._explained(error, portal) from None
+                log.info("%s: %s%s; once more with less", portal, error, self._step())
                 config = again
                 continue
-            except TransportError as error:
-                link.close()
-                raise TransportError(f"{portal}: {error}{self._step()}") from None
             except BaseException:
                 link.close()
                 raise
@@ -141,8 +149,24 @@ class Dialler:
             portal = redirections.follow(redirect)
             config = replace(config, target_portal_group_tag=None)  # which is that of the first portal
 
-    def _warn_of_missing_digests(self, login: InitiatorLogin) -> None:
-        """Say it where the target did not agree to the digests that were asked for."""
+    def _explained(self, error: IscsifsError, portal: Portal) -> IscsifsError:
+        """Return what a login at *portal* that ended in *error* fails with."""
+        if not isinstance(error, TransportError):
+            return error
+        assert self._login is not None, "the error comes from the login"
+        if isinstance(error, ConnectionClosed) and not self._was_let_in:
+            refusal = dropped(self._login, error)
+            if refusal is not None:
+                return type(refusal)(f"{portal}: {refusal}")
+        return TransportError(f"{portal}: {error}{self._step()}")
+
+    def _let_in(self, login: InitiatorLogin) -> None:
+        """Log what is not as it should be after a login, but each oddity of the target only once."""
+        self._was_let_in = True
+        for oddity in login.oddities:
+            if oddity not in self._told:
+                self._told.add(oddity)
+                log.warning("%s: %s, against RFC 7143; going on", self.portal, oddity)
         agreed = {"HeaderDigest": login.parameters.header_digest, "DataDigest": login.parameters.data_digest}
         for key, there in agreed.items():
             if not there and login.config.offer[key] != ("None",):

@@ -32,6 +32,7 @@ class Extent:
         "repeats",
         "start",
         "state",
+        "sync",
     )
 
     def __init__(self, start: int, end: int, chunks: list[memoryview]) -> None:
@@ -46,6 +47,7 @@ class Extent:
         self.acknowledged = False  # somebody counts on it
         self.covers = False  # in its place were unsynchronised data, which are no longer kept
         self.alone = False  # it goes into a command of its own
+        self.sync = False  # its writer waits until it is on stable storage
 
     def __len__(self) -> int:
         return self.end - self.start
@@ -66,16 +68,18 @@ class Extent:
         part.acknowledged = self.acknowledged
         part.covers = self.covers
         part.alone = self.alone
+        part.sync = self.sync
         return part
 
 
 class Command:
     """A WRITE under way. What becomes of its *extent* in the meantime does not change what is sent.
 
-    *resets* is how often the target had lost its cache before.
+    *resets* is how often the target had lost its cache before. `fua`: it succeeds only when its data are on
+    stable storage. With a `failure` it has failed, whatever it is answered with.
     """
 
-    __slots__ = ("blocked", "data", "extents", "merged", "resets", "start")
+    __slots__ = ("blocked", "data", "extents", "failure", "fua", "merged", "resets", "start")
 
     def __init__(self, extent: Extent, resets: int) -> None:
         chunks = extent.chunks
@@ -83,6 +87,8 @@ class Command:
         self.merged = len(chunks) > 1
         self.data = memoryview(b"".join(chunks)) if self.merged else chunks[0]
         self.resets = resets
+        self.fua = False
+        self.failure: IscsifsError | None = None
         self.extents: dict[Extent, None] = {}  # what of it is still the newest
         self.blocked: dict[Extent, None] = {}  # what must not be sent before it has ended
 
@@ -90,14 +96,15 @@ class Command:
 class Barrier:
     """Waits until some extents are written, or others in their stead, and the commands under way with them.
 
-    `failure` is how one of them has failed.
+    `failure` is how one of them has failed. `is_safe`: all of them were written by commands with FUA.
     """
 
-    __slots__ = ("_over", "failure", "things")
+    __slots__ = ("_over", "failure", "is_safe", "things")
 
     def __init__(self, things: Iterable[Extent | Command]) -> None:
         self.things = set(things)
         self.failure: IscsifsError | None = None
+        self.is_safe = bool(self.things)
         self._over = trio.Event()
 
     def replace(self, old: Extent | Command, *new: Extent | Command) -> None:
@@ -107,6 +114,12 @@ class Barrier:
             self.things.update(new)
             if not self.things:
                 self._over.set()
+
+    def succeed(self, command: Command, *again: Extent) -> None:
+        """If *command*, which has succeeded, is waited for, wait for the data that it was not enough for."""
+        if command in self.things:
+            self.is_safe &= command.fua
+            self.replace(command, *again)
 
     def fail(self, thing: Extent | Command, failure: IscsifsError, *newer: Extent) -> None:
         """If *thing* is waited for, wait no more, but for the *newer* data over it: it has ended with

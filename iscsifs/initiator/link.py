@@ -5,6 +5,7 @@ sent at once, and it may `linger` for the answer; while much is under way it is 
 takes what all callers queued in this turn of the loop and sends it in one system call.
 """
 
+import errno
 import fcntl
 import socket
 import struct
@@ -15,7 +16,7 @@ from typing import Final
 
 import trio
 
-from iscsifs.errors import IscsifsError, TransportError
+from iscsifs.errors import ConnectionClosed, IscsifsError, TransportError
 from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.events import Event
 from iscsifs.iscsi.framing import Buffer
@@ -246,7 +247,8 @@ class Link:
             self._unsent = _behind(self._unsent, sent)
 
     def _lost(self, error: OSError) -> TransportError:
-        return TransportError(f"the connection was lost: {error.strerror}")
+        kind = ConnectionClosed if error.errno in (errno.ECONNRESET, errno.EPIPE) else TransportError
+        return kind(f"the connection was lost: {error.strerror}")
 
 
 def _behind(buffers: list[Buffer], sent: int) -> list[Buffer]:

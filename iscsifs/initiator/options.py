@@ -9,6 +9,7 @@ from iscsifs.iscsi.chap import Credentials
 from iscsifs.iscsi.keys import Value
 
 Digests = Literal["none", "header", "data", "all"]
+DiscoveryAuth = Literal["auto", "chap", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,9 @@ class InitiatorOptions:
 
     initiator_name: str
     credentials: Credentials | None = None
+    discovery_auth: DiscoveryAuth = "auto"
+    """Whether a discovery session uses the credentials: where the portal asks for them (auto), else without;
+    always, and mutual CHAP with a target secret (chap); never (none)."""
     digests: Digests = "none"
     family: socket.AddressFamily = socket.AF_UNSPEC
     offer: Mapping[str, Value] = field(default_factory=dict, hash=False)
@@ -36,5 +40,8 @@ class InitiatorOptions:
     """How long after that ping it may stay silent before it is given up."""
     replacement_timeout: float = 120.0
     """How long commands wait for a lost session to come back before they fail."""
+    trust_unidentified: bool = False
+    """Whether a unit that nothing identifies is taken for the same one after a new login, and gets the writes
+    of before; otherwise these are lost, and reported."""
     write_behind: bool = True
     """Whether a write is acknowledged as soon as it is kept here; fsync waits for the target in any case."""

@@ -28,6 +28,8 @@ from iscsifs.scsi.vpd import (
     Designator,
     Page,
     Provisioning,
+    distinguishes,
+    is_placeholder,
     parse_designators,
     parse_serial,
     parse_supported_pages,
@@ -35,6 +37,9 @@ from iscsifs.scsi.vpd import (
 )
 
 log = logging.getLogger(__name__)
+
+Name = str | Designator
+"""A serial number, or a designator."""
 
 INQUIRY_LENGTH: Final = 96
 VPD_LENGTH: Final = 1024
@@ -54,6 +59,7 @@ class Description:
 
     *capacity* is None where the unit cannot be read by block, *no_storage* then says why. *volatile_cache* is
     None where the unit does not say whether it has one. *designators* are those of the unit itself.
+    *dpo_fua*: it honours FUA.
     """
 
     inquiry: InquiryData
@@ -65,22 +71,71 @@ class Description:
     provisioning: Provisioning
     write_protected: bool
     volatile_cache: bool | None
+    dpo_fua: bool = False
+    raw_inquiry: bytes = b""
+    """The INQUIRY data as they came."""
+    shared_names: frozenset[Name] = frozenset()
+    """Those `names` that other units of the target have as well; `Target` knows them."""
 
     @property
     def wwid(self) -> str | None:
         """The worldwide name (VPD page 83h), where the unit has one."""
         return wwid(self.designators)
 
-    def is_same_unit(self, other: "Description") -> bool:
-        """Whether *other* is this unit at another time: names, serial number and, where both have a medium,
-        block size."""
+    @property
+    def names(self) -> frozenset[Name]:
+        """What tells the unit from others: the serial number, unless it is a placeholder, and the designators
+        that distinguish units (`vpd.distinguishes`)."""
+        found: set[Name] = set()
+        if not is_placeholder(self.serial):
+            found.add(self.serial)
+        product = self.inquiry.product
+        found.update(designator for designator in self.designators if distinguishes(designator, product))
+        return frozenset(found)
+
+    @property
+    def unidentified(self) -> str:
+        """Why the unit cannot be told from another that takes its place; empty where it can.
+
+        Three things have to be given. It has a name (`names`). Not every name of it is that of another unit
+        of the target as well: such a name is the target's or its maker's, and does not tell which of the two
+        is there. And its medium is not removable: the names are those of the drive, not of what is in it.
+        """
+        if not self.names:
+            return "it has no serial number and no worldwide name"
+        if self.names <= self.shared_names:
+            return "another unit of the target has the same serial number and names"
+        if self.inquiry.removable:
+            return "its medium is removable, and nothing names that"
+        return ""
+
+    @property
+    def identified(self) -> bool:
+        """Whether the unit can be told from another that takes its place; `unidentified` has the reasons."""
+        return not self.unidentified
+
+    def is_same_unit(self, other: "Description", *, resized: bool = False) -> bool:
+        """Whether *other* is this unit at another time.
+
+        Device type, vendor, product, serial number and designators have to be the same and, where both have a
+        medium, the block size. That is all there is to compare where a name tells the unit from others: its
+        size and its revision may change. Where no name does, all of the INQUIRY data and the capacity have to
+        be the same as well; *resized*: but for the capacity, which the unit itself has reported to have
+        changed.
+        """
 
         def identity(unit: Description) -> object:
             inquiry = unit.inquiry
             return inquiry.device_type, inquiry.vendor, inquiry.product, unit.serial, unit.designators
 
-        block_sizes = {unit.capacity.block_size for unit in (self, other) if unit.capacity is not None}
-        return identity(self) == identity(other) and len(block_sizes) < 2
+        if identity(self) != identity(other):
+            return False
+        capacities = [unit.capacity for unit in (self, other) if unit.capacity is not None]
+        if len({capacity.block_size for capacity in capacities}) > 1:
+            return False
+        if self.names - self.shared_names:
+            return True
+        return self.raw_inquiry == other.raw_inquiry and (resized or len(set(capacities)) < 2)
 
 
 async def report_luns(commands: Commands) -> list[int]:
@@ -142,7 +197,8 @@ async def describe(commands: Commands) -> Description:
 
     Raises CommandError where it does not answer, UnitError where the LUN has no device.
     """
-    inquiry = InquiryData.parse(await commands.ask(cdb.inquiry(INQUIRY_LENGTH), INQUIRY_LENGTH))
+    raw_inquiry = await commands.ask(cdb.inquiry(INQUIRY_LENGTH), INQUIRY_LENGTH)
+    inquiry = InquiryData.parse(raw_inquiry)
     if not inquiry.connected:
         raise UnitError(f"{commands.name}: there is no device")
 
@@ -191,6 +247,8 @@ async def describe(commands: Commands) -> Description:
         provisioning=provisioning,
         write_protected=modes.write_protected or inquiry.device_type == DeviceType.CD_DVD,
         volatile_cache=None if modes.caching is None else modes.caching.wce,
+        dpo_fua=modes.dpo_fua,
+        raw_inquiry=raw_inquiry,
     )
 
 

@@ -19,7 +19,7 @@ from typing import Final
 
 import trio
 
-from iscsifs.errors import CommandTimeout, IscsifsError, TransportError, UnitError
+from iscsifs.errors import CommandTimeout, IscsifsError, TransportError
 from iscsifs.initiator.link import Link
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.initiator.pulse import Pulse
@@ -322,16 +322,23 @@ class Session:
         if self.state is State.UP:
             self._send_kept(self._kept_for(lun))
 
-    def fail_kept(self, lun: int, failure: IscsifsError) -> None:
-        """Fail what was kept for *lun*: there is another unit now, or none. What comes is for that one.
+    def is_held(self, lun: int) -> bool:
+        """Say whether the commands for *lun* are kept."""
+        return lun in self._held
+
+    def fail_kept(
+        self, lun: int, failure: IscsifsError, concerned: Callable[[Task], bool] = lambda _: True
+    ) -> None:
+        """Fail what was kept for *lun* and is *concerned*: there may be another unit now, or none.
 
         What is on the wire ends with its answer; without one it is not sent again.
         """
         self._held.pop(lun, None)
+        kind, text = type(failure), str(failure)
         for task in self._link.connection.tasks():
-            if task.lun == lun and not task.probe:
-                task.if_lost = UnitError(str(failure))
-        self._fail_kept(self._kept_for(lun), lambda: UnitError(str(failure)))
+            if task.lun == lun and not task.probe and concerned(task):
+                task.if_lost = kind(text)
+        self._fail_kept(filter(concerned, self._kept_for(lun)), lambda: kind(text))
 
     def _kept_for(self, lun: int) -> list[Task]:
         return [task for task in self._kept if task.lun == lun and not task.probe]

@@ -1,9 +1,12 @@
 """A target that was logged in to: its session and its logical units."""
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Final, TypeVar
+from weakref import WeakSet
 
 import trio
 
@@ -26,12 +29,34 @@ log = logging.getLogger(__name__)
 PAUSE: Final = 1.0
 """Seconds between two looks at a unit that does not answer, or that keeps changing."""
 
-_SUSPICIOUS: Final = frozenset({Condition.INQUIRY_CHANGED, Condition.MEDIUM_CHANGED, Condition.RESET})
-"""After these reports of a unit it may be another: a disk that is put in the place of one does not know that,
-and reports only that it was powered on. (LUNS_CHANGED is about all units of the target.)"""
 
-_STALE: Final = frozenset({Condition.CAPACITY_CHANGED, Condition.MODE_CHANGED})
-"""After these it is asked anew what it is."""
+class Reaction(Enum):
+    """What is done about a unit that reports something."""
+
+    SUSPECT = auto()
+    """It may be another unit, or none: its commands are held until it was looked at, or is given up."""
+    SUSPECT_ALL = auto()
+    """The same for all units of the target, one of which may have been exchanged."""
+    REFRESH = auto()
+    """It is the same, but not as it was: it is asked anew what it is, and used meanwhile."""
+
+
+REACTIONS: Final[dict[Condition, Reaction]] = {
+    Condition.INQUIRY_CHANGED: Reaction.SUSPECT,
+    Condition.MEDIUM_CHANGED: Reaction.SUSPECT,
+    # A disk that is put in the place of another does not know that, and reports that it was powered on.
+    Condition.RESET: Reaction.SUSPECT,
+    Condition.NO_UNIT: Reaction.SUSPECT,
+    Condition.LUNS_CHANGED: Reaction.SUSPECT_ALL,
+    Condition.CAPACITY_CHANGED: Reaction.REFRESH,
+    Condition.MODE_CHANGED: Reaction.REFRESH,
+    # Not every target reports that a unit has shrunk, or that it takes no writes any more.
+    Condition.OUT_OF_RANGE: Reaction.REFRESH,
+    Condition.WRITE_PROTECTED: Reaction.REFRESH,
+}
+"""What is done about what a unit reports. Whatever is not here says nothing about what the unit is: that a
+command failed (MEDIUM_ERROR, NO_SPACE, UNSUPPORTED, MISCOMPARE, FAILED), is to be repeated (RETRY,
+BECOMING_READY, COMMANDS_CLEARED, DEFERRED_ERROR), or that this unit cannot work (NOT_READY, NO_MEDIUM)."""
 
 T = TypeVar("T")
 
@@ -53,7 +78,8 @@ class Target:
         self.target_name = name
         self.session = session
         self.on_change: Callable[[], None] = lambda: None
-        """Called when a unit has come, gone, or changed its size."""
+        """Called when a unit has come, gone, changed, or was looked at anew (`LogicalUnit.generation`), and
+        when the portal is another."""
         self.on_return: Callable[[LogicalUnit], None] = lambda unit: None
         """Called when a unit was found to be the same after a new login or a reset."""
         self._units: dict[int, LogicalUnit] = {}  # by LUN, in the order of the LUNs
@@ -61,7 +87,10 @@ class Target:
         self._options = options
         self._nursery = nursery
         self._suspects: dict[LogicalUnit, Suspicion] = {}
-        self._grace_until = 0.0
+        self._introduced: WeakSet[LogicalUnit] = WeakSet()  # those that were told of
+        self._missing: dict[LogicalUnit, float] = {}  # not reported by the target, and until when that may be
+        self._where = self._place()
+        self._renewed = False
         self._looks = trio.CapacityLimiter(PROBES_AT_ONCE)
         self._stale: set[LogicalUnit] = set()
         self._luns_stale = False
@@ -95,6 +124,43 @@ class Target:
         Raises CommandError where the target does not answer at all.
         """
         self._units = await self._look_at(await report_luns(self._commands(0)))
+        self._compare_names()
+
+    def _compare_names(self) -> None:
+        """Find out which names several units have, and say which units cannot be identified."""
+        owners = Counter(name for unit in self._units.values() for name in unit.description.names)
+        said = 0
+        for unit in self._units.values():
+            before = unit.description.unidentified if unit in self._introduced else ""
+            self._introduced.add(unit)
+            shared = frozenset(name for name in unit.description.names if owners[name] > 1)
+            if shared != unit.description.shared_names:
+                unit.share_names(shared)
+            why = unit.description.unidentified
+            if why and why != before and unit.is_block and not unit.read_only:
+                said += 1
+                if said <= NOTES_A_LIST:
+                    self._warn_of(unit, why)
+        if said > NOTES_A_LIST:
+            log.warning(
+                "%s: %d more logical units cannot be identified", self.target_name, said - NOTES_A_LIST
+            )
+
+    def _warn_of(self, unit: LogicalUnit, why: str) -> None:
+        if self._options.trust_unidentified:
+            log.warning(
+                "%s: cannot be identified: %s; after a lost connection what was written before goes to"
+                " whatever is there (trust_unidentified)",
+                unit.name,
+                why,
+            )
+        else:
+            log.warning(
+                "%s: cannot be identified: %s; after a lost connection what was not synchronised is lost, and"
+                " reported so (-o trust_unidentified writes it again)",
+                unit.name,
+                why,
+            )
 
     async def _look_at(self, luns: Iterable[int]) -> dict[int, LogicalUnit]:
         """Return the units of *luns* that answer."""
@@ -112,7 +178,7 @@ class Target:
             except (CommandError, UnitError, TransportError) as error:
                 left_out += 1
                 if left_out <= NOTES_A_LIST:
-                    log.warning("left out: %s", error)
+                    log.warning("left out: %s", error, extra={"kind": error.kind})
                 return
             unit = LogicalUnit(commands, description, self._nursery, write_behind=self._options.write_behind)
             found[lun] = unit
@@ -129,10 +195,15 @@ class Target:
     # Units that may be others now: after a new login, and when they report that something has happened.
 
     def _logged_in(self) -> None:
-        self._grace_until = trio.current_time() + UNIT_GRACE
         self._suspect(self.units)
         self._luns_stale = True
+        if self._place() != self._where:
+            self._where = self._place()
+            self._renewed = True
         self._update_soon()
+
+    def _place(self) -> tuple[Portal, str]:
+        return self.portal, self.address
 
     def _suspect(self, units: Iterable[LogicalUnit]) -> None:
         """Hold the commands for *units* until it is known whether these are what they were."""
@@ -153,6 +224,8 @@ class Target:
                 if unit.description != before:
                     log.info("%s has changed", unit.name)
                     self.on_change()
+                elif answered is not None:
+                    self._renewed = True
                 if unit.failure is None:
                     if answered is not None:
                         self.on_return(unit)
@@ -179,7 +252,11 @@ class Target:
             if missing and trio.current_time() >= suspicion.give_up_at:
                 self._lose(unit, f"gone: {error}")
             elif not suspicion.told:
-                log.warning("%s; its commands wait until it is known what is there", error)
+                log.warning(
+                    "%s; its commands wait until it is known what is there",
+                    error,
+                    extra={"kind": f"{unit.name} is missing"},
+                )
                 suspicion.told = True
             return None
         if not same:
@@ -187,6 +264,9 @@ class Target:
             return None
         if suspicion is not self._suspects[unit] or unit.failure is not None:
             return None
+        if not unit.description.identified and not self._options.trust_unidentified:
+            unit.disown()
+        unit.generation += 1
         self.session.release(unit.lun)
         return suspicion
 
@@ -206,16 +286,22 @@ class Target:
         sense = Sense.parse(report.sense)
         condition = sense.condition
         unit = self._units.get(report.lun)
-        if unit is None or unit.failure is not None or not condition.repeatable:
-            return  # what is not repeatable concerns one command only
-        if condition is Condition.LUNS_CHANGED:
-            self._luns_stale = True
-            self._suspect(self.units)
-        elif condition in _SUSPICIOUS:
-            self._suspect([unit])
-        elif condition in _STALE:
-            self._stale.add(unit)
-        unit.notice(condition, sense)  # after that: it may write again at once what may be lost
+        if unit is None or unit.failure is not None:
+            return
+        match REACTIONS.get(condition):
+            case Reaction.SUSPECT_ALL:
+                self._luns_stale = True
+                self._suspect(self.units)
+            case Reaction.SUSPECT if condition is Condition.NO_UNIT:
+                # The look that is under way hears it as well, and has had its time since it began.
+                if not self.session.is_held(unit.lun):
+                    self._suspect([unit])
+            case Reaction.SUSPECT:
+                self._suspect([unit])
+            case Reaction.REFRESH if condition is not Condition.WRITE_PROTECTED or not unit.read_only:
+                self._stale.add(unit)
+        if condition.repeatable:
+            unit.notice(condition, sense)  # after that: it may write again at once what may be lost
         if self._luns_stale or self._stale:
             self._update_soon()
 
@@ -227,7 +313,10 @@ class Target:
 
     async def _update(self) -> None:
         try:
-            while self._luns_stale or self._stale:
+            while self._luns_stale or self._stale or self._renewed:
+                if self._renewed:
+                    self._renewed = False
+                    self.on_change()
                 stale, self._stale = self._stale, set()
                 if self._luns_stale:
                     self._luns_stale = False
@@ -235,30 +324,40 @@ class Target:
                 await _for_each(stale.intersection(self._units.values()), self._refresh)
                 await trio.sleep(PAUSE)
         except IscsifsError as error:
-            log.warning("%s; what has changed is not known", error)
+            log.warning("%s; what has changed is not known", error, extra={"kind": error.kind})
         finally:
             self._updating = False
 
     async def _rescan(self) -> None:
         """Take in the units that have come, and leave out those that have gone or were exchanged."""
         luns = dict.fromkeys(await report_luns(self._commands(0)))
-        for lun, unit in self._units.items():
-            if lun not in luns and trio.current_time() >= self._grace_until:
+        now = trio.current_time()
+        # One that does not answer either is given up by who looks at it, a little earlier, with the reason.
+        missing = [unit for lun, unit in self._units.items() if lun not in luns and unit.failure is None]
+        self._missing = {unit: self._missing.get(unit, now + UNIT_GRACE + 2 * PAUSE) for unit in missing}
+        for unit, give_up_at in self._missing.items():
+            if now >= give_up_at:
                 self._lose(unit, "the target does not report it any more")
+            else:
+                self._luns_stale = True  # look again
         units = {lun: unit for lun, unit in self._units.items() if unit.failure is None}
         units |= await self._look_at(lun for lun in luns if lun not in units)
         if units != self._units:
             self._units = dict(sorted(units.items()))
+            self._compare_names()
             self.on_change()
 
     async def _refresh(self, unit: LogicalUnit) -> None:
         """Ask *unit* anew what it is."""
+        if self.session.is_held(unit.lun):
+            self._stale.add(unit)  # it has to be known first whether it is still there
+            return
         before = unit.description
         try:
-            if not await unit.check():
+            if not await unit.check(resized=True):
                 self._suspect([unit])
         except (CommandError, UnitError, TransportError) as error:
-            log.warning("%s; what has changed about it is not known", error)
+            log.warning("%s; what has changed about it is not known", error, extra={"kind": error.kind})
         if unit.description != before:
             log.info("%s has changed", unit.name)
             self.on_change()

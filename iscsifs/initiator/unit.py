@@ -2,13 +2,14 @@
 
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 import trio
 
 from iscsifs.errors import DataError, DataLostError, IscsifsError, UnitError
 from iscsifs.initiator.commands import Commands, Unsupported
-from iscsifs.initiator.probe import Description, describe
+from iscsifs.initiator.probe import Description, Name, describe
 from iscsifs.initiator.ranges import Ranges
 from iscsifs.initiator.writeback import Done, WriteBuffer
 from iscsifs.limits import MAX_ROUNDS
@@ -57,6 +58,9 @@ class LogicalUnit:
         self.name = commands.name
         self._commands = commands
         self._nursery = nursery
+        self.generation = 0
+        """How often it was looked at anew, after a new login or because it may have been another: others may
+        have written to it in the meantime."""
         self._ranges = Ranges()
         self._block_size = 0
         self._is_large = False
@@ -70,6 +74,7 @@ class LogicalUnit:
             longest=self.preferred_size if self.is_block else 0,
             behind=write_behind,
             volatile=description.volatile_cache is not False,
+            fua=description.dpo_fua,
         )
 
     @property
@@ -218,10 +223,11 @@ class LogicalUnit:
                 return buffer
         raise DataLostError(f"{self.name}: the target loses its cache over and over")
 
-    async def write(self, offset: int, data: bytes) -> None:
+    async def write(self, offset: int, data: bytes, sync: bool = False) -> None:
         """Write *data* at *offset*; the caller has seen to it that it ends within the unit.
 
-        With write-behind it returns as soon as the data are kept here, and failures show in `failures`.
+        With write-behind it returns as soon as the data are kept here, and failures show in `failures`. With
+        *sync* it returns when they are on stable storage, by FUA or SYNCHRONIZE CACHE, and raises what fails.
         """
         self._check()
         if not data:
@@ -232,16 +238,18 @@ class LogicalUnit:
         mine = await self._ranges.enter(start, end)
         try:
             if end - start == len(data):
-                await self._writes.write(start, data)
+                await self._writes.write(start, data, sync)
                 return
             blocks = memoryview(bytearray(end - start))
             partial = {start} if start < offset else set()
             if offset + len(data) < end:
                 partial.add(end - block_size)
+            doubts = self._commands.doubts
             for block in partial:
                 blocks[block - start :][:block_size] = await self._read_newest(block, block + block_size)
+            self._commands.check_doubts(doubts)  # what was read may be another unit's
             blocks[offset - start : offset - start + len(data)] = data
-            await self._writes.write(start, blocks)
+            await self._writes.write(start, blocks, sync)
         finally:
             self._ranges.leave(mine)
 
@@ -295,10 +303,13 @@ class LogicalUnit:
         await self._writes.drain()
 
     async def flush(self) -> None:
-        """Return when all writes that were received before are on stable storage (SYNCHRONIZE CACHE)."""
+        """Return when all writes that were received before are on stable storage (SYNCHRONIZE CACHE).
+
+        A unit that takes no writes is asked for that only as long as it owes anything: it may have become so.
+        """
         self._check()
         await self._ranges.drain()
-        if not self.read_only:
+        if self._writes.needs_flush or not self.read_only:
             await self._writes.flush()
 
     async def _synchronise(self) -> None:
@@ -312,27 +323,44 @@ class LogicalUnit:
 
     def notice(self, condition: Condition, sense: Sense) -> None:
         """Draw the consequences of what the unit reports."""
-        log.info("%s: %s", self.name, sense)
+        log.info("%s: %s", self.name, sense, extra={"kind": f"{self.name}: {sense.kind}"})
         if condition in _CACHE_MAY_BE_LOST:
             self._writes.lost_cache()
             if condition is Condition.DEFERRED_ERROR and not self._writes.volatile:
                 # There is no cache, so nothing was kept to be written again.
                 self._writes.report(DataLostError(f"{self.name}: {sense}"))
 
-    async def check(self) -> bool:
+    async def check(self, *, resized: bool = False) -> bool:
         """Return whether this is still the same unit; what changed about it, its size for instance, is taken
-        over.
+        over. *resized*: it has reported that its size is another.
 
         Raises what `describe` raises.
         """
         now = await describe(self._commands)
-        if not self.description.is_same_unit(now):
+        now = replace(now, shared_names=self.description.shared_names & now.names)
+        if not self.description.is_same_unit(now, resized=resized):
             return False
         if now.capacity is not None and self._block_size not in (0, now.capacity.block_size):
             return False
         self._take(now)
         self._writes.volatile = now.volatile_cache is not False
+        self._writes.fua = now.dpo_fua
         return True
+
+    def share_names(self, names: frozenset[Name]) -> None:
+        """These of its names are those of other units of the target as well (`Description.shared_names`)."""
+        self.description = replace(self.description, shared_names=names)
+
+    def disown(self) -> None:
+        """It is not known whether this is the unit that was written to: nothing of what was begun before may
+        be written (again).
+
+        What was acknowledged and is not synchronised counts as lost, see `failures`; writes that wait fail.
+        """
+        reason = f"it may be another unit now, as {self.description.unidentified}"
+        failure = DataLostError(f"{self.name}: {reason}; what was not synchronised is not written to it")
+        self._commands.disown(failure)
+        self._writes.disown(failure)
 
     def lose(self, reason: str) -> UnitError:
         """From now on there is no such unit: everything fails with what is returned."""
@@ -357,7 +385,7 @@ class LogicalUnit:
             reason = f"{task.received} of {size} bytes arrived"
             raise DataError(f"{self.name}: {cdb.describe(command)}: {reason}")
 
-    def _start_write(self, offset: int, data: memoryview, done: Done) -> None:
+    def _start_write(self, offset: int, data: memoryview, fua: bool, done: Done) -> None:
         """Write whole blocks, in parallel pieces if need be, and tell *done* the first failure, or None."""
         longest = self._longest_transfer
         left = -(-len(data) // longest)
@@ -373,7 +401,7 @@ class LogicalUnit:
         for start in range(0, len(data), longest):
             piece = data[start : start + longest]
             blocks = (offset + start) // self._block_size, len(piece) // self._block_size
-            self._commands.start(self._write_cdb(*blocks), piece, piece_done, self._nursery)
+            self._commands.start(self._write_cdb(*blocks, fua), piece, piece_done, self._nursery)
 
     async def _read_in_pieces(self, offset: int, buffer: memoryview) -> None:
         """Read in parallel pieces, none of them longer than one command may be."""

@@ -12,6 +12,10 @@ The buffer is a map of extents that do not overlap, sorted by offset, each the n
 is written next to an extent that is still to be sent joins it, so an extent is what one command writes. Data
 that overlap a command under way are blocked until it has ended: two commands for the same blocks are never
 under way at once. Offsets are in bytes, all of them multiples of the block size.
+
+A synchronous write returns when its data are on stable storage. They take the same way through the map, so
+that overlapping data stay in order, but in commands of their own. These have FUA (SBC-3, Caches) where the
+unit honours it, and their data are not kept any longer; otherwise SYNCHRONIZE CACHE follows.
 """
 
 import logging
@@ -23,6 +27,7 @@ from typing import Final
 import trio
 
 from iscsifs.errors import DataLostError, IscsifsError, MediumError, TransportError
+from iscsifs.initiator.commands import Unsupported
 from iscsifs.initiator.extents import Barrier, Command, Extent, State, cut
 from iscsifs.limits import MAX_ROUNDS, MAX_UNSYNCHRONISED, MAX_UNWRITTEN
 
@@ -40,11 +45,11 @@ MEMORY_PAUSE: Final = 0.2
 class WriteBuffer:
     """The write buffer of the unit *name*.
 
-    *write(offset, data, done)* writes and tells *done* what that failed with, or None, at once or later.
+    *write(offset, data, fua, done)* writes and tells *done* what that failed with, or None, at once or later.
     *synchronise()* raises IscsifsError where it fails; it runs in *nursery* where nobody has asked for it.
     *linger()* receives an answer that comes within a moment. *longest* is the number of bytes up to which
     neighbours are joined. With *behind* False a write returns when the target has it. *volatile*: what the
-    target has, it may still lose.
+    target has, it may still lose. *fua*: the unit honours FUA.
 
     `failures` counts what was lost of writes that had been acknowledged, `failure` is the latest such loss:
     every open file that was there has to report it once.
@@ -53,7 +58,7 @@ class WriteBuffer:
     def __init__(
         self,
         name: str,
-        write: Callable[[int, memoryview, Done], None],
+        write: Callable[[int, memoryview, bool, Done], None],
         synchronise: Callable[[], Awaitable[None]],
         nursery: trio.Nursery,
         *,
@@ -61,6 +66,7 @@ class WriteBuffer:
         linger: Callable[[], None] = lambda: None,
         behind: bool = True,
         volatile: bool = True,
+        fua: bool = False,
         max_commands: int = MAX_COMMANDS,
         max_unwritten: int = MAX_UNWRITTEN,
         max_unsynchronised: int = MAX_UNSYNCHRONISED,
@@ -70,6 +76,7 @@ class WriteBuffer:
         self.resets = 0
         """How often the cache of the target may have been lost."""
         self.volatile = volatile
+        self.fua = fua
         self._name = name
         self._write = write
         self._synchronise = synchronise
@@ -97,6 +104,7 @@ class WriteBuffer:
         self._let_go: int | None = None  # the epoch of the newest data that were let go unsynchronised
         self._synchronises_unasked = False  # at this moment
         self._may_synchronise_unasked = True  # not after that has failed
+        self._refused_fua = False
         self._logged = ""  # why something was lost since the last flush
         self._room = trio.lowlevel.ParkingLot()
         self._is_short = False  # of memory, and about to try again
@@ -111,21 +119,62 @@ class WriteBuffer:
         """Whether there was a write, even one that failed, that no SYNCHRONIZE CACHE has made safe."""
         return self._unwritten > 0 or self._touched > self._synchronised
 
-    async def write(self, start: int, data: bytes | memoryview) -> None:
+    @property
+    def fua(self) -> bool:
+        """Whether the unit honours FUA: what it says, unless it has refused a command with it."""
+        return self._fua and not self._refused_fua
+
+    @fua.setter
+    def fua(self, says: bool) -> None:
+        self._fua = says
+
+    async def write(self, start: int, data: bytes | memoryview, sync: bool = False) -> None:
         """Take *data*, at least one block, for offset *start*.
 
-        Waits until there is room; without *behind*, until they are written, and raises what that failed with.
+        Waits until there is room; without *behind*, until they are written, with *sync*, until they are on
+        stable storage, and raises what that failed with.
         """
         while self._unwritten >= self._max_unwritten:
             await self._room.park()
-        extent = self._insert(start, memoryview(data))
+        extent = self._insert(start, memoryview(data), sync)
         self._make_room()
+        if sync:
+            await self._secure(extent, start, start + len(data))
+            return
         if self._behind:
             self._pump()
             return
         barrier = await self._wait_for([extent])
         if barrier.failure is not None:
             raise barrier.failure
+
+    async def _secure(self, extent: Extent, start: int, end: int) -> None:
+        """Wait until the data of a synchronous write, *start* to *end*, are on stable storage.
+
+        They are in *extent* now. Raises what that failed with.
+        """
+        resets, failures = self.resets, self.failures
+        barrier = await self._wait_for([extent])
+        if barrier.failure is None and barrier.is_safe:
+            return
+        for _ in range(MAX_ROUNDS):
+            failure = barrier.failure or await self._synchronise_now()
+            if failure is None and self.resets == resets:
+                return
+            if failure is None and self.failures != failures:
+                failure = self.failure  # what the cache has lost was not kept here, and may have been this
+            if failure is not None:
+                raise failure
+            resets = self.resets
+            barrier = await self._wait_for(self._unwritten_things(start, end))
+        raise self._always_loses_its_cache()
+
+    def _unwritten_things(self, start: int, end: int) -> list[Extent | Command]:
+        """Return what is still to be written between *start* and *end*."""
+        first, last = self._overlapping(start, end)
+        dirty = [extent for extent in self._extents[first:last] if extent.state is State.DIRTY]
+        commands = (c for c in self._commands if c.start < end and start < c.start + len(c.data))
+        return [*dirty, *commands]
 
     def newer(self, start: int, end: int) -> list[tuple[int, memoryview]]:
         """Return what is newer here than on the target between *start* and *end*, as (offset, data)."""
@@ -187,7 +236,7 @@ class WriteBuffer:
         """Count a loss of writes that had been acknowledged; log why, once for each reason in a row."""
         if str(failure) != self._logged:
             self._logged = str(failure)
-            log.error("acknowledged writes are lost: %s", failure)
+            log.error("acknowledged writes are lost: %s", failure, extra={"kind": failure.kind})
         self.failures += 1
         self.failure = failure
 
@@ -202,6 +251,17 @@ class WriteBuffer:
                 barrier.fail(extent, failure)
         self._keep(lambda extent: extent.state is State.SENDING)
         self._make_room()
+
+    def disown(self, failure: IscsifsError) -> None:
+        """Nothing that is here may be written again, nor counts as written, because of *failure*: not what is
+        on its way either, whatever it is answered with."""
+        self.resets += 1
+        if self._let_go is not None:
+            self._let_go = None
+            self.report(failure)
+        for command in self._commands:
+            command.failure = failure
+        self.give_up(failure)
 
     def forget(self, start: int, end: int) -> None:
         """Let go of the data between *start* and *end* that are not under way: nobody wants them any more."""
@@ -232,10 +292,11 @@ class WriteBuffer:
         """Remove all extents but those *wanted*."""
         self._put(0, len(self._extents), [extent for extent in self._extents if wanted(extent)])
 
-    def _insert(self, start: int, data: memoryview) -> Extent:
+    def _insert(self, start: int, data: memoryview, sync: bool) -> Extent:
         """Put *data* into the map, over what was there, and return the extent that they are in then."""
         new = Extent(start, start + len(data), [data])
-        new.acknowledged = self._behind
+        new.acknowledged = self._behind and not sync
+        new.sync = sync
         index = self._carve(start, new.end, new)
         if self._starts[index + 1 : index + 2] == [new.end] and self._join(new, self._extents[index + 1]):
             self._put(index + 1, index + 2, [])
@@ -285,6 +346,7 @@ class WriteBuffer:
             or right.state is not State.DIRTY
             or left.alone
             or right.alone
+            or left.sync != right.sync  # the one fails to its writer, the other is lost
             or len(left) + len(right) > self._longest
             or left.blockers != right.blockers
         ):
@@ -379,6 +441,7 @@ class WriteBuffer:
             except MemoryError:  # for the data that are joined in it
                 self._pump_later()
                 return None
+            command.fua = extent.sync and self.fua
             self._change(extent, State.SENDING, command)
             self._commands.add(command)
             for barrier in self._barriers:
@@ -392,7 +455,7 @@ class WriteBuffer:
             self._pump()
 
         try:
-            self._write(command.start, command.data, done)
+            self._write(command.start, command.data, command.fua, done)
         except Exception as error:
             done(error)
 
@@ -406,15 +469,18 @@ class WriteBuffer:
 
     def _finish(self, command: Command, failure: IscsifsError | None) -> None:
         """Book the end of *command*."""
+        failure = command.failure or failure
         self._commands.remove(command)
-        self._touched = self._epoch
+        if failure is not None or not command.fua:
+            self._touched = self._epoch
         newer = list(command.blocked)
         for extent in newer:
             self._leave(extent)
             extent.blockers.remove(command)
             self._enter(extent)
-        # Was it carried out before the cache was lost, or after that? The answer does not tell.
-        stale = self.volatile and command.resets != self.resets
+        # Was it carried out before the cache was lost, or after that? The answer does not tell; with FUA it
+        # does not matter.
+        stale = self.volatile and command.resets != self.resets and not command.fua
         if failure is None and stale and any(extent.repeats == MAX_ROUNDS for extent in command.extents):
             failure = self._always_loses_its_cache()
         if failure is None and not stale:
@@ -425,6 +491,8 @@ class WriteBuffer:
             extent.stand_in()
         if failure is None:
             self._arrived(command, newer)
+        elif isinstance(failure, Unsupported) and command.fua:
+            self._do_without_fua(command, failure, newer)
         elif isinstance(failure, MediumError) and command.merged:
             self._separate(command, newer)
         else:
@@ -434,13 +502,13 @@ class WriteBuffer:
     def _arrived(self, command: Command, newer: list[Extent]) -> None:
         again: list[Extent] = []
         for extent in list(command.extents):
-            extent.acknowledged = True
+            extent.acknowledged |= extent.covers or not extent.sync
             extent.covers = False
             if command.merged:
                 offset = extent.start - command.start
                 extent.chunks = cut([command.data], offset, offset + len(extent))
             extent.epoch = self._epoch
-            if not self.volatile:
+            if command.fua or not self.volatile:
                 self._leave(extent)
                 index = self._index(extent)
                 self._put(index, index + 1, [])
@@ -452,11 +520,22 @@ class WriteBuffer:
                 self._change(extent, State.DIRTY)
                 again.append(extent)
         for barrier in self._barriers:
-            barrier.replace(command, *again, *newer)
+            barrier.succeed(command, *again, *newer)
         self._respect_the_bound()
 
     def _always_loses_its_cache(self) -> DataLostError:
         return DataLostError(f"{self._name}: the target loses its cache over and over")
+
+    def _do_without_fua(self, command: Command, failure: IscsifsError, newer: list[Extent]) -> None:
+        """Send the data of *command* again without FUA, which the unit offers and refuses."""
+        if not self._refused_fua:
+            self._refused_fua = True
+            log.warning("%s; from now on SYNCHRONIZE CACHE follows a synchronous write", failure)
+        again = list(command.extents)
+        for extent in again:
+            self._change(extent, State.DIRTY)
+        for barrier in self._barriers:
+            barrier.replace(command, *again, *newer)
 
     def _separate(self, command: Command, newer: list[Extent]) -> None:
         """Send what was joined in *command* again one by one: of its blocks some cannot be written."""

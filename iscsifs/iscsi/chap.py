@@ -238,6 +238,12 @@ class ChapInitiator:
     def verify(self, pairs: list[Pair]) -> None:
         """Check the last step: the target's proof where the authentication is mutual, else nothing."""
         secret = self._credentials.target_secret
+        if secret is not None and not pairs:
+            raise AuthenticationError(
+                "CHAP_N",
+                "the target does not prove itself; give it a secret for that (mutual CHAP),"
+                " or leave out the target secret here",
+            )
         step = _Step(pairs, {"CHAP_N", "CHAP_R"} if secret is not None else set(), AuthenticationError)
         if secret is None:
             return

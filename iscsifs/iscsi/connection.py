@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from iscsifs.errors import CommandError, IscsifsError, ProtocolError, TaskAborted, TransportError
+from iscsifs.errors import CommandError, ConnectionClosed, IscsifsError, ProtocolError, TaskAborted
 from iscsifs.iscsi import serial
 from iscsifs.iscsi.events import (
     ConnectionDropped,
@@ -147,11 +147,11 @@ class Connection:
             raise
 
     def receive_eof(self) -> None:
-        """Take note that the target closed the connection; raises TransportError unless that ends a
+        """Take note that the target closed the connection; raises ConnectionClosed unless that ends a
         logout."""
         if not self._logging_out:
             where = " in the middle of a PDU" if self._receiver.in_pdu else ""
-            raise TransportError(f"the target closed the connection{where}")
+            raise ConnectionClosed(f"the target closed the connection{where}")
 
     def events(self) -> list[Event]:
         """Return what has happened since the last call, in order; a task is there when it has ended."""

@@ -11,7 +11,8 @@
 
 Whatever is wrong is raised, and then the connection must be closed: ProtocolError, NegotiationError,
 AuthenticationError, RedirectionError or LoginRefused. To ask the same again has sense only where
-`LoginRefused.status_class` is 3; `retry_with_md5` may have something else to ask.
+`LoginRefused.status_class` is 3; `another_try` may have something else to ask. What a target does against
+the standard without harm is in `login.oddities`.
 """
 
 import logging
@@ -20,12 +21,21 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
-from iscsifs.errors import AuthenticationError, ConfigError, LoginRefused, ProtocolError, RedirectionError
+from iscsifs.errors import (
+    AuthenticationError,
+    ConfigError,
+    ConnectionClosed,
+    IscsifsError,
+    LoginDropped,
+    LoginRefused,
+    ProtocolError,
+    RedirectionError,
+)
 from iscsifs.iscsi import serial
 from iscsifs.iscsi.chap import ALGORITHMS, ChallengeMemory, ChapInitiator, Credentials, RandomBytes
 from iscsifs.iscsi.keys import INITIATOR_OFFER, Parameters, Role, Value, check_offer
 from iscsifs.iscsi.names import Portal, TargetAddress, check_name
-from iscsifs.iscsi.negotiation import Negotiation
+from iscsifs.iscsi.negotiation import REJECT, Negotiation
 from iscsifs.iscsi.pdu import LoginFlag, LoginRequest, LoginResponse, Pdu, Stage
 from iscsifs.iscsi.text import Pair, TextCollector, cut_text, decode_pairs, encode_pairs
 from iscsifs.limits import MAX_LOGIN_EXCHANGES, MAX_REDIRECTIONS
@@ -35,12 +45,15 @@ log = logging.getLogger(__name__)
 LOGIN_SEGMENT_LENGTH: Final = 8192
 """Bytes of a data segment during login: the default of MaxRecvDataSegmentLength (section 6.3)."""
 
+INITIATOR_ERROR: Final = (2, 0x00)
+AUTHENTICATION_FAILURE: Final = (2, 0x01)
+
 STATUS: Final[Mapping[tuple[int, int], str]] = MappingProxyType(
     {
         (1, 0x01): "the target has moved temporarily",
         (1, 0x02): "the target has moved permanently",
         (2, 0x00): "initiator error",
-        (2, 0x01): "authentication failure; give the user and the secret that the target knows",
+        (2, 0x01): "authentication failure",
         (2, 0x02): "authorization failure; the target must be told to let this initiator in",
         (2, 0x03): "not found; there is no target of this name here, list them with -D",
         (2, 0x04): "the target was removed",
@@ -75,7 +88,7 @@ class LoginConfig:
     cmd_sn: int = 1
     credentials: Credentials | None = None
     allow_none: bool = False
-    """Whether to log in without authentication too, where the target does not want the credentials."""
+    """Whether to log in as well where the target does not ask for CHAP, or does not prove itself."""
     algorithms: tuple[int, ...] = (8, 7, 6, 5)
     """Values of CHAP_A to offer, in order of preference."""
     first_stage: Stage = Stage.SECURITY
@@ -141,6 +154,8 @@ class InitiatorLogin:
         self.max_cmd_sn = 0
         self.chap: ChapInitiator | None = None
         """The CHAP exchange, once the target chose to have one."""
+        self.oddities: list[str] = []
+        """Broken rules that cost nothing, each once; fit to be printed."""
         self.config = config
         self._random_bytes = random_bytes
         self._memory = memory
@@ -182,6 +197,7 @@ class InitiatorLogin:
         if response.status_class == 1:
             return self._redirect(response, text)
         self._check(response)
+        self._check_stages(response.flags)
         try:
             return self._conversation.send((response, text))
         except StopIteration:
@@ -217,10 +233,14 @@ class InitiatorLogin:
         stage = Stage.SECURITY
         while stage is Stage.SECURITY:
             stage, received = yield from self._exchange(stage, pairs, next_stage)
+            if (answer := dict(received).get("AuthMethod")) is not None:
+                self._check_method(answer, methods)
             pairs, step = negotiation.receive(received, Stage.SECURITY, final=stage is not Stage.SECURITY)
             if step:
                 raise AuthenticationError(step[0][0], "it is not expected in this step of the login")
             method = negotiation.values.get("AuthMethod")
+            if stage is not Stage.SECURITY and config.credentials and method != "None":
+                raise _broken("T is set, but not in the request", "11.13.6")
             if method == "CHAP" and config.credentials and self.chap is None:
                 stage, pairs = yield from self._authenticate(config.credentials, pairs)
             if method is not None:
@@ -235,8 +255,43 @@ class InitiatorLogin:
         pairs += chap.answer(step)
         stage, received = yield from self._exchange(Stage.SECURITY, pairs, Stage.OPERATIONAL)
         pairs, step = self._negotiation.receive(received, Stage.SECURITY, final=stage is not Stage.SECURITY)
-        chap.verify(step)
+        if step or not self.config.allow_none:
+            chap.verify(step)
         return stage, pairs
+
+    def _check_method(self, answer: str, offered: tuple[str, ...]) -> None:
+        """Say in plain words why there is no authentication method that both sides take."""
+        if answer == "CHAP" and "CHAP" not in offered:
+            raise AuthenticationError("AuthMethod", "the target asks for CHAP; give -u USER")
+        if answer == "None" and "None" not in offered:
+            reason = "the target does not ask for CHAP and would let anybody in"
+            raise AuthenticationError(
+                "AuthMethod", f"{reason}; leave out {self._chap_options} if that is right"
+            )
+        if answer == REJECT and "CHAP" in offered:
+            raise AuthenticationError(
+                "AuthMethod", f"the target takes no CHAP; leave out {self._chap_options}"
+            )
+        if answer == REJECT:
+            raise AuthenticationError("AuthMethod", "the target asks for a user; give -u USER")
+
+    @property
+    def _chap_options(self) -> str:
+        """What the user has to leave out of the command line to log in without CHAP."""
+        return "--discovery-auth chap" if self.config.target_name is None else "the user"
+
+    def refusal_hint(self) -> str:
+        """Return what to do where the target has ended the security stage without saying why."""
+        config, chap = self.config, self.chap
+        if config.credentials is None:
+            return "it may ask for a user: give -u USER"
+        if chap is None or chap.algorithm is None:
+            return f"it may take no CHAP: leave out {self._chap_options}"
+        where = "" if config.target_name is not None else " for discovery"
+        proof = ", and that it has a secret to prove itself" if chap.mutual else ""
+        return (
+            f'check that the target knows the user "{config.credentials.user}" with this secret{where}{proof}'
+        )
 
     def _exchange(self, stage: Stage, pairs: list[Pair], next_stage: Stage | None) -> _Exchange:
         """Send *pairs* and ask for *next_stage*; return the stage that we are in then, and what came back."""
@@ -262,20 +317,37 @@ class InitiatorLogin:
         """Check a response against the request that it answers (section 11.13), its status first."""
         status = response.status_class, response.status_detail
         if response.status_class in (2, 3):
-            raise LoginRefused(*status, STATUS.get(status, "for a reason that has no name"))
+            meaning = STATUS.get(status, "for a reason that has no name")
+            if status == AUTHENTICATION_FAILURE:
+                meaning += f"; {self.refusal_hint()}"
+            raise LoginRefused(*status, meaning)
         if response.status_class:
             raise _broken(f"Status-Class {response.status_class}", "11.13.5")
         request = self._request
         if response.initiator_task_tag != request.initiator_task_tag:
             raise _broken("another Initiator Task Tag than that of the request", "6.3")
         if response.isid != request.isid:
-            raise _broken("another ISID than that of the request", "6.3")
+            if any(response.isid):
+                raise _broken("another ISID than that of the request", "6.3")
+            self._tolerate("the ISID of its Login Responses is 0")
         if response.version_active != 0:
             raise _broken(f"Version-active {response.version_active}", "11.13.2")
+        if self._requests > 1 and serial.lt(response.stat_sn, self.exp_stat_sn):
+            self._tolerate(
+                "the StatSN of its Login Responses does not count up"
+            )  # so there is nothing missing
+            return
         if self._requests > 1 and response.stat_sn != self.exp_stat_sn:
             raise _broken(f"StatSN {response.stat_sn}, not {self.exp_stat_sn}", "11.13.4")
         self.exp_stat_sn = serial.add(response.stat_sn, 1)
-        asked, flags = request.flags, response.flags
+
+    def _tolerate(self, oddity: str) -> None:
+        if oddity not in self.oddities:
+            self.oddities.append(oddity)
+
+    def _check_stages(self, flags: int) -> None:
+        """Check the stages of a response against those of its request (sections 6.3 and 11.13.6)."""
+        asked = self._request.flags
         current, following = flags >> 2 & 3, flags & 3
         if current != asked >> 2 & 3:
             raise _broken(f"an answer in stage {current} to a request in stage {asked >> 2 & 3}", "6.3")
@@ -283,9 +355,18 @@ class InitiatorLogin:
             if flags & LoginFlag.CONTINUE:
                 raise _broken("both T and C are set", "11.13.7")
             if not asked & LoginFlag.TRANSIT:
-                raise _broken("T is set, but not in the request", "11.13.6")
+                self._check_skipping(current, following)
+                return
             if following == 2 or not current < following <= asked & 3:
                 raise _broken(f"from stage {current} to {following}, where {asked & 3} was asked for", "6.3")
+
+    def _check_skipping(self, current: int, following: int) -> None:
+        """Tolerate a T=1 that was not asked for where it ends the security stage before CHAP has begun: some
+        targets answer so what they have no authentication for. The stage itself checks whether it may end."""
+        skips = current == Stage.SECURITY and following == Stage.OPERATIONAL and self.chap is None
+        if not skips or self.config.credentials is None:
+            raise _broken("T is set, but not in the request", "11.13.6")
+        self._tolerate("it leaves the security stage without being asked to")
 
     def _redirect(self, response: LoginResponse, text: bytes) -> Redirect:
         name = self.config.target_name or "the portal"
@@ -309,8 +390,10 @@ class InitiatorLogin:
 
     def _finish(self, response: LoginResponse) -> None:
         config = self.config
-        if response.tsih == 0 or (config.tsih != 0 and response.tsih != config.tsih):
+        if config.tsih != 0 and response.tsih != config.tsih:
             raise _broken(f"TSIH {response.tsih} at the end of the login", "11.13.3")
+        if response.tsih == 0:
+            self._tolerate("the TSIH of its sessions is 0")
         self.tsih = response.tsih
         self.exp_cmd_sn = response.exp_cmd_sn
         self.max_cmd_sn = response.max_cmd_sn
@@ -347,15 +430,42 @@ class Redirections:
         raise RedirectionError(f"redirected in a circle, back to {redirect.portals[0]}")
 
 
-def retry_with_md5(login: InitiatorLogin, refused: LoginRefused) -> LoginConfig | None:
-    """Return the configuration to try once more with after *login* was *refused*, or None to give up.
+def another_try(login: InitiatorLogin, failure: IscsifsError) -> LoginConfig | None:
+    """Return the configuration to try once more with after *login* ended in *failure*, or None to give up.
 
-    tgt 1.0.85 takes CHAP_A=7 for SHA-1: where another algorithm than MD5 was used, MD5 gets one try alone.
+    - tgt 1.0.85 takes CHAP_A=7 for SHA-1, and others close the connection on a list: MD5 gets a try alone.
+    - Where the target need not prove itself it is not asked to, if it would not have that.
+    - gotgt reads SessionType=Discovery in the operational stage only: without authentication a discovery may
+      begin there (section 6.3.1).
+
+    Each try asks for less than the one before, so that there is an end to them.
     """
-    chosen = None if login.chap is None else login.chap.algorithm
-    if chosen in (None, 5) or (refused.status_class, refused.status_detail) not in ((2, 0x00), (2, 0x01)):
+    config, chap = login.config, login.chap
+    closed = isinstance(failure, ConnectionClosed)
+    if chap is not None and login.stage is Stage.SECURITY:
+        refused = isinstance(failure, LoginRefused) and (failure.status_class, failure.status_detail) in (
+            INITIATOR_ERROR,
+            AUTHENTICATION_FAILURE,
+        )
+        may_be_one_way = chap.mutual and config.allow_none
+        other_algorithm = chap.algorithm != 5 and config.algorithms != (5,)
+        if not (closed or refused) or not (may_be_one_way or other_algorithm):
+            return None
+        credentials = config.credentials
+        if may_be_one_way and credentials is not None:
+            credentials = replace(credentials, target_user=None, target_secret=None)
+        return replace(config, algorithms=(5,), credentials=credentials)
+    may_be_none = config.credentials is None or (config.allow_none and chap is None)
+    if closed and may_be_none and config.target_name is None and login.stage is not config.first_stage:
+        return replace(config, credentials=None, first_stage=Stage.OPERATIONAL)
+    return None
+
+
+def dropped(login: InitiatorLogin, failure: ConnectionClosed) -> LoginDropped | None:
+    """Return what *failure* means where it came before the target had let us in, else None."""
+    if login.stage is not Stage.SECURITY:
         return None
-    return replace(login.config, algorithms=(5,))
+    return LoginDropped(f"{failure} (SECURITY stage of the login); {login.refusal_hint()}")
 
 
 def _broken(rule: str, section: str) -> ProtocolError:

@@ -164,8 +164,7 @@ class Negotiation:
             return
         if key is None or value in (REJECT, IRRELEVANT):
             if key is not None and key.default is None:
-                reason = f"the peer takes none of {format_value(offered)}; check whether it wants credentials"
-                raise NegotiationError(name, reason)
+                raise NegotiationError(name, f"the peer takes none of {format_value(offered)}")
             return
         answer = read_value(key, value)
         match key.result, answer, offered:

@@ -9,7 +9,7 @@ import re
 import struct
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class OperationCode(IntEnum):
@@ -335,6 +335,33 @@ def allocation_length(cdb: bytes) -> int:
     """Return the allocation length or parameter list length, in bytes; 0 for a command without one."""
     field = _LENGTH_AT.get(cdb[0])
     return int.from_bytes(cdb[field], "big") if field else 0
+
+
+_CHANGES_NOTHING: Final = frozenset(
+    {
+        *(OperationCode.TEST_UNIT_READY, OperationCode.REQUEST_SENSE, OperationCode.INQUIRY),
+        *(OperationCode.MODE_SENSE_6, OperationCode.MODE_SENSE_10, OperationCode.LOG_SENSE),
+        *(OperationCode.READ_CAPACITY_10, OperationCode.SERVICE_ACTION_IN_16, OperationCode.REPORT_LUNS),
+        *(OperationCode.READ_6, OperationCode.READ_10, OperationCode.READ_12, OperationCode.READ_16),
+        *(OperationCode.VERIFY_10, OperationCode.VERIFY_16),
+        *(OperationCode.PRE_FETCH_10, OperationCode.PRE_FETCH_16),
+        *(OperationCode.SYNCHRONIZE_CACHE_10, OperationCode.SYNCHRONIZE_CACHE_16),
+        *(OperationCode.PERSISTENT_RESERVE_IN, OperationCode.MAINTENANCE_IN),
+    }
+)
+
+
+def changes_blocks(cdb: bytes) -> bool:
+    """Return whether *cdb* may change what the blocks of a unit hold, as all do that are not known not to."""
+    return cdb[:1] == b"" or cdb[0] not in _CHANGES_NOTHING
+
+
+def command_name(cdb: bytes) -> str:
+    """Return what the standard calls *cdb*: ``READ(16)``."""
+    try:
+        return _NAMES[OperationCode(cdb[0])]
+    except (ValueError, IndexError):
+        return describe(cdb)
 
 
 def describe(cdb: bytes) -> str:

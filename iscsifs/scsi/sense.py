@@ -5,7 +5,7 @@ initiator. Both were chosen from T10's list of assigned codes for what a disk ov
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, IntEnum, auto
 
 
@@ -71,7 +71,7 @@ class Condition(Enum):
     OUT_OF_RANGE = auto()
     """The command goes past the end of the unit, which may have shrunk."""
     NO_UNIT = auto()
-    """There is no logical unit under this LUN (any more)."""
+    """There is no logical unit under this LUN (any more); it, or another one, may come (back)."""
     MISCOMPARE = auto()
     """The blocks do not hold what the command expected."""
     FAILED = auto()
@@ -142,8 +142,14 @@ _CONDITIONS: dict[tuple[int, ...], Condition] = {
     (SenseKey.UNIT_ATTENTION, 0x2F): Condition.COMMANDS_CLEARED,
     (SenseKey.UNIT_ATTENTION, 0x2F, 0x01): Condition.RESET,
     (SenseKey.UNIT_ATTENTION, 0x3F, 0x01): Condition.INQUIRY_CHANGED,
+    (SenseKey.UNIT_ATTENTION, 0x3F, 0x02): Condition.INQUIRY_CHANGED,
     (SenseKey.UNIT_ATTENTION, 0x3F, 0x03): Condition.INQUIRY_CHANGED,
     (SenseKey.UNIT_ATTENTION, 0x3F, 0x05): Condition.INQUIRY_CHANGED,
+    # The controller of an array has put another volume behind the LUN (SCC-2).
+    (SenseKey.UNIT_ATTENTION, 0x3F, 0x0A): Condition.INQUIRY_CHANGED,
+    (SenseKey.UNIT_ATTENTION, 0x3F, 0x0B): Condition.INQUIRY_CHANGED,
+    (SenseKey.UNIT_ATTENTION, 0x3F, 0x0C): Condition.INQUIRY_CHANGED,
+    (SenseKey.UNIT_ATTENTION, 0x3F, 0x0D): Condition.INQUIRY_CHANGED,
     (SenseKey.UNIT_ATTENTION, 0x3F, 0x0E): Condition.LUNS_CHANGED,
     (SenseKey.UNIT_ATTENTION, 0x47, 0x7F): Condition.COMMANDS_CLEARED,
     (SenseKey.UNIT_ATTENTION, 0x5A, 0x02): Condition.MODE_CHANGED,
@@ -266,8 +272,13 @@ _TEXTS: dict[tuple[int, int], str] = {
     (0x3E, 0x02): "timeout on logical unit",
     (0x3F, 0x00): "target operating conditions have changed",
     (0x3F, 0x01): "microcode has been changed",
+    (0x3F, 0x02): "changed operating definition",
     (0x3F, 0x03): "inquiry data has changed",
     (0x3F, 0x05): "device identifier changed",
+    (0x3F, 0x0A): "volume set created or modified",
+    (0x3F, 0x0B): "volume set deleted",
+    (0x3F, 0x0C): "volume set deassigned",
+    (0x3F, 0x0D): "volume set reassigned",
     (0x3F, 0x0E): "reported LUNs data has changed",
     (0x44, 0x00): "internal target failure",
     (0x47, 0x05): "protocol service CRC error",
@@ -406,6 +417,11 @@ class Sense:
         if self.asc == 0x40 and self.ascq >= 0x80:
             return f"diagnostic failure on component {self.ascq:02x}h"
         return _TEXTS.get((self.asc, self.ascq), "")
+
+    @property
+    def kind(self) -> str:
+        """The text without INFORMATION, which may be different each time."""
+        return str(replace(self, information=None))
 
     def __str__(self) -> str:
         parts = ["deferred " if self.deferred else "", self.key.name.replace("_", " ")]

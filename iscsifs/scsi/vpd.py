@@ -152,6 +152,22 @@ _WWID_ORDER: tuple[tuple[DesignatorType, int | None], ...] = (
 _NAA_LENGTH = {2: 8, 3: 8, 5: 8, 6: 16}
 _WWID_LIMIT = 255
 
+# The bits of a binary name that its company gives to each unit (SPC-3 sections 7.6.3.5 and 7.6.3.6), by NAA
+# or by the length of the EUI-64. The rest is the format and the IEEE company identifier, the same for all.
+_NAA_OWN_BITS = {
+    2: 0x0FFF_000000_FFFFFF,
+    3: (1 << 60) - 1,
+    5: (1 << 36) - 1,
+    6: (1 << 100) - 1,
+}
+_EUI_OWN_BITS = {
+    8: (1 << 40) - 1,
+    12: (1 << 72) - 1,
+    16: (1 << 128) - 1 ^ 0xFFFFFF << 40,
+}
+_T10_VENDOR_LENGTH = 8
+_MD5_LENGTH = 16
+
 
 def wwid(designators: Iterable[Designator]) -> str | None:
     """Return the best persistent name of the logical unit, or None where no designator is one.
@@ -162,12 +178,53 @@ def wwid(designators: Iterable[Designator]) -> str | None:
     """
     names: dict[tuple[DesignatorType, int | None], str] = {}
     for designator in designators:
-        if designator.association != Association.LOGICAL_UNIT or not any(designator.value):
+        if not distinguishes(designator):
             continue
         kind, name = _name(designator)
         if kind in _WWID_ORDER and 0 < len(name) <= _WWID_LIMIT:
             names.setdefault(kind, name)
     return next((names[kind] for kind in _WWID_ORDER if kind in names), None)
+
+
+def distinguishes(designator: Designator, product: str = "") -> bool:
+    """Return whether *designator* tells its logical unit from all others, as far as it can be seen from it.
+
+    It does not where it names the target or a port; where it is of a type that several units may share
+    (vendor specific, target port group, logical unit group); where it is malformed; and where the part that
+    is the unit's own is missing or a placeholder, all zeros or all ones. A T10 name needs more than the
+    vendor and the *product*.
+    """
+    if designator.association != Association.LOGICAL_UNIT:
+        return False
+    value = designator.value
+    match designator.type:
+        case DesignatorType.NAA:
+            naa = value[0] >> 4 if value else 0
+            own_bits = _NAA_OWN_BITS.get(naa, 0) if len(value) == _NAA_LENGTH.get(naa) else 0
+            return int.from_bytes(value, "big") & own_bits not in (0, own_bits)
+        case DesignatorType.EUI_64:
+            own_bits = _EUI_OWN_BITS.get(len(value), 0)
+            return int.from_bytes(value, "big") & own_bits not in (0, own_bits)
+        case DesignatorType.MD5_LOGICAL_UNIT:
+            return len(value) == _MD5_LENGTH and len(set(value)) > 1
+        case DesignatorType.SCSI_NAME_STRING:
+            text = _safe(value)
+            form = next((form for form in ("naa.", "eui.", "iqn.") if text.startswith(form)), text)
+            return not is_placeholder(text.removeprefix(form))
+        case DesignatorType.T10_VENDOR_ID:
+            own = value[_T10_VENDOR_LENGTH:]
+            if designator.code_set == CodeSet.BINARY:
+                return len(set(own)) > 1 or own.strip(b"\0\xff") != b""
+            text = own.strip(b" \0").decode("latin-1")
+            return not is_placeholder(text.removeprefix(product) if product else text)
+        case _:
+            return False
+
+
+def is_placeholder(text: str) -> bool:
+    """Return whether *text*, a serial number or the like, stands where there is none: nothing, or only zeros,
+    spaces and punctuation."""
+    return not any(character.isalnum() and character != "0" for character in text)
 
 
 def _name(designator: Designator) -> tuple[tuple[int, int | None], str]:

@@ -1,6 +1,5 @@
 """Units with blocks: a disk (SBC-3), and a CD or DVD as far as it is read by block (MMC)."""
 
-import errno
 import struct
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,7 +21,6 @@ from iscsifs.target.unit import (
     PARAMETER_LIST_LENGTH_ERROR,
     POWER_ON,
     READ_CODES,
-    SPACE_ALLOCATION_FAILED,
     STOPPED,
     SYNCHRONIZE_CODES,
     WRITE_CODES,
@@ -39,9 +37,12 @@ from iscsifs.target.unit import (
     data_in,
     ended,
     mode_sense,
+    sense_of,
 )
 
 _PROTECT: Final = 0xE0  # RDPROTECT and WRPROTECT in byte 1: protection information, which there is none of
+_DPO_FUA: Final = 0x18  # DPO and FUA in byte 1
+_FIRST_10: Final = 0x20  # the first operation code of a CDB of 10 bytes; those before have 6
 _ANCHOR: Final = 0x10  # WRITE SAME
 _START: Final = 0x01  # START STOP UNIT
 _LOAD_EJECT: Final = 0x02
@@ -100,7 +101,7 @@ class BlockUnit(LogicalUnit):
     def _check_transfer(self, cdb: bytes) -> commands.ReadWrite:
         """Check what READ and WRITE commands have in common, and take *cdb* apart."""
         request = commands.parse_rw(cdb)
-        six_bytes = cdb[0] < 0x20
+        six_bytes = cdb[0] < _FIRST_10
         if (not six_bytes and cdb[1] & _PROTECT) or request.blocks * self.block_size > MAX_TRANSFER:
             raise CheckCondition(INVALID_FIELD_IN_CDB)
         self._check_range(request.lba, request.blocks)
@@ -148,7 +149,8 @@ class Disk(BlockUnit):
     """A disk of blocks of *block_size* bytes, thinly provisioned.
 
     *write_cache*: written data are on the medium only after SYNCHRONIZE CACHE or with FUA, and MODE SENSE
-    says so; without it, every write waits for the medium. *droppable*: keep what writes replace, so that
+    says so; without it, every write waits for the medium. *dpo_fua*: FUA is honoured, and MODE SENSE says so
+    (DPOFUA); without it, a command with FUA or DPO is refused. *droppable*: keep what writes replace, so that
     `drop_cache` can lose them.
     """
 
@@ -160,9 +162,11 @@ class Disk(BlockUnit):
         block_size: int = 512,
         read_only: bool = False,
         write_cache: bool = True,
+        dpo_fua: bool = True,
         droppable: bool = False,
     ) -> None:
         super().__init__(store, identity, DeviceType.DISK, block_size)
+        self.dpo_fua = dpo_fua
         self.write_cache = write_cache
         self.read_only = read_only
         self.undo_log = UndoLog(store, block_size) if droppable else None
@@ -182,9 +186,13 @@ class Disk(BlockUnit):
             raise ConfigError(f"disk {identity.serial}: {exc}") from None
 
     @classmethod
-    def in_memory(cls, size: int, serial: str = "memory", **options: bool | int) -> "Disk":
-        """Return a disk of *size* zero bytes; the *options* are those of the class."""
-        return cls(Store.memory(size), Identity(serial), **options)  # type: ignore[arg-type]
+    def in_memory(cls, size: int, serial: str | None = None, **options: bool | int) -> "Disk":
+        """Return a disk of *size* zero bytes, with a serial number of its own unless *serial* is given.
+
+        The *options* are those of the class.
+        """
+        identity = Identity.unique() if serial is None else Identity(serial)
+        return cls(Store.memory(size), identity, **options)  # type: ignore[arg-type]
 
     @property
     def capacity(self) -> Capacity:
@@ -211,12 +219,28 @@ class Disk(BlockUnit):
         """What MODE SENSE answers: write protection, the Caching page, and a Control page of zeros."""
         return mode.ModeData(
             write_protected=self.read_only,
-            dpo_fua=True,
+            dpo_fua=self.dpo_fua,
             pages={
                 (mode.CACHING_PAGE, 0): mode.Caching(wce=self.write_cache).pack(),
                 (0x0A, 0): bytes(10),
             },
         )
+
+    def _check_transfer(self, cdb: bytes) -> commands.ReadWrite:
+        if not self.dpo_fua and cdb[0] >= _FIRST_10 and cdb[1] & _DPO_FUA:
+            raise CheckCondition(INVALID_FIELD_IN_CDB)
+        return super()._check_transfer(cdb)
+
+    def _read(self, _nexus: Nexus, cdb: bytes) -> Operation:
+        lba, blocks, fua = self._check_transfer(cdb)
+
+        def read(_: memoryview) -> Result:
+            # With FUA what the cache holds goes to the medium first (SBC-3 section 5.11).
+            result = self._synchronised(lba, blocks) if fua else Result()
+            result.data = self.store.read(lba * self.block_size, blocks * self.block_size)
+            return result
+
+        return Operation(read)
 
     # Writing. Every change of the store goes through `_change` and ends with `_written`.
 
@@ -225,14 +249,12 @@ class Disk(BlockUnit):
             raise CheckCondition(WRITE_PROTECTED)
 
     def _change(self, lba: int, blocks: int, change: Callable[[], None]) -> None:
-        if self.undo_log is not None:
-            self.undo_log.remember(lba, blocks)
         try:
+            if self.undo_log is not None:
+                self.undo_log.remember(lba, blocks)
             change()
         except OSError as exc:
-            raise CheckCondition(
-                SPACE_ALLOCATION_FAILED if exc.errno == errno.ENOSPC else WRITE_ERROR
-            ) from None
+            raise CheckCondition(sense_of(exc, WRITE_ERROR)) from None
 
     def _written(self, lba: int, blocks: int, *, fua: bool = False) -> Result:
         """End a write; it waits for the medium with *fua* and when there is no write cache."""

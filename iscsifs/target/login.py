@@ -32,6 +32,16 @@ MISSING_PARAMETER: Final = (2, 0x07)
 SESSION_DOES_NOT_EXIST: Final = (2, 0x0A)
 INVALID_DURING_LOGIN: Final = (2, 0x0B)
 
+_MEANINGS: Final = {
+    INITIATOR_ERROR: "the Login Request breaks a rule",
+    AUTHENTICATION_FAILURE: "it does not offer CHAP",
+    NOT_FOUND: "there is no such target here",
+    UNSUPPORTED_VERSION: "it wants a version of the protocol that is not supported",
+    MISSING_PARAMETER: "the Login Request lacks a key",
+    SESSION_DOES_NOT_EXIST: "it names a session that does not exist, and only one connection is supported",
+    INVALID_DURING_LOGIN: "it sent something else than a Login Request",
+}
+
 TARGET_OFFER: Final[Mapping[str, Value]] = MappingProxyType(
     {
         "HeaderDigest": ("None", "CRC32C"),
@@ -97,6 +107,8 @@ class TargetLogin:
         self.initiator_name = ""
         self.target_name: str | None = None
         self.discovery = False
+        self.refusal = ""
+        """Why the login was refused, for a log; empty unless it was."""
         self.tsih = tsih
         self.stat_sn = stat_sn
         """The StatSN of the next response of any kind."""
@@ -119,7 +131,7 @@ class TargetLogin:
         """Take a request and its data segment; return the response and its."""
         if not isinstance(request, LoginRequest):
             response = LoginResponse(0, 0, 0, bytes(6), 0, request.initiator_task_tag)
-            return self._refusal(response, INVALID_DURING_LOGIN)
+            return self._refusal(response, INVALID_DURING_LOGIN, _MEANINGS[INVALID_DURING_LOGIN])
         response = LoginResponse(
             flags=0,
             version_max=0,
@@ -143,11 +155,11 @@ class TargetLogin:
                     self.parameters = self._negotiation.conclude()
                     response = response._replace(tsih=self.tsih)
         except _Refused as refused:
-            return self._refusal(response, refused.status)
-        except AuthenticationError:
-            return self._refusal(response, AUTHENTICATION_FAILURE)
-        except (NegotiationError, ProtocolError):
-            return self._refusal(response, INITIATOR_ERROR)
+            return self._refusal(response, refused.status, _MEANINGS[refused.status])
+        except AuthenticationError as exc:
+            return self._refusal(response, AUTHENTICATION_FAILURE, str(exc))
+        except (NegotiationError, ProtocolError) as exc:
+            return self._refusal(response, INITIATOR_ERROR, str(exc))
         return self._send(response, answer)
 
     def _send(self, response: LoginResponse, pairs: list[Pair]) -> tuple[LoginResponse, bytes]:
@@ -177,7 +189,8 @@ class TargetLogin:
             max_cmd_sn=serial.add(self.exp_cmd_sn, self._config.command_window - 1),
         )
 
-    def _refusal(self, response: LoginResponse, status: Status) -> tuple[LoginResponse, bytes]:
+    def _refusal(self, response: LoginResponse, status: Status, why: str) -> tuple[LoginResponse, bytes]:
+        self.refusal = why
         response = response._replace(flags=0, status_class=status[0], status_detail=status[1])
         return self._send(response, [])
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import count
@@ -10,7 +11,7 @@ from typing import Final, Self
 
 import trio
 
-from iscsifs.errors import ConfigError, printable, reason
+from iscsifs.errors import ConfigError, TransportError, printable, reason
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.iscsi.text import Pair
@@ -23,6 +24,7 @@ from iscsifs.limits import (
 )
 from iscsifs.target.device import Device
 from iscsifs.target.login import TargetConfig, TargetLogin
+from iscsifs.target.repeats import Repeats
 from iscsifs.target.script import Script
 from iscsifs.target.session import Session
 from iscsifs.target.wire import Wire
@@ -55,7 +57,8 @@ class Server:
     *config* says who is let in and what is negotiated; its `target_names` are those of the devices, whatever
     it says. Where a port is 0 a free one is taken, and kept. A *script* may be put in and taken away at any
     time; it holds for the connections that come. `login_timeout` is in seconds. What connects while there are
-    *max_connections* is closed at once.
+    *max_connections* takes the place of a connection that has not logged in: the oldest of those from the
+    address that has most of them. Where all have logged in, it is closed at once.
 
     Raises ConfigError where a portal cannot be listened at.
     """
@@ -81,6 +84,7 @@ class Server:
         self._numbers = count()
         self._listeners: list[socket.socket] = []
         self._accepting = True  # as far as the log knows
+        self._repeats = Repeats(log)
         self._serving = trio.CancelScope()
         self._nursery_manager = trio.open_nursery()
         self._nursery: trio.Nursery | None = None
@@ -97,6 +101,7 @@ class Server:
         self._close_listeners()
         # Not told of the body's exception, the nursery does not wrap it up in a group.
         await self._nursery_manager.__aexit__(None, None, None)
+        self._repeats.close()
 
     def start(self) -> None:
         """Listen at the portals again."""
@@ -142,11 +147,27 @@ class Server:
         try:
             await session.run()
         finally:
-            if session.failure is not None:
-                name = printable(session.connection.login.initiator_name) or "before the login"
-                log.warning("connection %d closed (%s): %s", session.number, name, session.failure)
+            self._report(session)
             self.sessions.remove(session)
             session.ended.set()
+
+    def _report(self, session: Session) -> None:
+        """Log why *session* has ended, unless it was its initiator's wish."""
+        login, address = session.connection.login, session.wire.peer_address or "nowhere"
+        name = printable(login.initiator_name)
+        who = name or "before the login"
+        if login.refusal:
+            target = printable(login.target_name or "") or "no target"
+            self._repeats.warn(
+                (address, login.refusal),
+                f"login of {name or 'nobody'} from {address} to {target} refused: {login.refusal}",
+            )
+        elif session.failure is not None:
+            failure = str(session.failure)
+            self._repeats.warn(
+                (address, failure),
+                f"connection {session.number} from {address} closed ({who}): {failure}",
+            )
 
     # For the sessions.
 
@@ -206,7 +227,7 @@ class Server:
                     accepting.start_soon(self._accept, nursery, listener)
 
     async def _accept(self, nursery: trio.Nursery, listener: socket.socket) -> None:
-        while True:
+        while listener.fileno() != -1:  # it may be closed before this begins
             await trio.lowlevel.wait_readable(listener)
             try:
                 sock, _ = listener.accept()
@@ -216,7 +237,7 @@ class Server:
                 self._refuse(reason(exc))
                 await trio.sleep(_PAUSE)
                 continue
-            if len(self.sessions) >= self.max_connections:
+            if not self._make_room():
                 sock.close()
                 self._refuse(f"{self.max_connections} connections are the most")
                 continue
@@ -224,6 +245,22 @@ class Server:
                 sock.setsockopt(level, option, value)
             nursery.start_soon(self._serve, self._open(sock))
             self._accepting = True
+
+    def _make_room(self) -> bool:
+        """Tell whether there is room for one more connection; one that has not logged in may have to go."""
+        served = [session for session in self.sessions if not session.wire.closed]
+        if len(served) < self.max_connections:
+            return True
+        silent = [session for session in served if not session.connection.login.done]
+        if not silent:
+            return False
+        # Who opens many connections and says nothing gives up its own, not those of others.
+        counts = Counter(session.wire.peer_address for session in silent)
+        most = max(counts.values())
+        oldest = next(session for session in silent if counts[session.wire.peer_address] == most)
+        oldest.failure = TransportError(f"no login, and {self.max_connections} connections are the most")
+        oldest.wire.close()
+        return True
 
     def _refuse(self, why: str) -> None:
         """Say why connections are refused, once until one is accepted again."""

@@ -15,7 +15,7 @@ from iscsifs.target.device import Device
 from iscsifs.target.login import TargetLogin
 from iscsifs.target.script import Script
 from iscsifs.target.task import Task
-from iscsifs.target.unit import COMMANDS_CLEARED, WRITE_ERROR, Nexus, Operation, Result, failed
+from iscsifs.target.unit import COMMANDS_CLEARED, WRITE_ERROR, Nexus, Operation, Result, failed, sense_of
 from iscsifs.target.wire import Wire
 
 if TYPE_CHECKING:
@@ -153,8 +153,8 @@ class Session(Nexus):
         """Complete *task* when its data are on the medium."""
         try:
             await trio.to_thread.run_sync(sync)
-        except OSError:
-            result = failed(WRITE_ERROR)
+        except OSError as exc:
+            result = failed(sense_of(exc, WRITE_ERROR))
         self.connection.complete(task, result)
         await self.flush()
 

@@ -5,7 +5,9 @@ the initiator; `Operation.run` carries it out once they are there. Neither waits
 comes back in `Result.sync`, for the caller to run in a thread.
 """
 
+import errno
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -29,6 +31,7 @@ INVALID_OPERATION_CODE: Final = Sense(SenseKey.ILLEGAL_REQUEST, 0x20, 0x00)
 LBA_OUT_OF_RANGE: Final = Sense(SenseKey.ILLEGAL_REQUEST, 0x21, 0x00)
 INVALID_FIELD_IN_CDB: Final = Sense(SenseKey.ILLEGAL_REQUEST, 0x24, 0x00)
 LUN_NOT_SUPPORTED: Final = Sense(SenseKey.ILLEGAL_REQUEST, 0x25, 0x00)
+INTERNAL_TARGET_FAILURE: Final = Sense(SenseKey.HARDWARE_ERROR, 0x44, 0x00)
 INVALID_FIELD_IN_PARAMETERS: Final = Sense(SenseKey.ILLEGAL_REQUEST, 0x26, 0x00)
 SAVING_NOT_SUPPORTED: Final = Sense(SenseKey.ILLEGAL_REQUEST, 0x39, 0x00)
 MEDIUM_CHANGED: Final = Sense(SenseKey.UNIT_ATTENTION, 0x28, 0x00)
@@ -80,6 +83,21 @@ class Result:
         return self.sense.pack(descriptor=(self.sense.information or 0) > 0xFFFFFFFF)
 
 
+_SENSE_OF_ERROR: Final = {
+    errno.ENOSPC: SPACE_ALLOCATION_FAILED,
+    errno.EDQUOT: SPACE_ALLOCATION_FAILED,
+    errno.EROFS: WRITE_PROTECTED,
+    errno.ENODEV: INTERNAL_TARGET_FAILURE,
+    errno.ENXIO: INTERNAL_TARGET_FAILURE,
+    errno.ENOMEM: INTERNAL_TARGET_FAILURE,
+}
+
+
+def sense_of(error: OSError, otherwise: Sense) -> Sense:
+    """Return what an *error* of the system is to an initiator, *otherwise* being what most are."""
+    return _SENSE_OF_ERROR.get(error.errno or 0, otherwise)
+
+
 def failed(sense: Sense) -> Result:
     """Return the result of a command that ends with *sense*."""
     return Result(Status.CHECK_CONDITION, sense=sense)
@@ -98,8 +116,8 @@ class Operation:
             return self.action(data)
         except CheckCondition as exc:
             return failed(exc.sense)
-        except OSError:
-            return failed(WRITE_ERROR if self.data_out_length else READ_ERROR)
+        except OSError as exc:
+            return failed(sense_of(exc, WRITE_ERROR if self.data_out_length else READ_ERROR))
 
 
 def ended(result: Result) -> Operation:
@@ -188,6 +206,11 @@ class Identity:
     product: str = ""
     revision: str = "1"
     designators: tuple[vpd.Designator, ...] = field(default=())
+
+    @classmethod
+    def unique(cls) -> "Identity":
+        """Return an identity that no other unit has, for one that nothing identifies."""
+        return cls(os.urandom(8).hex())
 
     def device_identification(self) -> tuple[vpd.Designator, ...]:
         """The designators of VPD page 83h: those given, or a T10 vendor name and a locally assigned NAA."""

@@ -25,6 +25,8 @@ class Wire:
     def __init__(self, sock: socket.socket) -> None:
         self.header_digest = False
         self.data_digest = False
+        self.peer_address = _address(sock)
+        """The address of the peer; empty where that has none, or has gone already."""
         self._sock = sock
         self._out: deque[Buffer] = deque()
         self._sending = trio.Lock()
@@ -116,3 +118,11 @@ class Wire:
         if not self.closed:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
             self.close()
+
+
+def _address(sock: socket.socket) -> str:
+    try:
+        name = sock.getpeername()
+    except OSError:
+        return ""
+    return str(name[0]) if isinstance(name, tuple) else ""

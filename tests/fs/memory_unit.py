@@ -21,6 +21,8 @@ class Memory:
     needs_flush: bool = False
     content: bytearray = field(init=False, repr=False)
     requests: list[tuple[str, int, int]] = field(default_factory=list, repr=False)
+    synchronous: list[bool] = field(default_factory=list, repr=False)
+    """For each write, whether it was to reach stable storage."""
 
     def __post_init__(self) -> None:
         self.content = bytearray(self.size)
@@ -29,8 +31,9 @@ class Memory:
         self._note("read", offset, size)
         return memoryview(self.content)[offset : offset + size]
 
-    async def write(self, offset: int, data: bytes) -> None:
+    async def write(self, offset: int, data: bytes, sync: bool = False) -> None:
         self._note("write", offset, len(data))
+        self.synchronous.append(sync)
         assert offset + len(data) <= self.size
         self.content[offset : offset + len(data)] = data
 

@@ -33,12 +33,18 @@ def unit(storage: Storage | None, label: str = "0") -> UnitDescription:
 
 
 def serve(
-    *storages: Storage, read_only: bool = False, direct_io: bool = False, exclusive: bool = False
+    *storages: Storage,
+    read_only: bool = False,
+    direct_io: bool = False,
+    sync: bool = False,
+    exclusive: bool = False,
 ) -> Operations:
     tree = Tree()
     units = tuple(unit(storage, str(number)) for number, storage in enumerate(storages))
     tree.add_targets([TargetDescription("host", "10.4.0.42", 3260, "iqn.2001-04.com.example:disk", units)])
-    return Operations(tree, uid=1000, gid=100, read_only=read_only, direct_io=direct_io, exclusive=exclusive)
+    return Operations(
+        tree, uid=1000, gid=100, read_only=read_only, direct_io=direct_io, sync=sync, exclusive=exclusive
+    )
 
 
 async def walk(operations: Operations, path: str) -> EntryAttributes:
@@ -374,25 +380,155 @@ async def test_a_close_waits_until_writes_have_left(storage: Memory) -> None:
     assert [operation for operation, _, _ in storage.requests] == ["write", "drain"]
 
 
-@pytest.mark.parametrize("asked_by", ["fsync", "flush"])
-async def test_a_lost_write_is_reported_to_every_open_handle_once(storage: Memory, asked_by: str) -> None:
+async def test_a_lost_write_is_reported_to_every_open_handle_once(storage: Memory) -> None:
     operations = serve(storage)
-
-    async def ask(handle: int) -> None:
-        await (operations.fsync(handle, False) if asked_by == "fsync" else operations.flush(handle))
-
     one, other = await open_storage(operations), await open_storage(operations)
     storage.lose(errors.SpaceError("no space", status=STATUS))
-    assert await errno_of(ask(one)) == errno.ENOSPC
-    await ask(one)
+    assert await errno_of(operations.fsync(one, False)) == errno.ENOSPC
+    await operations.fsync(one, False)
     late = await open_storage(operations)
-    await ask(late)
-    assert await errno_of(ask(other)) == errno.ENOSPC
-    await ask(other)
+    await operations.fsync(late, False)
+    assert await errno_of(operations.fsync(other, False)) == errno.ENOSPC
+    await operations.fsync(other, False)
     storage.lose(errors.MediumError("LBA 5 cannot be written", status=STATUS))
     for handle in one, other, late:
-        assert await errno_of(ask(handle)) == errno.EIO
-        await ask(handle)
+        assert await errno_of(operations.fsync(handle, False)) == errno.EIO
+        await operations.fsync(handle, False)
+
+
+LOST = errors.MediumError("LBA 5 cannot be written", status=STATUS)
+
+
+async def test_a_close_shows_a_loss_and_takes_nothing_from_fsync(
+    storage: Memory, caplog: pytest.LogCaptureFixture
+) -> None:
+    operations = serve(storage)
+    handle = await open_storage(operations)
+    storage.lose(LOST)
+    for _ in range(3):  # a fork, a dup, and a child that ends
+        assert await errno_of(operations.flush(handle)) == errno.EIO
+    assert caplog.records == []  # the log has had the loss, and needs no line for each close
+    assert [losses.storages for losses in operations.untold] == [[storage]]
+    assert await errno_of(operations.fsync(handle, False)) == errno.EIO
+    await operations.flush(handle)
+    assert operations.untold == []
+
+
+async def test_a_loss_that_nobody_has_seen_is_reported_by_the_next_fsync(storage: Memory) -> None:
+    operations = serve(storage)
+    writer = await open_storage(operations, os.O_WRONLY)
+    storage.lose(LOST)
+    assert await errno_of(operations.flush(writer)) == errno.EIO
+    await operations.release(writer)
+    storage.lose(LOST)  # and once more with no file open
+    reader = await open_storage(operations, os.O_RDONLY)
+    await operations.flush(reader)
+    await operations.release(reader)
+    first, second = [await open_storage(operations, os.O_RDONLY) for _ in range(2)]
+    assert await errno_of(operations.fsync(first, False)) == errno.EIO
+    await operations.fsync(first, False)
+    assert operations.untold == []
+    assert await errno_of(operations.fsync(second, False)) == errno.EIO  # it was opened before
+    await operations.fsync(await open_storage(operations), False)
+
+
+async def test_a_reader_that_closes_waits_for_nobody_and_is_shown_nothing(storage: Memory) -> None:
+    operations = serve(storage)
+    reader = await open_storage(operations, os.O_RDONLY)
+    await operations.write(await open_storage(operations), 0, b"abc")
+    storage.lose(LOST)
+    storage.requests.clear()
+    await operations.flush(reader)
+    assert storage.requests == []
+
+
+async def test_what_nobody_has_seen_of_a_unit_that_is_gone_is_reported_by_the_one_in_its_place(
+    storage: Memory,
+) -> None:
+    tree = Tree()
+    target = TargetDescription("host", "10.4.0.42", 3260, "iqn.2001-04.com.example:disk", (unit(storage),))
+    (directory,) = tree.add_targets([target])
+    operations = Operations(tree, uid=0, gid=0, read_only=False, direct_io=False)
+    old = await open_storage(operations)
+    storage.lose(LOST)
+    tree.replace_units(directory, ())
+    assert operations.written == [storage]
+    assert operations.untold
+    tree.replace_units(directory, (unit(Memory(SIZE, name="another")), unit(Memory(SIZE), "1")))
+    await operations.fsync(await open_storage(operations), False)
+    inode = (await walk(operations, "host/disk/lun1/storage")).st_ino
+    new = (await operations.open(inode, os.O_RDONLY, NOBODY)).fh
+    assert await errno_of(operations.fsync(new, False)) == errno.EIO
+    await operations.fsync(new, False)
+    assert operations.untold == []
+    assert await errno_of(operations.fsync(old, False)) == errno.EIO
+
+
+async def test_the_losses_of_two_units_of_one_name_are_told_apart(storage: Memory) -> None:
+    other = Memory(SIZE)  # the same target name on another host
+    operations = serve(storage, other)
+    await open_storage(operations)
+    storage.lose(LOST)
+    inode = (await walk(operations, "host/disk/lun1/storage")).st_ino
+    await operations.fsync((await operations.open(inode, os.O_RDWR, NOBODY)).fh, False)
+    assert [losses.storages for losses in operations.untold] == [[storage]]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sync", "expected"),
+    [
+        (os.O_WRONLY, False, False),
+        (os.O_RDWR | os.O_SYNC, False, True),
+        (os.O_WRONLY | os.O_DSYNC, False, True),
+        (os.O_RDWR | os.O_DIRECT | os.O_DSYNC, False, True),
+        (os.O_RDWR, True, True),
+    ],
+)
+async def test_what_open_asked_for_holds_for_each_write_of_that_handle(
+    storage: Memory, flags: int, sync: bool, expected: bool
+) -> None:
+    operations = serve(storage, sync=sync)
+    handle, plain = await open_storage(operations, flags), await open_storage(operations)
+    for _ in range(2):
+        await operations.write(handle, 0, b"abc")
+    await operations.write(plain, 0, b"abc")
+    assert storage.synchronous == [expected, expected, sync]
+
+
+async def test_a_synchronous_write_reports_what_was_lost_and_counts_as_told(storage: Memory) -> None:
+    operations = serve(storage)
+    handle = await open_storage(operations, os.O_RDWR | os.O_DSYNC)
+    storage.lose(LOST)
+    assert await errno_of(operations.write(handle, 0, b"abc")) == errno.EIO
+    assert await operations.write(handle, 0, b"abc") == 3
+    assert operations.untold == []
+    storage.failure = errors.SpaceError("no space", status=STATUS)
+    storage.lose(LOST)
+    assert await errno_of(operations.write(handle, 0, b"abc")) == errno.ENOSPC
+    assert operations.untold  # that was another failure
+
+
+@pytest.mark.parametrize("owes", ["data", "a report"])
+@pytest.mark.parametrize("flags", [os.O_RDWR, os.O_RDONLY])
+async def test_a_unit_that_becomes_read_only_still_owes_its_fsyncs(
+    storage: Memory, owes: str, flags: int
+) -> None:
+    operations = serve(storage)
+    handle = await open_storage(operations, flags)
+    await operations.write(await open_storage(operations), 0, b"abc")
+    storage.read_only = True
+    if owes == "data":
+        storage.needs_flush = True
+        storage.failure = errors.WriteProtectedError("write-protected", status=STATUS)
+    else:
+        storage.lose(errors.WriteProtectedError("write-protected", status=STATUS))
+    assert await errno_of(operations.fsync(handle, False)) == errno.EROFS
+    storage.failure = None
+    await operations.fsync(handle, False)
+    assert storage.flushes == (owes == "data")
+    storage.read_only = False
+    await operations.fsync(handle, False)
+    assert storage.flushes == 1 + (owes == "data")
 
 
 async def test_a_flush_that_fails_is_not_reported_twice() -> None:
@@ -436,19 +572,12 @@ async def test_a_request_is_in_work_unless_its_target_is_away(nursery: trio.Nurs
     assert not operations.has_work()
 
 
-async def test_what_was_opened_to_be_written_is_remembered_and_whether_its_losses_were_told(
-    storage: Memory,
-) -> None:
+async def test_what_was_opened_to_be_written_is_remembered(storage: Memory) -> None:
     operations = serve(storage)
     await open_storage(operations, os.O_RDONLY)
     assert operations.written == []
-    handle = await open_storage(operations, os.O_WRONLY)
+    await open_storage(operations, os.O_WRONLY)
     assert operations.written == [storage]
-    assert operations.was_told(storage)
-    storage.lose(errors.MediumError("a bad block", status=STATUS))
-    assert not operations.was_told(storage)
-    assert await errno_of(operations.flush(handle)) == errno.EIO
-    assert operations.was_told(storage)
 
 
 @pytest.mark.parametrize("of_mount", [True, False])

@@ -20,7 +20,8 @@ def outcome(code: str) -> str:
 
 def test_no_core_is_dumped_while_there_are_secrets() -> None:
     get_dumpable = 3
-    assert outcome(f"forbid_core_dumps(); print(libc.prctl({get_dumpable}, 0, 0, 0, 0))") == "0\n"
+    ask = f"print(libc.prctl({get_dumpable}, 0, 0, 0, 0))"
+    assert outcome(f"from iscsifs.secret import *; {ask}; forbid_core_dumps(); {ask}") == "1\n0\n"
 
 
 @pytest.mark.usefixtures("require_root")

@@ -384,7 +384,8 @@ def due_response(request: LoginRequest, stat_sn: int) -> LoginResponse:
 def _check_logged_in(login: InitiatorLogin, login_config: LoginConfig) -> None:
     """Nobody gets in without the proof that was demanded, nor with parameters that were not offered."""
     check_parameters(login.parameters)
-    assert login.tsih
+    assert login.tsih or login.oddities
+    assert all(is_line(oddity) for oddity in login.oddities)
     for name, on in (
         ("HeaderDigest", login.parameters.header_digest),
         ("DataDigest", login.parameters.data_digest),
@@ -396,4 +397,4 @@ def _check_logged_in(login: InitiatorLogin, login_config: LoginConfig) -> None:
         return
     assert login.chap is not None
     assert login.chap.algorithm in login_config.algorithms
-    assert not login.chap.mutual or login.chap.target_user
+    assert not login.chap.mutual or login.chap.target_user or login_config.allow_none

@@ -9,9 +9,10 @@ from iscsifs.initiator.writeback import Done, WriteBuffer
 class Call:
     """A WRITE of *data* at *start*, or without data a SYNCHRONIZE CACHE, that has arrived at the unit."""
 
-    def __init__(self, unit: "CachedUnit", start: int, data: bytes | None) -> None:
+    def __init__(self, unit: "CachedUnit", start: int, data: bytes | None, fua: bool = False) -> None:
         self.start = start
         self.data = data
+        self.fua = fua
         self.carried_out = False
         self._unit = unit
         self._answered = trio.Event()
@@ -29,7 +30,7 @@ class Call:
             self._unit.medium[:] = self._unit.cache
             return
         self._unit.cache[self.start : self.end] = self.data
-        if not self._unit.volatile:
+        if self.fua or not self._unit.volatile:
             self._unit.medium[self.start : self.end] = self.data
 
     def answer(self, failure: IscsifsError | None = None) -> None:
@@ -61,7 +62,7 @@ class CachedUnit:
     """*size* bytes twice: what is read, `cache`, and what a loss of power leaves, `medium`.
 
     `writes` and `synchronisings` are under way until the test answers them, unless *automatic*. `log` has all
-    that came: (offset, data), or None for a SYNCHRONIZE CACHE.
+    that came: (offset, data), or None for a SYNCHRONIZE CACHE. `fua_log` has what came with FUA.
     """
 
     def __init__(self, size: int, *, volatile: bool = True, automatic: bool = False) -> None:
@@ -74,12 +75,15 @@ class CachedUnit:
         self.overlaps = 0
         """How often two writes of the same bytes were under way at once."""
         self.log: list[tuple[int, bytes] | None] = []
+        self.fua_log: list[tuple[int, bytes]] = []
         self.buffer: WriteBuffer
         self.loss_unreported = False
 
-    def write(self, start: int, data: memoryview, done: Done) -> None:
+    def write(self, start: int, data: memoryview, fua: bool, done: Done) -> None:
         self.log.append((start, bytes(data)))
-        self._nursery.start_soon(self._write, Call(self, start, bytes(data)), done)
+        if fua:
+            self.fua_log.append((start, bytes(data)))
+        self._nursery.start_soon(self._write, Call(self, start, bytes(data), fua), done)
 
     async def _write(self, call: Call, done: Done) -> None:
         failure: IscsifsError | None = TransportError("stopped")

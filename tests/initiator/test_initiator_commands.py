@@ -196,7 +196,6 @@ async def test_a_unit_that_becomes_ready_is_waited_for(autojump_clock: MockClock
         (Sense(SenseKey.ILLEGAL_REQUEST, 0x20, 0x00), Unsupported),
         (Sense(SenseKey.ILLEGAL_REQUEST, 0x24, 0x00), Unsupported),
         (Sense(SenseKey.ILLEGAL_REQUEST, 0x21, 0x00), StatusError),
-        (Sense(SenseKey.ILLEGAL_REQUEST, 0x25, 0x00), StatusError),
         (Sense(SenseKey.VENDOR_SPECIFIC, 0x80, 0x00), StatusError),
     ],
 )

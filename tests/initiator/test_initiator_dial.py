@@ -18,6 +18,7 @@ from trio.testing import MockClock
 from iscsifs.errors import (
     AuthenticationError,
     IscsifsError,
+    LoginDropped,
     LoginRefused,
     ProtocolError,
     RedirectionError,
@@ -26,7 +27,7 @@ from iscsifs.errors import (
 from iscsifs.initiator.dial import Dialler, connect
 from iscsifs.initiator.link import Link
 from iscsifs.initiator.lookup import look_up
-from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.initiator.options import DiscoveryAuth, InitiatorOptions
 from iscsifs.iscsi.chap import ChallengeMemory, Credentials
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.iscsi.pdu import LoginFlag, LoginRequest, LoginResponse, Stage
@@ -315,10 +316,11 @@ async def test_a_connection_that_ends_after_each_step_of_the_login(
         async with dialling(dialler(peer.portal)) as outcome:
             await answer_steps(peer, steps)
             await how(peer)
-        assert isinstance(outcome.failure, TransportError)
         stage = "OPERATIONAL" if steps else "SECURITY"
+        assert isinstance(outcome.failure, TransportError if steps else LoginDropped)
         assert str(outcome.failure).startswith(f"{peer.portal}: ")
         assert f"({stage} stage of the login)" in str(outcome.failure)
+        assert ("it may ask for a user: give -u USER" in str(outcome.failure)) == (steps == 0)
 
 
 @pytest.mark.conformance("ERR-9")
@@ -327,7 +329,36 @@ async def test_a_connection_that_ends_before_the_first_request_is_read() -> None
         async with dialling(dialler(peer.portal)) as outcome:
             await peer.accept()
             await peer.reset()
+        assert isinstance(outcome.failure, LoginDropped | TransportError)  # or before all is connected
+
+
+async def test_a_target_that_has_let_us_in_before_does_not_ask_for_a_user_now() -> None:
+    async with scripted_peer() as peer:
+        dial = dialler(peer.portal)
+        async with dialling(dial) as outcome:
+            await peer.login()
+        assert outcome.failure is None
+        async with dialling(dial) as outcome:
+            await peer.accept()
+            await peer.expect(LoginRequest)
+            await peer.close()
         assert isinstance(outcome.failure, TransportError)
+        assert "give -u USER" not in str(outcome.failure)
+
+
+async def test_oddities_of_a_target_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with scripted_peer() as peer:
+        dial = dialler(peer.portal)
+        for _ in range(3):
+            async with dialling(dial) as outcome:
+                await peer.accept()
+                await respond(peer, await peer.expect(LoginRequest), isid=bytes(6))
+                await respond(peer, await peer.expect(LoginRequest), isid=bytes(6), tsih=0)
+            assert outcome.failure is None
+    assert [record.getMessage() for record in caplog.records if "RFC 7143" in record.getMessage()] == [
+        f"{peer.portal}: the ISID of its Login Responses is 0, against RFC 7143; going on",
+        f"{peer.portal}: the TSIH of its sessions is 0, against RFC 7143; going on",
+    ]
 
 
 @pytest.mark.conformance("LOGIN-R.16")
@@ -408,6 +439,32 @@ async def test_md5_that_was_refused_is_not_tried_again() -> None:
         async with dialling(dialler(peer.portal, credentials=ALICE)) as outcome:
             await chap(peer, "5")
         assert isinstance(outcome.failure, LoginRefused)
+
+
+@pytest.mark.conformance("CHAP-R.8")
+@pytest.mark.parametrize("answered", [False, True])
+async def test_a_closed_connection_gets_one_more_try_with_md5_alone(answered: bool) -> None:
+    """NetBSD's iscsi-target closes on a list, before anything can count as a failed login."""
+    async with scripted_peer() as peer:
+        async with dialling(dialler(peer.portal, credentials=ALICE)) as outcome:
+            await peer.accept()
+            await respond(
+                peer, await peer.expect(LoginRequest), encode_pairs([("AuthMethod", "CHAP")]), flags=0
+            )
+            request = await peer.expect(LoginRequest)
+            assert peer.data == b"CHAP_A=8,7,6,5\0"
+            if answered:
+                challenge = [("CHAP_A", "7"), ("CHAP_I", "1"), ("CHAP_C", "0x" + "5a" * 16)]
+                await respond(peer, request, encode_pairs(challenge))
+                await peer.expect(LoginRequest)
+            await peer.close()
+            await chap(peer, "5")
+        assert isinstance(outcome.failure, LoginRefused)
+        assert "CHAP_A=5\0" in [data.decode() for _, data in peer.received]
+        assert str(outcome.failure) == (
+            "the target refused the login: authentication failure; "
+            'check that the target knows the user "alice" with this secret (0201h)'
+        )
 
 
 # Redirections.
@@ -520,3 +577,35 @@ async def test_digests_that_were_asked_for_and_are_not_there_are_said(
     assert outcome.failure is None
     (said,) = [record.getMessage() for record in caplog.records if "Digest" in record.getMessage()]
     assert said == f"{peer.portal}: without DataDigest; set DataDigest=CRC32C at the target"
+
+
+# What is offered.
+
+
+@pytest.mark.conformance("LOGIN-22.1")
+@pytest.mark.parametrize(
+    ("target_name", "discovery_auth", "offered"),
+    [
+        (None, "auto", "CHAP,None"),
+        (None, "chap", "CHAP"),
+        (None, "none", "None"),
+        (TARGET, "auto", "CHAP"),
+        (TARGET, "none", "CHAP"),
+    ],
+)
+async def test_only_discovery_may_go_without_the_credentials(
+    target_name: str | None, discovery_auth: DiscoveryAuth, offered: str
+) -> None:
+    options = InitiatorOptions(INITIATOR, ALICE, discovery_auth)
+    async with scripted_peer() as peer:
+        dial = Dialler(options, ChallengeMemory(), target_name, [TargetAddress(peer.portal)], ISID)
+        async with dialling(dial) as outcome:
+            if offered == "CHAP":
+                await peer.accept()
+                await peer.expect(LoginRequest)
+                assert dict(decode_pairs(peer.data, pdu="LOGIN_REQUEST"))["AuthMethod"] == "CHAP"
+                await peer.close()
+            else:
+                await peer.login()
+                assert peer.offered["AuthMethod"] == offered
+                assert outcome.failure is None

@@ -3,16 +3,26 @@
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any
 
 import pytest
 import trio
 from peer import Closed, Peer, scripted_peer
 from trio.testing import MockClock
 
-from iscsifs.errors import IscsifsError, LoginError, ProtocolError, TransportError
+from iscsifs.errors import (
+    AuthenticationError,
+    IscsifsError,
+    LoginDropped,
+    LoginError,
+    LoginRefused,
+    ProtocolError,
+    TransportError,
+)
 from iscsifs.initiator.discover import discover
 from iscsifs.initiator.options import InitiatorOptions
-from iscsifs.iscsi.chap import ChallengeMemory
+from iscsifs.iscsi.chap import ChallengeMemory, Credentials
 from iscsifs.iscsi.discovery import DiscoveredTarget
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.iscsi.pdu import (
@@ -20,15 +30,19 @@ from iscsifs.iscsi.pdu import (
     R2T,
     RESERVED_TAG,
     AsyncEvent,
+    LoginFlag,
     LoginRequest,
+    LoginResponse,
     LogoutRequest,
     NopOut,
     RejectReason,
     ScsiResponse,
+    Stage,
     TextFlag,
     TextRequest,
     TextResponse,
 )
+from iscsifs.iscsi.text import Pair, encode_pairs
 from iscsifs.limits import ANSWER_TIMEOUT, LAST_LOGOUT_TIMEOUT
 
 INITIATOR = "iqn.2001-04.com.example:initiator"
@@ -51,23 +65,23 @@ class Outcome:
     failure: IscsifsError | None = None
     seconds = 0.0
 
-    async def run(self, portal: Portal) -> None:
+    async def run(self, portal: Portal, **options: Any) -> None:
         started = trio.current_time()
-        options = InitiatorOptions(initiator_name=INITIATOR)
+        config = InitiatorOptions(INITIATOR, **options)
         try:
-            self.targets = await discover(portal, options, ChallengeMemory(), ISID)
+            self.targets = await discover(portal, config, ChallengeMemory(), ISID)
         except IscsifsError as error:
             self.failure = error
         self.seconds = trio.current_time() - started
 
 
 @asynccontextmanager
-async def discovering() -> AsyncIterator[tuple[Peer, Outcome]]:
+async def discovering(**options: Any) -> AsyncIterator[tuple[Peer, Outcome]]:
     """Discover while the body plays the portal; at the end it is over."""
     outcome = Outcome()
     with trio.fail_after(1000.0):
         async with scripted_peer() as peer, trio.open_nursery() as nursery:
-            nursery.start_soon(outcome.run, peer.portal)
+            nursery.start_soon(partial(outcome.run, peer.portal, **options))
             yield peer, outcome
 
 
@@ -257,3 +271,112 @@ async def test_an_answer_without_end_is_given_up(piece: bytes, monkeypatch: pyte
                 await peer.text(request, piece, flags=TextFlag.CONTINUE, target_transfer_tag=5)
                 await peer.expect(TextRequest)
     assert isinstance(outcome.failure, ProtocolError)
+
+
+# Authentication, as real targets answer it.
+
+ALICE = Credentials("alice", b"the secret of Alice")
+BOTH = Credentials("alice", b"the secret of Alice", None, b"the secret of Storage")
+
+
+async def respond(peer: Peer, request: LoginRequest, *pairs: Pair, **fields: Any) -> None:
+    """Answer *request* with its flags, unless *fields* say otherwise."""
+    final = bool(request.flags & LoginFlag.TRANSIT) and request.flags & 3 == Stage.FULL_FEATURE
+    response = LoginResponse(
+        flags=request.flags,
+        version_max=0,
+        version_active=0,
+        isid=request.isid,
+        tsih=1 if final else 0,
+        initiator_task_tag=request.initiator_task_tag,
+        **peer.counted(),
+    )
+    peer.exp_cmd_sn = request.cmd_sn
+    await peer.send(response._replace(**fields), encode_pairs(pairs))
+
+
+async def tell(peer: Peer) -> None:
+    """Take the last Login Request, answer SendTargets and take the logout."""
+    await respond(peer, await peer.expect(LoginRequest))
+    await peer.text(await peer.expect(TextRequest), ANSWER)
+    await leave(peer)
+
+
+async def test_lio_takes_the_none_of_a_list_that_begins_with_chap() -> None:
+    async with discovering(credentials=ALICE) as (peer, outcome):
+        await peer.accept()
+        request = await peer.expect(LoginRequest)
+        assert b"AuthMethod=CHAP,None\0" in peer.data
+        await respond(peer, request, ("AuthMethod", "None"), flags=0)
+        await respond(peer, await peer.expect(LoginRequest))
+        await tell(peer)
+    assert outcome.targets == FOUND
+
+
+async def test_lio_refuses_chap_alone_in_an_open_discovery() -> None:
+    async with discovering(credentials=ALICE, discovery_auth="chap") as (peer, outcome):
+        await peer.accept()
+        request = await peer.expect(LoginRequest)
+        assert b"AuthMethod=CHAP\0" in peer.data
+        await respond(peer, request, status_class=2, status_detail=1)
+        await peer.closed()
+    assert isinstance(outcome.failure, LoginRefused)
+    assert str(outcome.failure).endswith("it may take no CHAP: leave out --discovery-auth chap (0201h)")
+
+
+@pytest.mark.parametrize("discovery_auth", ["auto", "chap"])
+async def test_lio_without_a_secret_to_prove_itself_by(discovery_auth: str) -> None:
+    """It leaves CHAP_N and CHAP_R out of the last step. Only who insists on a proof minds."""
+    async with discovering(credentials=BOTH, discovery_auth=discovery_auth) as (peer, outcome):
+        await peer.accept()
+        await respond(peer, await peer.expect(LoginRequest), ("AuthMethod", "CHAP"), flags=0)
+        challenge = [("CHAP_A", "5"), ("CHAP_I", "1"), ("CHAP_C", "0x" + "5a" * 16)]
+        await respond(peer, await peer.expect(LoginRequest), *challenge, flags=0)
+        request = await peer.expect(LoginRequest)
+        assert b"CHAP_C=" in peer.data
+        await respond(peer, request)
+        if discovery_auth == "auto":
+            await tell(peer)
+        else:
+            await peer.closed()
+    if discovery_auth == "auto":
+        assert outcome.targets == FOUND
+    else:
+        assert isinstance(outcome.failure, AuthenticationError)
+        assert str(outcome.failure).startswith("CHAP_N: the target does not prove itself; ")
+
+
+async def test_lio_closes_the_connection_where_no_user_was_given() -> None:
+    async with discovering() as (peer, outcome):
+        await peer.accept()
+        await peer.expect(LoginRequest)
+        await peer.close()
+    assert isinstance(outcome.failure, LoginDropped)
+    assert str(outcome.failure) == (
+        f"{peer.portal}: the target closed the connection (SECURITY stage of the login); "
+        "it may ask for a user: give -u USER"
+    )
+
+
+@pytest.mark.parametrize("credentials", [None, ALICE])
+async def test_gotgt_reads_the_type_of_the_session_in_the_operational_stage_only(
+    credentials: Credentials | None,
+) -> None:
+    async with discovering(credentials=credentials) as (peer, outcome):
+        await peer.accept()
+        request = await peer.expect(LoginRequest)
+        flags = LoginFlag.TRANSIT | Stage.OPERATIONAL
+        await respond(peer, request, ("AuthMethod", "None"), isid=bytes(6), flags=flags)
+        await peer.expect(LoginRequest)
+        assert b"SessionType" not in peer.data
+        await peer.close()
+        await peer.accept()
+        request = await peer.expect(LoginRequest)
+        assert request.flags == LoginFlag.TRANSIT | Stage.OPERATIONAL << 2 | Stage.FULL_FEATURE
+        keys = [pair.split(b"=")[0] for pair in peer.data.split(b"\0")]
+        assert keys[:2] == [b"InitiatorName", b"SessionType"]
+        assert len(set(keys)) == len(keys)
+        await respond(peer, request, isid=bytes(6), tsih=0)
+        await peer.text(await peer.expect(TextRequest), ANSWER)
+        await leave(peer)
+    assert outcome.targets == FOUND

@@ -895,6 +895,49 @@ async def test_giving_up_what_was_to_take_the_place_of_acknowledged_data_is_a_lo
     assert buffer.failures == 1
 
 
+@pytest.mark.parametrize("failure", [None, BAD_BLOCK, GONE], ids=str)
+async def test_what_is_disowned_while_it_is_under_way_is_lost_whatever_it_is_answered_with(
+    unit: CachedUnit, nursery: trio.Nursery, failure: IscsifsError | None
+) -> None:
+    """Another unit may have answered it: nothing of it is sent again."""
+    buffer = unit.open(nursery, max_commands=1)
+    await write(buffer, 0, b"a")
+    await write(buffer, 10, b"b")
+    await write(buffer, 11, b"c")
+    await answer(unit)  # "bc", joined, are under way then
+    await write(buffer, 20, b"d")
+    drain = await begin(nursery, buffer.drain)
+    disowned = DataLostError("it may be another unit")
+    buffer.disown(disowned)
+    failures = buffer.failures
+    assert failures
+    await answer(unit, failure=failure)
+    assert drain.done
+    assert buffer.failure is disowned
+    assert buffer.failures > failures
+    assert unit.log == [(0, b"a"), (10, b"bc")]
+    assert buffer.unwritten == 0
+    await write(buffer, 10, b"n")  # what comes now is for the unit that is there now
+    await answer_all(unit)
+    assert unit.log[-1] == (10, b"n")
+
+
+async def test_what_was_let_go_unsynchronised_is_lost_as_well_when_it_is_disowned(
+    unit: CachedUnit, nursery: trio.Nursery
+) -> None:
+    buffer = unit.open(nursery, max_unsynchronised=0)
+    await write(buffer, 0, b"a")
+    await answer(unit)
+    unit.synchronisings[0].answer(GONE)
+    await wait_all_tasks_blocked()
+    await answer_all(unit)
+    await write(buffer, 1, b"b")
+    await answer(unit)
+    failures = buffer.failures
+    buffer.disown(DataLostError("it may be another unit"))
+    assert buffer.failures > failures
+
+
 async def test_nobody_waits_for_a_buffer_whose_nursery_was_cancelled(unit: CachedUnit) -> None:
     async with trio.open_nursery() as outer:
         async with trio.open_nursery() as nursery:
@@ -910,7 +953,7 @@ async def test_nobody_waits_for_a_buffer_whose_nursery_was_cancelled(unit: Cache
 
 
 async def test_a_bug_in_a_write_is_a_failure_and_not_the_end(nursery: trio.Nursery) -> None:
-    def broken(start: int, data: memoryview, done: Done) -> None:
+    def broken(start: int, data: memoryview, fua: bool, done: Done) -> None:
         raise ZeroDivisionError
 
     async def synchronise() -> None:

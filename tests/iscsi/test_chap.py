@@ -10,9 +10,18 @@ from dialogue import MUTUAL, ONE_WAY, SECRET, TARGET_SECRET, Dialogue
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iscsifs.errors import AuthenticationError, ConfigError, LoginRefused, NegotiationError, ProtocolError
+from iscsifs.errors import (
+    AuthenticationError,
+    ConfigError,
+    ConnectionClosed,
+    IscsifsError,
+    LoginRefused,
+    NegotiationError,
+    ProtocolError,
+    TransportError,
+)
 from iscsifs.iscsi.chap import ALGORITHMS, ChallengeMemory, ChapTarget, Credentials, response
-from iscsifs.iscsi.login import retry_with_md5
+from iscsifs.iscsi.login import another_try
 from iscsifs.iscsi.pdu import LoginFlag, Stage
 from iscsifs.iscsi.text import Pair, parse_binary
 
@@ -488,7 +497,7 @@ def test_md5_gets_one_try_after_another_algorithm_failed(algorithm: int, detail:
     dialogue = challenged(algorithm)
     with pytest.raises(LoginRefused) as caught:
         dialogue.answer(status_class=2, status_detail=detail)
-    retry = retry_with_md5(dialogue.login, caught.value)
+    retry = another_try(dialogue.login, caught.value)
     assert retry is not None
     assert retry.algorithms == (5,)
 
@@ -497,16 +506,62 @@ def test_md5_gets_one_try_after_another_algorithm_failed(algorithm: int, detail:
     again.answer(*challenge("5"))
     with pytest.raises(LoginRefused) as caught:
         again.answer(status_class=2, status_detail=detail)
-    assert retry_with_md5(again.login, caught.value) is None
+    assert another_try(again.login, caught.value) is None
 
 
 @pytest.mark.conformance("CHAP-R.8")
 def test_nothing_else_is_tried_again() -> None:
-    before_any_choice = Dialogue(credentials=ONE_WAY)
-    assert retry_with_md5(before_any_choice.login, LoginRefused(2, 1, "")) is None
+    before_any_offer = Dialogue(credentials=ONE_WAY)
+    assert another_try(before_any_offer.login, LoginRefused(2, 1, "")) is None
     for refused in (LoginRefused(2, 3, "not found"), LoginRefused(3, 1, "unavailable")):
-        assert retry_with_md5(challenged(7).login, refused) is None
-    assert retry_with_md5(challenged(5).login, LoginRefused(2, 1, "")) is None
+        assert another_try(challenged(7).login, refused) is None
+    assert another_try(challenged(5).login, LoginRefused(2, 1, "")) is None
+    assert another_try(challenged(7).login, TransportError("no route to host")) is None
+
+
+@pytest.mark.conformance("CHAP-R.8")
+@pytest.mark.parametrize(
+    "ending", [ConnectionClosed("closed"), LoginRefused(2, 0, ""), LoginRefused(2, 1, "")]
+)
+def test_md5_gets_one_try_alone_where_the_target_chooses_none_of_a_list(ending: IscsifsError) -> None:
+    offered = chap()
+    assert offered.pairs == [("CHAP_A", "8,7,6,5")]
+    retry = another_try(offered.login, ending)
+    assert retry is not None
+    assert retry.algorithms == (5,)
+    assert retry.credentials == ONE_WAY
+    again = chap(algorithms=retry.algorithms)
+    assert another_try(again.login, ending) is None
+
+
+@pytest.mark.conformance("CHAP-R.8", "CHAP-R.10")
+@pytest.mark.parametrize(
+    "ending", [ConnectionClosed("closed"), LoginRefused(2, 0, ""), LoginRefused(2, 1, "")]
+)
+def test_what_need_not_prove_itself_gets_a_try_without_a_challenge(ending: IscsifsError) -> None:
+    """A target, which has to, does not."""
+    discovery = Dialogue(credentials=MUTUAL, target_name=None, allow_none=True).answer(("AuthMethod", "CHAP"))
+    retry = another_try(discovery.answer(*challenge("5")).login, ending)
+    assert retry is not None
+    assert retry.credentials == ONE_WAY
+    assert retry.allow_none
+    target = chap(credentials=MUTUAL).answer(*challenge("5"))
+    assert another_try(target.login, ending) is None
+    target = chap(credentials=MUTUAL).answer(*challenge("7"))
+    retry = another_try(target.login, ending)
+    assert retry is not None
+    assert retry.credentials == MUTUAL
+
+
+@pytest.mark.conformance("CHAP-R.10")
+def test_a_target_without_a_secret_to_prove_itself_by() -> None:
+    """LIO leaves CHAP_N and CHAP_R out of the last step."""
+    with pytest.raises(AuthenticationError, match="the target does not prove itself"):
+        chap(credentials=MUTUAL).answer(*challenge("5")).answer()
+    discovery = Dialogue(credentials=MUTUAL, target_name=None, allow_none=True).answer(("AuthMethod", "CHAP"))
+    discovery.answer(*challenge("5")).answer()
+    assert discovery.asked == (Stage.OPERATIONAL, Stage.FULL_FEATURE)
+    assert discovery.agree().done
 
 
 @given(

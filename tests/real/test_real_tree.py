@@ -98,7 +98,10 @@ def test_the_usual_programs_look_at_it(
     assert run("readlink", "-f", by_id) == f"{first}\n"
     assert 'LABEL="the-label"' in run("blkid", "-p", mounted.storage())
     assert "ext4 filesystem" in run("file", "-s", mounted.storage())
-    assert run("df", "-B1", "--output=source,size", mounted.path).split()[-2:] == ["iscsifs", str(9 * MIB)]
+    assert run("df", "-B1", "--output=source,size", mounted.path).split()[-2:] == [
+        str(daemon.portal),
+        str(9 * MIB),
+    ]
     assert run("findmnt", "-n", "-o", "SOURCE,FSTYPE", mounted.path).split() == ["iscsifs", "fuse.iscsifs"]
     with pytest.raises(PermissionError):
         (target / "new").touch()

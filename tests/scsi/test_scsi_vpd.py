@@ -175,12 +175,15 @@ def test_the_best_name_wins_wherever_it_stands(chosen: set[int], random: object)
         (scsi_name(b"../../etc"), None),
         (scsi_name(b"."), None),
         (t10(b"ACME/../../x\x1b[2J"), "t10.ACME_.._.._x_2J"),
-        (t10("größe".encode()), "t10.gr_e"),
+        (t10("ACME    größe".encode()), "t10.ACME_gr_e"),
         (t10(b"        "), None),
         (t10(b"\0\0\0\0"), None),
         (t10(b"x" * 251), "t10." + "x" * 251),
         (t10(b"x" * 252), None),
-        (Designator(DesignatorType.T10_VENDOR_ID, CodeSet.BINARY, b"ACME\x00\x01"), "t10.41434d450001"),
+        (
+            Designator(DesignatorType.T10_VENDOR_ID, CodeSet.BINARY, b"ACME    \x00\x01"),
+            "t10.41434d45202020200001",
+        ),
         (naa("0" * 16), None),
         (naa("70" * 8), None),
         (naa("60" * 8), None),  # NAA 6 has 16 bytes

@@ -26,8 +26,10 @@ pytestmark = pytest.mark.usefixtures("own_log")
 
 
 @contextmanager
-def running(*arguments: object, end: int = signal.SIGTERM) -> Iterator[tuple[TargetAddress, str]]:
-    """Run the command at a free port; give its address and the name of its target. It has to end well."""
+def running(
+    *arguments: object, end: int = signal.SIGTERM, targets: int = 1
+) -> Iterator[tuple[TargetAddress, str]]:
+    """Run the command at a free port; give its address and the names of its *targets*. It has to end well."""
     process = subprocess.Popen(
         [*COMMAND, "--port", "0", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -36,9 +38,10 @@ def running(*arguments: object, end: int = signal.SIGTERM) -> Iterator[tuple[Tar
     )
     with process:
         assert process.stdout is not None
-        address, _, name = process.stdout.readline().strip().partition(" ")
+        lines = [process.stdout.readline().split() for _ in range(targets)]
+        ((address,),) = (set(addresses) for addresses in zip(*(line[:1] for line in lines), strict=True))
         try:
-            yield TargetAddress.parse(address), name
+            yield TargetAddress.parse(address), " ".join(line[1] for line in lines)
         finally:
             process.send_signal(end)
             rest, errors = process.communicate(timeout=10)
@@ -123,7 +126,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["/nonexistent/image"], "image /nonexistent/image: No such file or directory"),
         (["mem:"], '"" is not a size'),
         (["mem:-1"], '"-1" is not a size'),
-        (["mem:99999999999T"], "is not a size"),
+        (["mem:99999999999T"], '"99999999999T" is too much'),
+        (["mem:1e6"], '"1e6" is not a size'),
+        (["mem:1.5G"], '"1.5G" is not a size'),
+        (["mem:0M"], '"0M" is not a size'),
         (["mem:100"], "a unit without blocks"),
         (["--size", "12X", "mem:1M"], '"12X" is not a size'),
         (["--block-size", "1000", "mem:1M"], "blocks of 1000 bytes are not supported"),
@@ -131,6 +137,12 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["--name", "disk", "mem:1M"], 'target name "disk"'),
         (["--bind", "localhost", "mem:1M"], '--bind "localhost": give an IPv4 or IPv6 address'),
         (["--port", "65536", "mem:1M"], "--port 65536: give a number from 0 to 65535"),
+        (["--port", "iscsi", "mem:1M"], "argument --port: invalid int value: 'iscsi'"),
+        (["iqn.2001-04.com.example:a"], "target iqn.2001-04.com.example:a has no disk"),
+        (["mem:1M", "iqn.2001-04.com.example:a"], "target iqn.2001-04.com.example:a has no disk"),
+        (["iqn.2001-04.com.example:a", "mem:1M", "iqn.2001-04.com.example:a", "mem:1M"], "is named twice"),
+        (["mem:1M", DEFAULT_NAME, "mem:1M"], "is named twice"),
+        (["iqn.disk", "mem:1M"], 'target name "iqn.disk": it is not of the form'),
         (["--user", "alice", "mem:1M"], "--user and --secret-file belong together"),
         (["--target-user", "disk", "mem:1M"], "--target-user and --target-secret-file belong together"),
     ],
@@ -166,3 +178,98 @@ def test_descriptors_are_given_back(capsys: pytest.CaptureFixture[str]) -> None:
     before = len(os.listdir("/proc/self/fd"))
     refused(capsys, "mem:1M", "mem:1M", "/nonexistent/image")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("size", "length"),
+    [
+        ("3m", 3 << 20),
+        ("3MiB", 3 << 20),
+        ("3MB", 3_000_000),
+        ("4096", 4096),
+        ("1g", 1 << 30),
+        ("1T", 1 << 40),
+    ],
+)
+def test_sizes_are_those_of_truncate(tmp_path: Path, size: str, length: int) -> None:
+    image = tmp_path / "image"
+    with running("--size", size, image):
+        assert image.stat().st_size == length
+
+
+@pytest.mark.parametrize(
+    "arguments", [["/nonexistent/image"], ["--bind", "192.0.2.1"], ["mem:0"]], ids=["file", "portal", "size"]
+)
+def test_files_made_for_nothing_are_not_left_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.touch()
+    assert main(["--port", "0", "--size", "1M", str(new), str(old), *arguments]) == 2
+    assert not new.exists()
+    assert old.exists()
+
+
+async def test_several_targets() -> None:
+    one, two = "iqn.2001-04.com.example:one", "iqn.2001-04.com.example:two"
+    arguments = ("mem:64K", one, "mem:128K", "--block-size", 4096, "mem:256K", two, "mem:512K")
+    with running(*arguments, targets=3) as (address, names):
+        assert names.split() == [DEFAULT_NAME, one, two]
+        for name, sizes in (DEFAULT_NAME, [64]), (one, [128, 256]), (two, [512]):
+            async with raw_initiator(address.portal) as initiator:
+                await initiator.login(name)
+                for number, size in enumerate(sizes):
+                    lun = lun_from_number(number)
+                    await initiator.execute(commands.test_unit_ready(), lun=lun)
+                    _, data, _ = await initiator.execute(commands.read_capacity_16(), read=32, lun=lun)
+                    capacity = Capacity.parse_16(data)
+                    assert (capacity.blocks * 4, capacity.block_size) == (size, 4096)
+                beyond = await initiator.execute(commands.test_unit_ready(), lun=lun_from_number(len(sizes)))
+                assert beyond[0] == 2
+
+
+async def test_disks_are_told_apart(tmp_path: Path) -> None:
+    image, link = tmp_path / "image", tmp_path / "link"
+    link.symlink_to(image)
+    found = []
+    for arguments in (("mem:64K", "mem:64K", image), ("mem:64K", "mem:64K", link)):
+        with running("--size", "64K", *arguments) as (address, name):
+            async with raw_initiator(address.portal) as initiator:
+                await initiator.login(name)
+                for number in range(3):
+                    lun = lun_from_number(number)
+                    await initiator.execute(commands.test_unit_ready(), lun=lun)
+                    _, data, _ = await initiator.execute(commands.inquiry(255, 0x80), read=255, lun=lun)
+                    found.append(vpd.parse_serial(data))
+    assert found[2] == found[5]  # the same file, by whichever name
+    assert len(set(found)) == 5
+
+
+def test_an_image_is_served_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image, link = tmp_path / "image", tmp_path / "link"
+    image.write_bytes(bytes(1024))
+    link.hardlink_to(image)
+    with running(image):
+        assert f"image {link}: it is served already" in refused(capsys, "--port", "0", link)
+        assert f"image {link}: it is served already" in refused(capsys, "--port", "0", "--shared", link)
+        assert f"image {link}: it is served already" in refused(capsys, "--port", "0", "--read-only", link)
+    assert f"image {image}: it is served already" in refused(capsys, "--port", "0", image, image)
+    with running("--shared", image), running("--shared", image), running("--read-only", link):
+        pass
+
+
+PROBE = """
+import ctypes, sys
+from iscsifs.target import cli
+async def serve(*arguments):
+    print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))  # PR_GET_DUMPABLE
+cli._serve = serve
+sys.exit(cli.main())
+"""
+
+
+def test_no_core_is_dumped_while_there_are_secrets(tmp_path: Path) -> None:
+    file = secret(tmp_path / "alice", "the secret of Alice")
+    for arguments, dumpable in ([], "1\n"), (["--user", "alice", "--secret-file", str(file)], "0\n"):
+        command = [sys.executable, "-c", PROBE, *arguments, "mem:64K"]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == dumpable

@@ -434,5 +434,5 @@ def test_any_requests_have_an_answer(first: bytes, flags: int, second: bytes, mo
 def test_an_initiator_sees_what_the_target_makes_of_it() -> None:
     with pytest.raises(LoginRefused, match="no target of this name"):
         log_in(initiator(target_name=TARGET + "2"), target())
-    with pytest.raises(ProtocolError, match="TSIH"):
-        log_in(initiator(), target(lambda response, pairs: (response._replace(tsih=0), pairs)))
+    with pytest.raises(ProtocolError, match="Version-active"):
+        log_in(initiator(), target(lambda response, pairs: (response._replace(version_active=1), pairs)))

@@ -1,15 +1,18 @@
 """The target over loopback: logins, sessions, portals, and a script that makes it misbehave."""
 
 import errno
+import logging
 import math
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from raw_initiator import ISID, Closed, RawInitiator, raw_initiator
+import trio.testing
+from raw_initiator import INITIATOR, ISID, Closed, RawInitiator, raw_initiator
 
 from iscsifs.errors import ConfigError, DigestError, LoginRefused
 from iscsifs.iscsi.chap import Credentials
@@ -41,6 +44,7 @@ from iscsifs.iscsi.pdu import (
     TextRequest,
     TextResponse,
 )
+from iscsifs.limits import MAX_KINDS_OF_LINES, REPEAT_INTERVAL
 from iscsifs.scsi import cdb as commands
 from iscsifs.scsi.luns import lun_from_number
 from iscsifs.scsi.sense import Sense
@@ -48,6 +52,7 @@ from iscsifs.target import unit as units
 from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
 from iscsifs.target.login import TARGET_OFFER, TargetConfig
+from iscsifs.target.repeats import Repeats
 from iscsifs.target.script import Script
 from iscsifs.target.server import Server
 from iscsifs.target.session import Session
@@ -193,7 +198,8 @@ async def test_who_does_not_log_in_is_sent_away(device: Device, caplog: pytest.L
     async with Server([device], login_timeout=0.05) as server, raw_initiator(server.portals[0]) as initiator:
         with pytest.raises(Closed):
             await initiator.receive()
-    assert said(caplog) == ["connection 0 closed (before the login): no login within 0.05 s"]
+    closed = "connection 0 from 127.0.0.1 closed (before the login): no login within 0.05 s"
+    assert said(caplog) == [closed]
 
 
 async def test_logout_ends_the_connection(server: Server) -> None:
@@ -357,8 +363,9 @@ async def test_beyond_so_many_connections_others_are_closed_at_once(
 ) -> None:
     async with Server([device], max_connections=2) as server:
         portal = server.portals[0]
-        async with raw_initiator(portal) as first, raw_initiator(portal):
+        async with raw_initiator(portal) as first, raw_initiator(portal) as second:
             await ready(first)
+            await ready(second, isid=bytes.fromhex("800000000002"))
             for _ in range(5):
                 async with raw_initiator(portal) as refused:
                     with pytest.raises(Closed):
@@ -371,6 +378,108 @@ async def test_beyond_so_many_connections_others_are_closed_at_once(
             await session.ended.wait()
         async with raw_initiator(portal) as initiator:
             await ready(initiator)
+
+
+@contextmanager
+def silent(portal: Portal, address: str = "127.0.0.1") -> Iterator[socket.socket]:
+    """Connect from *address*, and say nothing."""
+    with socket.create_connection((portal.host, portal.port), source_address=(address, 0)) as connection:
+        yield connection
+
+
+async def accepted(server: Server, count: int) -> None:
+    """Wait until *count* connections have been accepted since the start."""
+    with trio.fail_after(10):
+        while not server.sessions or server.sessions[-1].number + 1 < count:
+            await trio.lowlevel.checkpoint()
+
+
+def is_open(connection: socket.socket) -> bool:
+    connection.setblocking(False)
+    try:
+        return connection.recv(1) != b""
+    except BlockingIOError:
+        return True
+
+
+async def test_who_says_nothing_makes_room_for_others_and_who_has_logged_in_never_does(
+    device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Server([device], max_connections=4) as server:
+        portal = server.portals[0]
+        async with raw_initiator(portal) as first:
+            await ready(first)
+            with ExitStack() as stack:
+                connections = []
+                for number in range(20):
+                    connections.append(stack.enter_context(silent(portal)))
+                    await accepted(server, 2 + number)
+                async with raw_initiator(portal) as late:
+                    await ready(late, isid=bytes.fromhex("800000000002"))
+                # The oldest went first; two of the four places are those of the logged in.
+                assert [is_open(connection) for connection in connections] == [False] * 18 + [True] * 2
+                assert len(server.sessions) <= 4
+            assert (await first.execute(commands.test_unit_ready()))[0] == 0
+    reason = "no login, and 4 connections are the most"
+    assert said(caplog) == [
+        f"connection 1 from 127.0.0.1 closed (before the login): {reason}",
+        f"connection 1 from 127.0.0.1 closed (before the login): {reason} (17 more like this)",
+    ]
+
+
+async def test_who_opens_many_connections_gives_up_its_own(device: Device) -> None:
+    async with Server([device], max_connections=4) as server:
+        portal = server.portals[0]
+        with silent(portal, "127.0.0.2") as patient, ExitStack() as stack:
+            await accepted(server, 1)
+            flood = []
+            for number in range(10):
+                flood.append(stack.enter_context(silent(portal)))
+                await accepted(server, 2 + number)
+            assert is_open(patient)
+            assert [is_open(connection) for connection in flood] == [False] * 7 + [True] * 3
+
+
+async def test_a_refused_login_is_logged_once_and_counted(
+    device: Device, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+) -> None:
+    secrets = TargetConfig(target_names=frozenset(), secrets={"alice": b"the secret of Alice"})
+    name = f"login of {INITIATOR} from 127.0.0.1 to {NAME} refused"
+    async with Server([device], config=secrets, login_timeout=math.inf) as server:
+
+        async def refused(times: int, target: str = NAME, **config: Any) -> None:
+            for _ in range(times):
+                async with raw_initiator(server.portals[0]) as initiator:
+                    with pytest.raises(LoginRefused):
+                        await initiator.login(target, **config)
+            for session in list(server.sessions):
+                await session.ended.wait()
+
+        await refused(3)
+        assert said(caplog) == [f"{name}: it does not offer CHAP"]
+        await refused(2, credentials=Credentials("mallory", b"the secret of Mallory"))
+        assert said(caplog)[1:] == [f'{name}: CHAP_R: "mallory" was not believed']
+        await refused(1, target="iqn.2001-04.com.example:other")
+        assert said(caplog)[2:] == [
+            f"login of {INITIATOR} from 127.0.0.1 to iqn.2001-04.com.example:other refused: "
+            "there is no such target here"
+        ]
+        await trio.sleep(REPEAT_INTERVAL)
+        await refused(2)
+        assert said(caplog)[3:] == [f"{name}: it does not offer CHAP (2 more like this)"]
+    assert said(caplog)[4:] == [
+        f"{name}: it does not offer CHAP (1 more like this)",
+        f'{name}: CHAP_R: "mallory" was not believed (1 more like this)',
+    ]
+
+
+async def test_lines_of_many_kinds_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    repeats = Repeats(logging.getLogger("iscsifs.target.server"))
+    for number in range(2 * MAX_KINDS_OF_LINES):
+        repeats.warn(number, f"line {number}")
+    repeats.close()
+    assert len(said(caplog)) == MAX_KINDS_OF_LINES + 2
+    assert said(caplog)[-1] == f"line {MAX_KINDS_OF_LINES} ({MAX_KINDS_OF_LINES - 1} more like this)"
 
 
 async def test_out_of_file_descriptors_the_target_waits_for_better_times(

@@ -42,13 +42,75 @@ def test_a_file_keeps_its_size(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_file_that_shrank_reads_as_zeros_at_its_end(tmp_path: Path) -> None:
+def test_what_a_file_has_lost_is_an_error_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "image"
     path.write_bytes(b"abcdef")
     store = Store.open(path)
-    os.truncate(path, 2)
-    assert store.read(0, 6) == b"ab\0\0\0\0"
+    os.truncate(path, 3)
+    assert store.read(0, 3) == b"abc"
+    store.write(1, b"BC")
+    for _ in range(2):
+        with pytest.raises(OSError, match="cut while it was served"):
+            store.read(0, 6)
+        with pytest.raises(OSError, match="cut while it was served"):
+            store.write(4, b"e")
+        with pytest.raises(OSError, match="cut while it was served"):
+            store.discard(2, 2)
+        with pytest.raises(OSError, match="cut while it was served"):
+            store.sync()  # what was written there is not on the medium
+    assert path.read_bytes() == b"aBC"
+    (said,) = caplog.messages
+    assert said.startswith(f"image {path}: it was cut to 3 bytes while it is served as 6: ")
     store.close()
+
+
+def test_an_error_of_the_file_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"abc")
+    store = Store.open(path, read_only=True)
+    for _ in range(2):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            store.write(0, b"x")
+    assert caplog.messages == [f"image {path}: it cannot be written: Bad file descriptor"]
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "allowed"),
+    [
+        ({}, {}, False),
+        ({}, {"shared": True}, False),
+        ({"shared": True}, {}, False),
+        ({"shared": True}, {"shared": True}, True),
+        ({}, {"read_only": True}, False),
+        ({"read_only": True}, {}, False),
+        ({"read_only": True}, {"read_only": True}, True),
+        ({"read_only": True}, {"shared": True}, True),
+    ],
+)
+def test_an_image_is_served_once_under_any_name(
+    tmp_path: Path, first: dict[str, bool], second: dict[str, bool], allowed: bool
+) -> None:
+    path, link = tmp_path / "image", tmp_path / "link"
+    path.write_bytes(b"abc")
+    link.hardlink_to(path)
+    store = Store.open(path, **first)
+    if allowed:
+        Store.open(link, **second).close()
+    else:
+        with pytest.raises(ConfigError, match=f"image {link}: it is served already"):
+            Store.open(link, **second)
+    store.close()
+    Store.open(link, **second).close()
+
+
+def test_a_file_that_is_not_served_after_all_is_not_left_behind(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    with pytest.raises(ConfigError, match="File too large|Invalid argument"):
+        Store.open(path, size=1 << 63 - 1)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("what", ["missing", "a directory", "not ours"])

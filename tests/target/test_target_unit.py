@@ -428,6 +428,37 @@ def test_a_synchronised_cache_has_nothing_to_lose(disk: Disk, client: Client, bu
     assert client.sense(build(BLOCKS - 1, 2)) == units.LBA_OUT_OF_RANGE
 
 
+@pytest.mark.parametrize("size", ["10", "12", "16"])
+def test_a_write_with_fua_is_on_the_medium(disk: Disk, client: Client, size: str) -> None:
+    client.good(commands.write_10(8, 1), block(1))
+    cdb = bytearray(WRITES[size](8, 2))
+    cdb[1] |= 0x08
+    client.good(bytes(cdb), block(2) + block(3))
+    disk.drop_cache()
+    client.run(commands.test_unit_ready())
+    assert client.good(commands.read_10(8, 2)) == block(2) + block(3)
+
+
+def test_a_read_with_fua_puts_what_the_cache_holds_on_the_medium(disk: Disk, client: Client) -> None:
+    client.good(commands.write_10(8, 2), block(1) + block(2))
+    assert client.good(commands.read_10(8, 1, fua=True)) == block(1)
+    disk.drop_cache()
+    client.run(commands.test_unit_ready())
+    assert client.good(commands.read_10(8, 2)) == block(1) + block(0)
+
+
+def test_a_disk_without_fua_says_so_and_refuses_it() -> None:
+    disk = make_disk(dpo_fua=False)
+    client = Client(disk)
+    answer = mode.parse_6(client.good(commands.mode_sense_6(mode.ALL_PAGES)))
+    assert not answer.dpo_fua
+    for cdb in commands.read_10(0, 1, fua=True), commands.write_16(0, 1, fua=True):
+        assert client.sense(cdb) == units.INVALID_FIELD_IN_CDB
+    client.good(commands.write_16(0, 1), block(1))
+    assert client.good(commands.read_10(0, 1)) == block(1)
+    disk.close()
+
+
 def test_without_a_write_cache_nothing_is_ever_lost() -> None:
     disk = make_disk(write_cache=False, droppable=True)
     client = Client(disk)
