@@ -137,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="OPTIONS",
-        help="ro, direct_io, exclusive, uid=N, allow_other and others, most options here as well: user=USER",
+        help="ro, direct_io, exclusive, allow_other and others, also most options here: user=USER",
     )
     add("-U", "--unmount", action="store_true", help="unmount, and wait until everything is written")
     add("--log", type=_value("log"), metavar="FILE", help="append messages to FILE, with the time")

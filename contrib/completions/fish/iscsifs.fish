@@ -71,7 +71,7 @@ complete -c iscsifs -n _shtab_iscsifs_using -l target-secret-file -xka "(__fish_
 complete -c iscsifs -n _shtab_iscsifs_using -l digest -xka "none header data all" -d 'CRC32C checks (none)'
 complete -c iscsifs -n _shtab_iscsifs_using -s i -l initiator -x -d 'our name (that of /etc/iscsi/initiatorname.iscsi)'
 complete -c iscsifs -n _shtab_iscsifs_using -s r -l read-only -d 'mount read-only'
-complete -c iscsifs -n _shtab_iscsifs_using -s o -l options -x -d 'ro, direct_io, exclusive, uid=N, allow_other and others, most options here as well: user=USER'
+complete -c iscsifs -n _shtab_iscsifs_using -s o -l options -x -d 'ro, direct_io, exclusive, allow_other and others, also most options here: user=USER'
 complete -c iscsifs -n _shtab_iscsifs_using -s U -l unmount -d 'unmount, and wait until everything is written'
 complete -c iscsifs -n _shtab_iscsifs_using -l log -xka "(__fish_complete_path (commandline -ct))" -d 'append messages to FILE, with the time'
 complete -c iscsifs -n _shtab_iscsifs_using -l pid-file -xka "(__fish_complete_path (commandline -ct))" -d 'keep the number of the process in FILE'
