@@ -63,6 +63,9 @@ ERRNO: Final[dict[type[BaseException], int]] = {
 
 _SECTOR: Final = 512  # the unit of st_blocks, and of what statfs answers
 
+_TIME_TO_CLOSE: Final = 1.0
+"""Seconds that a close waits for a target that is away."""
+
 _TIME_TO_RELEASE: Final = 1.0
 """Seconds for the kernel to tell that a file was closed: it does so some time after close(2)."""
 
@@ -426,10 +429,36 @@ class Operations(pyfuse3.Operations):
         with self._files[fh] as file:
             if file.writes:
                 self._writers.flushed(fh)
-                await file.storage.zero()
-                await file.storage.drain()
+                await self._drain(file.storage)
                 if (failure := file.losses.untold) is not None:
                     raise FUSEError(error_number(failure))  # the log has had it
+
+    async def _drain(self, storage: Storage) -> None:
+        """Have all that was written so far leave this machine, but do not wait for a target that is away.
+
+        A fork and an exec come here as well, with the copy of a handle that they close: a program that has to
+        start another one, perhaps to bring the target back, must not wait for that. What is kept is still
+        written, and its loss still told.
+        """
+        failure: Exception | None = None
+
+        async def drain() -> None:
+            nonlocal failure
+            try:
+                await storage.zero()
+                await storage.drain()
+            except Exception as exc:
+                failure = exc
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drain)
+            while True:
+                await trio.sleep(_TIME_TO_CLOSE)
+                if storage.is_away:
+                    nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     @_handler
     async def fsync(self, fh: int, datasync: bool) -> None:

@@ -537,6 +537,40 @@ async def test_a_close_waits_until_writes_have_left(storage: Memory) -> None:
     assert [operation for operation, _, _ in storage.requests] == ["write", "zero", "drain"]
 
 
+LOST = errors.MediumError("LBA 5 cannot be written", status=STATUS)
+
+
+class Away(Memory):
+    """A unit whose target is away: nothing leaves this machine until it is `back`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.back = trio.Event()
+
+    async def drain(self) -> None:
+        await self.back.wait()
+        await super().drain()
+
+
+async def test_a_close_does_not_wait_for_a_target_that_is_away(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """So that a program with an open disk can start another one, which closes a copy of the handle."""
+    storage = Away(SIZE)
+    operations = serve(storage)
+    handle = await open_storage(operations)
+    await operations.write(handle, 0, b"abc")
+    nursery.start_soon(operations.flush, handle)
+    await trio.sleep(60)
+    assert nursery.child_tasks  # it is only slow
+    storage.is_away = True
+    with trio.fail_after(2):
+        while nursery.child_tasks:  # noqa: ASYNC110 - the time is virtual
+            await trio.sleep(0.1)
+    storage.lose(LOST)
+    assert await errno_of(operations.fsync(handle, False)) == errno.EIO  # nothing was taken
+
+
 async def test_a_lost_write_is_reported_to_every_open_handle_once(storage: Memory) -> None:
     operations = serve(storage)
     one, other = await open_storage(operations), await open_storage(operations)
@@ -551,9 +585,6 @@ async def test_a_lost_write_is_reported_to_every_open_handle_once(storage: Memor
     for handle in one, other, late:
         assert await errno_of(operations.fsync(handle, False)) == errno.EIO
         await operations.fsync(handle, False)
-
-
-LOST = errors.MediumError("LBA 5 cannot be written", status=STATUS)
 
 
 async def test_a_close_shows_a_loss_and_takes_nothing_from_fsync(
