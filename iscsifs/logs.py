@@ -8,14 +8,16 @@ the kind: ``log.error("%s", exc, extra={"kind": exc.kind})``.
 
 import logging
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 from iscsifs.limits import LINES_A_MINUTE, MAX_KINDS, REPEATS_INTERVAL
+from iscsifs.terminal import drop_errors
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,17 @@ class _TerminalFormatter(logging.Formatter):
         while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
             cause = cause.exceptions[0]  # the nurseries that it went through
         return f"{super().format(brief)}: {cause!r} (-d shows where)"
+
+
+class _TerminalHandler(logging.StreamHandler[TextIO]):
+    """Prints on the standard error, as long as that takes it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Leave *record* out, and what follows, where the terminal has gone."""
+        if isinstance(sys.exception(), OSError):
+            drop_errors()
+        else:
+            super().handleError(record)
 
 
 class _FileHandler(logging.FileHandler):
@@ -191,7 +204,7 @@ def log_to_terminal(level: int) -> None:
 
     Where that is DEBUG they come with the time and with tracebacks, and without an end.
     """
-    handler = logging.StreamHandler()
+    handler = _TerminalHandler()
     is_debug = level <= logging.DEBUG
     layout = "iscsifs: %(asctime)s.%(msecs)03d %(message)s" if is_debug else "iscsifs: %(message)s"
     handler.setFormatter(_TerminalFormatter(is_debug, layout))
