@@ -4,17 +4,14 @@ import argparse
 import getpass
 import logging
 import os
-import re
 import socket
-import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from signal import SIGHUP, SIGINT, SIGTERM
-from typing import Final, NoReturn, TypeVar
+from typing import Final, TypeVar
 
 import trio
 
@@ -39,6 +36,7 @@ from iscsifs.logs import log_to_file, log_to_file_too, log_to_syslog, log_to_ter
 from iscsifs.mount_options import OPTIONS, MountOptions
 from iscsifs.notify import notify
 from iscsifs.secret import SecretFile, forbid_core_dumps, read_secret
+from iscsifs.terminal import OutputError, Parser, complain, open_standard_streams, say
 from iscsifs.unmount import unmount
 
 log = logging.getLogger(__name__)
@@ -70,22 +68,9 @@ def status_of(exc: IscsifsError) -> ExitStatus:
     return next(_STATUS[kind] for kind in type(exc).__mro__ if kind in _STATUS)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Tells what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say *message*, and for an unknown option which one may have been meant."""
-        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
-        if unknown is not None:
-            known = [option for action in self._actions for option in action.option_strings]
-            if meant := get_close_matches(unknown[1], known, 1):
-                message = f"{message}; did you mean {meant[0]}?"
-        self.exit(ExitStatus.USAGE, f"{self.prog}: {message}; see {self.prog} -h\n")
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = _Parser(
+    parser = Parser(
         prog="iscsifs",
         usage="iscsifs [options] [USER@]HOST[:PORT]... MOUNTPOINT\n"
         "       iscsifs [options] iscsi://[USER@]HOST[:PORT]/TARGETNAME[/LUN] MOUNTPOINT\n"
@@ -270,9 +255,12 @@ def main(
 
     *network* takes the place of `iscsifs.initiator`, *ask* that of the terminal where a secret is asked for.
     """
+    open_standard_streams()
     args = parser().parse_intermixed_args(argv)
     log_to_terminal(logging.DEBUG if args.debug else logging.INFO if args.verbose else logging.WARNING)
     if args.unmount:
+        if args.discover:
+            return _complain(ConfigError("-D and --unmount contradict each other; leave one of them out"))
         return _unmount(args.operands)
     try:
         config = configure(args, ask)
@@ -331,7 +319,7 @@ def _unmount(operands: Sequence[str]) -> int:
 
 def _complain(exc: IscsifsError | Failure) -> ExitStatus:
     """Say on the terminal what went wrong."""
-    print(f"iscsifs: {exc}", file=sys.stderr)
+    complain(f"iscsifs: {exc}")
     log_to_file_too(str(exc))
     return status_of(exc.error if isinstance(exc, Failure) else exc)
 
@@ -416,12 +404,22 @@ async def _discover(config: Config, network: Network, signals: _Signals) -> Exit
     if found is None:
         return ExitStatus.FAILED
     targets, failures = found
-    for target in targets:
-        for line in target.lines():
-            print(line)
+    is_listed = _tell(line for target in targets for line in target.lines())
     for failure in failures:
         _complain(failure)
-    return _summary(failures, targets)
+    return _summary(failures, targets) if is_listed else ExitStatus.FAILED
+
+
+def _tell(lines: Iterable[str]) -> bool:
+    """Print *lines*; return whether the standard output took them, and say why not."""
+    try:
+        for line in lines:
+            say(line)
+    except OutputError as exc:
+        if not exc.is_left:
+            _complain(exc)
+        return False
+    return True
 
 
 async def _mount(
@@ -511,7 +509,7 @@ def _show(attached: Sequence[Attached], tree: Tree, operations: Operations) -> N
 
         target.target.on_change = refresh
         target.target.on_return = operations.may_have_changed
-        print(target.line(), flush=True)
+    _tell(target.line() for target in attached)  # what cannot be printed is mounted all the same
 
 
 async def _write_back(operations: Operations) -> None:

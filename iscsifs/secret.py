@@ -90,5 +90,6 @@ def _check_owner_only(path: Path, status: os.stat_result) -> None:
     mode = stat.S_IMODE(status.st_mode)
     if mode & ~_OWNER_ONLY:
         raise ConfigError(
-            f"secret file {path}: others may use it (mode {mode:04o}); protect it with: chmod 600 {path}"
+            f"secret file {path}: others may use it (mode {mode:04o});"
+            f" if it holds nothing else, protect it with: chmod 600 {path}"
         )

@@ -1,19 +1,18 @@
 """Unmounting: to the end of the process behind the mount, and not only of the mount."""
 
-import argparse
 import errno
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from iscsifs.errors import ConfigError, IscsifsError
 from iscsifs.exit_status import ExitStatus
 from iscsifs.fs.record import MountEntry, Watch, mount_at
+from iscsifs.terminal import OutputError, Parser, complain, open_standard_streams, say
 
 _FSTYPE: Final = "fuse.iscsifs"
 
@@ -65,7 +64,7 @@ def _wait(path: Path, watch: Watch) -> int:
 
 
 def _say(message: str) -> None:
-    print(f"iscsifs: {message}", file=sys.stderr, flush=True)
+    complain(f"iscsifs: {message}")
 
 
 def _is_dead(path: Path) -> bool:
@@ -98,7 +97,8 @@ def _unmount(entry: MountEntry, options: Sequence[str], lazy: bool) -> None:
         )
     except OSError as exc:
         raise IscsifsError(f"{path}: cannot unmount: {command[0]}: {exc.strerror}") from None
-    sys.stdout.write(done.stdout)
+    with suppress(OutputError):
+        say(done.stdout, end="")
     if done.returncode == 0:
         return
     said = "; ".join(done.stderr.splitlines())
@@ -140,14 +140,10 @@ def _link(link: Path) -> str:
         return ""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(ExitStatus.USAGE, f"{self.prog}: {message}\n")
-
-
 def helper(argv: Sequence[str] | None = None) -> int:
     """Run as umount.fuse.iscsifs, which umount(8) calls with its options."""
-    parser = _Parser(
+    open_standard_streams()
+    parser = Parser(
         prog="umount.fuse.iscsifs",
         description="Unmount what iscsifs has mounted, and wait until everything is written. For umount(8).",
     )

@@ -65,6 +65,8 @@ def test_the_default_port_is_for_hosts_without_one(text: str, port: int) -> None
         ("host:0", "port"),
         ("host:70000", "port"),
         ("[::1", "address"),
+        ("fe80::1", r"this address needs its interface, as in \[fe80::1%eth0\]"),
+        ("[FE80::1]:3261", "needs its interface"),
         ("ho st", "name of a host"),
         ("host/x", "name of a host"),
         ("iscsi://host", "no target name"),

@@ -3,11 +3,12 @@
 import errno
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar, TypeVarTuple, Unpack
 
@@ -60,8 +61,12 @@ def check_mount_point(mount_point: Path, nonempty: bool = False) -> None:
     try:
         entries = os.listdir(mount_point)
         if os.path.ismount(mount_point):
+            entry = mount_at(Path(os.path.realpath(mount_point)))
+            is_ours = entry is not None and entry.fstype == "fuse.iscsifs"
+            command = "iscsifs --unmount" if is_ours else "umount"
             raise ConfigError(
-                f"{mount_point}: is mounted already; unmount with: fusermount3 -u {mount_point}"
+                f"{mount_point}: something is mounted there already; give another directory, "
+                f"or unmount it with: {command} {mount_point}"
             )
     except FileNotFoundError:
         raise ConfigError(f"{mount_point}: no such directory; make it with: mkdir {mount_point}") from None
@@ -110,7 +115,7 @@ async def _tidy_up(workers: Readiness | None) -> None:
 class Mount:
     """A mounted file system. There is one for each process: pyfuse3 keeps its state in globals."""
 
-    def __init__(self, operations: Operations, mount_point: Path, options: Iterable[str]) -> None:
+    def __init__(self, operations: Operations, mount_point: Path, options: Sequence[str]) -> None:
         """Mount on *mount_point* with FUSE's *options*; raise ConfigError."""
         logging.getLogger(pyfuse3.__name__).addFilter(_is_news)
         self._operations = operations
@@ -129,7 +134,9 @@ class Mount:
                     {"subtype=iscsifs", *pyfuse3.default_options, *options},
                 )
         except RuntimeError as exc:
-            said = "; ".join(complaints.lines) or str(exc)
+            labels = re.findall(r"\b\w*context=", " ".join(options))
+            remedy = f"; leave out {', '.join(labels)} where there is no SELinux" if labels else ""
+            said = ("; ".join(complaints.lines) or str(exc)) + remedy
             raise ConfigError(f"{mount_point}: cannot mount: {said}") from None
         except OSError as exc:
             raise ConfigError(f"{mount_point}: cannot mount: {reason(exc)}") from None

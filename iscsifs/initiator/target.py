@@ -78,8 +78,8 @@ class Target:
         self.target_name = name
         self.session = session
         self.on_change: Callable[[], None] = lambda: None
-        """Called when a unit has come, gone, changed, or was looked at anew (`LogicalUnit.generation`), and
-        when the portal is another."""
+        """Called when a unit has come, gone, changed, or was looked at anew, and when the portal is
+        another."""
         self.on_return: Callable[[LogicalUnit], None] = lambda unit: None
         """Called when a unit was found to be the same after a new login or a reset."""
         self._units: dict[int, LogicalUnit] = {}  # by LUN, in the order of the LUNs
@@ -266,7 +266,6 @@ class Target:
             return None
         if not unit.description.identified and not self._options.trust_unidentified:
             unit.disown()
-        unit.generation += 1
         self.session.release(unit.lun)
         return suspicion
 

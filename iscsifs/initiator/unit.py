@@ -60,9 +60,6 @@ class LogicalUnit:
         self.name = commands.name
         self._commands = commands
         self._nursery = nursery
-        self.generation = 0
-        """How often it was looked at anew, after a new login or because it may have been another: others may
-        have written to it in the meantime."""
         self._ranges = Ranges()
         self._holes = Holes()
         self._block_size = 0

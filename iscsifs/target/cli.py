@@ -6,13 +6,12 @@ import ipaddress
 import logging
 import os
 import re
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from enum import IntEnum
 from pathlib import Path
 from signal import SIGHUP, SIGINT, SIGTERM
-from typing import Final, NoReturn
+from typing import Final
 
 import trio
 
@@ -28,6 +27,7 @@ from iscsifs.target.login import TargetConfig
 from iscsifs.target.server import Server
 from iscsifs.target.store import Store
 from iscsifs.target.unit import Identity, LogicalUnit
+from iscsifs.terminal import OutputError, Parser, complain, open_standard_streams, say, whole_number
 
 DEFAULT_NAME: Final = "iqn.2001-04.com.example:target0"
 """A name under the domain that is reserved for examples, which no other target ought to have."""
@@ -49,16 +49,9 @@ class ExitStatus(IntEnum):
     USAGE = 2
 
 
-class _Parser(argparse.ArgumentParser):
-    """Tells what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(ExitStatus.USAGE, f"{self.prog}: {message}; see {self.prog} -h\n")
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = _Parser(
+    parser = Parser(
         prog="iscsifs-target",
         description="Serve images as the disks of iSCSI targets, until SIGINT or SIGTERM.",
         allow_abbrev=False,
@@ -72,13 +65,15 @@ def parser() -> argparse.ArgumentParser:
     )
     add("-V", "--version", action="version", version=f"iscsifs-target {iscsifs.__version__}")
     add("--bind", metavar="ADDRESS", default="127.0.0.1", help="the address to listen at (%(default)s)")
-    add("--port", type=int, default=DEFAULT_PORT, help="the port, 0 for a free one (%(default)s)")
+    port_help = "the port, 0 for a free one (%(default)s)"
+    add("-p", "--port", type=whole_number, default=DEFAULT_PORT, help=port_help)
     add("--name", metavar="IQN", default=DEFAULT_NAME, help="the name of the first target (%(default)s)")
-    add("--block-size", metavar="BYTES", type=int, default=512, help="of a logical block (%(default)s)")
-    add("--read-only", action="store_true", help="refuse writes")
+    block_help = "of a logical block (%(default)s)"
+    add("--block-size", metavar="BYTES", type=whole_number, default=512, help=block_help)
+    add("-r", "--read-only", action="store_true", help="refuse writes")
     add("--shared", action="store_true", help="let others, with --shared too, serve a FILE at the same time")
     add("--size", help="the size of a FILE that does not exist yet, as in 10G; it is made sparse")
-    add("--user", help="only let this user in, by CHAP with the secret in --secret-file")
+    add("-u", "--user", help="only let this user in, by CHAP with the secret in --secret-file")
     add("--secret-file", metavar="FILE", type=Path, help="the user's secret, in one line; mode 0600")
     add("--target-user", metavar="NAME", help="the target's name for mutual CHAP")
     add("--target-secret-file", metavar="FILE", type=Path, help="the target's secret for mutual CHAP")
@@ -87,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with *argv* until a signal comes, and return its exit status."""
+    open_standard_streams()
     args = parser().parse_intermixed_args(argv)
     logging.basicConfig(format="iscsifs-target: %(message)s", level=logging.INFO, force=True)
     made: list[Path] = []
@@ -119,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(message: str) -> None:
-    print(f"iscsifs-target: {message}", file=sys.stderr)
+    complain(f"iscsifs-target: {message}")
 
 
 def _portal(address: str, port: int) -> Portal:
@@ -186,6 +182,8 @@ def _unit(image: str, args: argparse.Namespace, made: list[Path]) -> LogicalUnit
             made.append(path)
         identity = Identity(_serial(path))
     try:
+        if store.size < args.block_size:
+            raise ConfigError(f"{store.size} bytes are less than a block; make it longer: truncate -s SIZE")
         return Disk(store, identity, block_size=args.block_size, read_only=args.read_only)
     except ConfigError as exc:
         store.close()
@@ -221,7 +219,10 @@ async def _serve(devices: Sequence[Device], portal: Portal, config: TargetConfig
     with trio.open_signal_receiver(SIGINT, SIGTERM, SIGHUP) as signals:
         async with Server(devices, portals=[portal], config=config) as server:
             made.clear()
-            for device in devices:
-                print(f"{server.portals[0]},{config.portal_group_tag} {device.name}", flush=True)
+            try:
+                for device in devices:
+                    say(f"{server.portals[0]},{config.portal_group_tag} {device.name}")
+            except OutputError as exc:  # it serves all the same
+                _say(f"warning: {exc}")
             async for _ in signals:
                 break

@@ -1,5 +1,6 @@
 """Targets on TCP portals (trio): who listens, who is logged in, and what SendTargets gives."""
 
+import errno
 import logging
 import os
 import socket
@@ -44,6 +45,13 @@ _SOCKET_OPTIONS: Final = (
 
 ANY_PORT = Portal("127.0.0.1", 0)
 """A free port on loopback."""
+
+
+_REMEDIES: Final = {
+    errno.EADDRINUSE: "; another program listens there, give another port",
+    errno.EADDRNOTAVAIL: "; this machine has no such address",
+    errno.EACCES: "; ports below 1024 are root's, give another one",
+}
 
 
 class Server:
@@ -294,6 +302,7 @@ def _listener(portal: Portal) -> socket.socket:
     try:
         listener = socket.create_server((portal.host, portal.port), family=family, backlog=128)
     except OSError as exc:
-        raise ConfigError(f"cannot listen at {portal}: {os.strerror(exc.errno or 0)}") from None
+        remedy = _REMEDIES.get(exc.errno or 0, "")
+        raise ConfigError(f"cannot listen at {portal}: {os.strerror(exc.errno or 0)}{remedy}") from None
     listener.setblocking(False)
     return listener

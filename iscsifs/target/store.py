@@ -205,9 +205,12 @@ def _open(path: Path, name: str, size: int | None, *, read_only: bool, shared: b
                 f"{name}: it is mounted, or served already; unmount it, or give --read-only or --shared"
             ) from None
         if exc.errno != errno.ENOENT:
-            raise ConfigError(f"{name}: {exc.strerror}") from None
-    if size is None or read_only:
-        raise ConfigError(f"{name}: {os.strerror(errno.ENOENT)}; give its size to have it made")
+            remedy = "; give a file, a block device or mem:SIZE" if exc.errno == errno.EISDIR else ""
+            raise ConfigError(f"{name}: {exc.strerror}{remedy}") from None
+    if read_only:
+        raise ConfigError(f"{name}: {os.strerror(errno.ENOENT)}; leave out --read-only to have it made")
+    if size is None:
+        raise ConfigError(f"{name}: {os.strerror(errno.ENOENT)}; give --size SIZE to have it made")
     try:
         return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600), True
     except OSError as exc:

@@ -330,7 +330,7 @@ def test_only_a_usable_mount_point_is_taken(tmp_path: Path, mount: MountMemory) 
         (tmp_path / "nothing", "no such directory"),
         (file, "not a directory"),
         (full, "not empty"),
-        (mounted.path, "mounted already"),
+        (mounted.path, "mounted there already"),
     ]:
         with pytest.raises(ConfigError, match=complaint) as caught:
             check_mount_point(path)

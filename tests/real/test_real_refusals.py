@@ -39,7 +39,7 @@ REFUSED = {
     "no mount point": ("$portal $missing", 2, ["$missing", "mkdir"]),
     "full mount point": ("$portal $full", 2, ["$full", "empty"]),
     "file as mount point": ("$portal $short", 2, ["$short", "not a directory", "give"]),
-    "mount point in use": ("$portal $used", 2, ["$used", "fusermount3 -u $used"]),
+    "mount point in use": ("$portal $used", 2, ["$used", "iscsifs --unmount $used"]),
     "no operands": ("", 2, ["iscsifs -h"]),
     "only one operand": ("$portal", 2, ["mount point", "iscsifs -h"]),
     "bad target name": ("iscsi://$portal/iqn.nonsense $mnt", 2, ["iqn.nonsense"]),

@@ -131,19 +131,23 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["mem:1e6"], '"1e6" is not a size'),
         (["mem:1.5G"], '"1.5G" is not a size'),
         (["mem:0M"], '"0M" is not a size'),
-        (["mem:100"], "a unit without blocks"),
+        (["mem:100"], "100 bytes are less than a block; make it longer: truncate -s SIZE"),
         (["--size", "12X", "mem:1M"], '"12X" is not a size'),
         (["--block-size", "1000", "mem:1M"], "blocks of 1000 bytes are not supported"),
         (["--block-size", "0", "mem:1M"], "blocks of 0 bytes are not supported"),
         (["--name", "disk", "mem:1M"], 'target name "disk"'),
         (["--bind", "localhost", "mem:1M"], '--bind "localhost": give an IPv4 or IPv6 address'),
         (["--port", "65536", "mem:1M"], "--port 65536: give a number from 0 to 65535"),
-        (["--port", "iscsi", "mem:1M"], "argument --port: invalid int value: 'iscsi'"),
+        (["--port", "iscsi", "mem:1M"], 'argument -p/--port: "iscsi" is not a whole number'),
         (["iqn.2001-04.com.example:a"], "target iqn.2001-04.com.example:a has no disk"),
         (["mem:1M", "iqn.2001-04.com.example:a"], "target iqn.2001-04.com.example:a has no disk"),
         (["iqn.2001-04.com.example:a", "mem:1M", "iqn.2001-04.com.example:a", "mem:1M"], "is named twice"),
         (["mem:1M", DEFAULT_NAME, "mem:1M"], "is named twice"),
         (["iqn.disk", "mem:1M"], 'target name "iqn.disk": it is not of the form'),
+        (["--readonly", "mem:1M"], "did you mean --read-only?"),
+        (["/"], "image /: Is a directory; give a file, a block device or mem:SIZE"),
+        (["/no/such.img"], "No such file or directory; give --size SIZE to have it made"),
+        (["--read-only", "--size", "1M", "/no/such.img"], "leave out --read-only to have it made"),
         (["--user", "alice", "mem:1M"], "--user and --secret-file belong together"),
         (["--target-user", "disk", "mem:1M"], "--target-user and --target-secret-file belong together"),
     ],
@@ -172,7 +176,7 @@ def test_a_portal_open_to_everybody_is_warned_of(capsys: pytest.CaptureFixture[s
     assert main(["--bind", "192.0.2.1", "--port", "0", "mem:1M"]) == 2
     warning, error = capsys.readouterr().err.splitlines()
     assert warning.startswith("iscsifs-target: warning: everybody who reaches 192.0.2.1 can read and write")
-    assert error == "iscsifs-target: cannot listen at 192.0.2.1:0: Cannot assign requested address"
+    assert error.endswith("192.0.2.1:0: Cannot assign requested address; this machine has no such address")
 
 
 def test_descriptors_are_given_back(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,7 @@ function _shtab_iscsifs_target_using
 end
 
 set -g _shtab_iscsifs_target_commands
-set -g _shtab_iscsifs_target_opts_with_value --bind --block-size --name --port --secret-file --size --target-secret-file --target-user --user
+set -g _shtab_iscsifs_target_opts_with_value --bind --block-size --name --port --secret-file --size --target-secret-file --target-user --user -p -u
 
 complete -c iscsifs-target -e
 complete -c iscsifs-target -f
@@ -59,13 +59,13 @@ complete -c iscsifs-target -f
 complete -c iscsifs-target -n _shtab_iscsifs_target_using -s h -l help -d 'show this help message and exit'
 complete -c iscsifs-target -n _shtab_iscsifs_target_using -s V -l version -d 'show program'"'"'s version number and exit'
 complete -c iscsifs-target -n _shtab_iscsifs_target_using -l bind -x -d 'the address to listen at (127.0.0.1)'
-complete -c iscsifs-target -n _shtab_iscsifs_target_using -l port -x -d 'the port, 0 for a free one (3260)'
+complete -c iscsifs-target -n _shtab_iscsifs_target_using -s p -l port -x -d 'the port, 0 for a free one (3260)'
 complete -c iscsifs-target -n _shtab_iscsifs_target_using -l name -x -d 'the name of the first target (iqn.2001-04.com.example:target0)'
 complete -c iscsifs-target -n _shtab_iscsifs_target_using -l block-size -x -d 'of a logical block (512)'
-complete -c iscsifs-target -n _shtab_iscsifs_target_using -l read-only -d 'refuse writes'
+complete -c iscsifs-target -n _shtab_iscsifs_target_using -s r -l read-only -d 'refuse writes'
 complete -c iscsifs-target -n _shtab_iscsifs_target_using -l shared -d 'let others, with --shared too, serve a FILE at the same time'
 complete -c iscsifs-target -n _shtab_iscsifs_target_using -l size -x -d 'the size of a FILE that does not exist yet, as in 10G; it is made sparse'
-complete -c iscsifs-target -n _shtab_iscsifs_target_using -l user -x -d 'only let this user in, by CHAP with the secret in --secret-file'
+complete -c iscsifs-target -n _shtab_iscsifs_target_using -s u -l user -x -d 'only let this user in, by CHAP with the secret in --secret-file'
 complete -c iscsifs-target -n _shtab_iscsifs_target_using -l secret-file -xka "(__fish_complete_path (commandline -ct))" -d 'the user'"'"'s secret, in one line; mode 0600'
 complete -c iscsifs-target -n _shtab_iscsifs_target_using -l target-user -x -d 'the target'"'"'s name for mutual CHAP'
 complete -c iscsifs-target -n _shtab_iscsifs_target_using -l target-secret-file -xka "(__fish_complete_path (commandline -ct))" -d 'the target'"'"'s secret for mutual CHAP'
