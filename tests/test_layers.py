@@ -16,11 +16,16 @@ MAY_IMPORT = {
     "scsi": {"errors", "limits"},
     "moment": set(),
     "notify": set(),
-    "initiator": {"errors", "limits", "moment", "iscsi", "scsi"},
+    "transport": {"errors", "limits", "moment", "iscsi"},
+    "initiator": {"errors", "limits", "transport", "iscsi", "scsi"},
+    "units": {"errors", "limits", "scsi"},
+    "service": {"errors", "limits", "initiator", "iscsi", "units"},
     "target": {"errors", "limits", "iscsi", "scsi", "secret", "terminal"},
     "fs": {"errors", "limits", "moment"},
 }
-"""What the rooms may import of this package; secret and terminal are for target.cli only."""
+"""What the rooms may import of this package; secret and terminal are for target.cli only.
+
+Units and sessions do not know each other: service, which knows both, hands the paths over."""
 
 SANS_IO = {"errors", "limits", "iscsi", "scsi"}
 
@@ -37,7 +42,10 @@ OUTSIDE = {
     "scsi": set[str](),
     "moment": {"trio"},
     "notify": set[str](),
+    "transport": {"trio"},
     "initiator": {"trio"},
+    "units": {"trio"},
+    "service": {"trio"},
     "target": {"trio", "crc32c"},
     "fs": {"trio", "pyfuse3"},
 }
