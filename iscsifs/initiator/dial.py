@@ -15,6 +15,7 @@ from iscsifs.errors import (
     IscsifsError,
     LoginRefused,
     LoginTimeout,
+    ProtocolError,
     RedirectionError,
     TransportError,
     reason,
@@ -157,6 +158,12 @@ class Dialler:
                 log.info("%s: %s%s; once more with less", portal, error, self._step())
                 config = again
                 continue
+            except ProtocolError as error:
+                link.close()
+                if error.pdu or self._was_let_in:
+                    raise
+                rule = f"{error.rule}; is this the port of an iSCSI target?"
+                raise ProtocolError(rule, section=error.section) from None
             except BaseException:
                 link.close()
                 raise
