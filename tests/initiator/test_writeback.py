@@ -10,8 +10,8 @@ from memory_cache import CachedUnit
 from trio.testing import wait_all_tasks_blocked
 
 from iscsifs.errors import DataLostError, IscsifsError, MediumError, TransportError, UnitError
-from iscsifs.initiator.extents import Command, Extent, cut
-from iscsifs.initiator.writeback import Done, WriteBuffer
+from iscsifs.units.extents import Command, Extent, cut
+from iscsifs.units.writeback import Done, WriteBuffer
 
 BAD_BLOCK = MediumError("a bad block", status=2)
 GONE = TransportError("gone")
@@ -122,7 +122,7 @@ async def test_data_that_there_is_no_memory_to_join_are_sent_later(
             raise MemoryError
         return Command(extent, resets)
 
-    monkeypatch.setattr("iscsifs.initiator.writeback.Command", command)
+    monkeypatch.setattr("iscsifs.units.writeback.Command", command)
     buffer = unit.open(nursery)
     for start, data in (40, b"x"), (2, b"c"), (1, b"b"):
         await write(buffer, start, data)
@@ -149,7 +149,7 @@ async def test_without_memory_to_copy_a_small_rest_nothing_is_lost(
     def no_memory(_: memoryview) -> bytes:
         raise MemoryError
 
-    monkeypatch.setattr("iscsifs.initiator.extents.bytes", no_memory, raising=False)
+    monkeypatch.setattr("iscsifs.units.extents.bytes", no_memory, raising=False)
     await write(buffer, 2, b"CDEF")
     assert unit.read(0, 8) == b"abCDEFgh"
     flushed = await begin(nursery, buffer.flush)

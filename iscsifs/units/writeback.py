@@ -27,9 +27,9 @@ from typing import Final
 import trio
 
 from iscsifs.errors import DataLostError, IscsifsError, MediumError, TransportError
-from iscsifs.initiator.commands import Unsupported
-from iscsifs.initiator.extents import Barrier, Command, Extent, State, cut
 from iscsifs.limits import MAX_ROUNDS, MAX_UNSYNCHRONISED, MAX_UNWRITTEN
+from iscsifs.units.answers import Unsupported
+from iscsifs.units.extents import Barrier, Command, Extent, State, cut
 
 log = logging.getLogger(__name__)
 
