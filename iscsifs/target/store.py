@@ -26,7 +26,7 @@ _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int6
 
 
 class Store:
-    """A range of bytes behind a file descriptor, which it owns, and which is closed with the last reference to it.
+    """A range of bytes behind a file descriptor, which is closed with the last reference to the store.
 
     Offsets, lengths and `size` are in bytes. `read` and `write` go to the page cache and never block for
     long; `sync` does. All of them raise OSError, also where the file has become shorter than `size`: what is
