@@ -103,7 +103,8 @@ LINES_A_MINUTE: Final = 200
 """Lines in the log from each place in the code that writes any, whoever caused them; the rest is counted."""
 
 REPEATS_INTERVAL: Final = 60.0
-"""Seconds in which messages of one kind are one line in the log, and a second one that counts the others."""
+"""Seconds in which messages of one kind are one line in the log, and a second one that counts the others; the
+embedded target counts so as well."""
 
 MAX_KINDS: Final = 4096
 """Kinds of messages that are counted at once; others are logged as they come."""
@@ -186,11 +187,8 @@ have open. When there are so many, a new one takes the place of one that has not
 LOGIN_TIMEOUT: Final = 10.0
 """Seconds that a login may take: it is some exchanges of short texts, for which nobody has to think."""
 
-REPEAT_INTERVAL: Final = 60.0
-"""Seconds in which a line like one that is in the log already is counted instead."""
-
 MAX_KINDS_OF_LINES: Final = 256
-"""Kinds of lines that are told apart for that: each address of a peer makes its own."""
+"""Kinds of lines that the target tells apart in counting them: each address of a peer makes its own."""
 
 KEEPALIVE_IDLE: Final = 60
 """Seconds of silence after which TCP asks whether the initiator is still there, so that one without power
