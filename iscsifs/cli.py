@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 import trio
 
 import iscsifs
-from iscsifs import initiator
+from iscsifs import service
 from iscsifs.attach import Attached, Failure, Network, NoTargetError, attach, find_targets
 from iscsifs.config import Config, configure
 from iscsifs.errors import ConfigError, IscsifsError, LoginError, LoginRefused, TransportError, reason
@@ -162,12 +162,12 @@ def ask_secret(whose: str) -> bytes:
 def main(
     argv: Sequence[str] | None = None,
     *,
-    network: Network = initiator,
+    network: Network = service,
     ask: Callable[[str], bytes] = ask_secret,
 ) -> int:
     """Run the command with *argv*, and return its exit status.
 
-    *network* takes the place of `iscsifs.initiator`, *ask* that of the terminal where a secret is asked for.
+    *network* takes the place of `iscsifs.service`, *ask* that of the terminal where a secret is asked for.
     """
     open_standard_streams()
     args = parser().parse_intermixed_args(argv)

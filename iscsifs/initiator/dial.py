@@ -15,20 +15,21 @@ from iscsifs.errors import (
     IscsifsError,
     LoginRefused,
     LoginTimeout,
+    ProtocolError,
     RedirectionError,
     TransportError,
     reason,
 )
-from iscsifs.initiator.link import Link
-from iscsifs.initiator.lookup import look_up
 from iscsifs.initiator.options import Digests, InitiatorOptions
 from iscsifs.initiator.trace import tracer
-from iscsifs.initiator.waiting import explained
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.keys import INITIATOR_OFFER, Value
 from iscsifs.iscsi.login import InitiatorLogin, LoginConfig, Redirect, Redirections, another_try, dropped
 from iscsifs.iscsi.names import Portal, TargetAddress
+from iscsifs.transport.link import Link
+from iscsifs.transport.lookup import look_up
+from iscsifs.transport.waiting import explained
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +158,12 @@ class Dialler:
                 log.info("%s: %s%s; once more with less", portal, error, self._step())
                 config = again
                 continue
+            except ProtocolError as error:
+                link.close()
+                if error.pdu or self._was_let_in:
+                    raise
+                rule = f"{error.rule}; is this the port of an iSCSI target?"
+                raise ProtocolError(rule, section=error.section) from None
             except BaseException:
                 link.close()
                 raise

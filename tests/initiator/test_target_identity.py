@@ -12,9 +12,6 @@ from memory_world import KIB, World, disk, world
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import DataLostError, IscsifsError, UnitError
-from iscsifs.initiator.probe import Description
-from iscsifs.initiator.target import PAUSE, REACTIONS, Reaction
-from iscsifs.initiator.unit import LogicalUnit
 from iscsifs.limits import NOTES_A_LIST, UNIT_GRACE
 from iscsifs.scsi.capacity import Capacity
 from iscsifs.scsi.cdb import OperationCode
@@ -32,6 +29,9 @@ from iscsifs.scsi.vpd import (
 from iscsifs.target import unit as scsi
 from iscsifs.target.disk import Disk
 from iscsifs.target.store import Store
+from iscsifs.units.block import LogicalUnit
+from iscsifs.units.identity import Description
+from iscsifs.units.inventory import PAUSE, REACTIONS, Reaction
 
 WRITE = OperationCode.WRITE_10
 BLOCK = 512

@@ -2,9 +2,12 @@
 
 import os
 import socket
+import socketserver
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from string import Template
+from threading import Thread
 
 import pytest
 from mounting import MountHosts, iscsifs, run
@@ -23,6 +26,17 @@ REFUSED = {
     "no such host of a target": ("iscsi://no-such-host.invalid/$name $mnt", 3, ["no-such-host.invalid"]),
     "no address of this family": ("-6 127.0.0.1:$port $mnt", 3, ["127.0.0.1"]),
     "no such target": ("iscsi://$portal/${name}2 $mnt", 5, ["${name}2", "not found", "-D"]),
+    "no target's port": (
+        "127.0.0.1:$web $mnt",
+        1,
+        ["127.0.0.1:$web", "port of an iSCSI target?"],
+    ),
+    "link-local address": ("fe80::1 $mnt", 2, ["fe80::1", "[fe80::1%eth0]"]),
+    "what contradicts": ("-u alice -o user=bob $portal $mnt", 2, ["--user", "leave one of them out"]),
+    "list and unmount": ("-D --unmount $portal", 2, ["-D", "leave one of them out"]),
+    "nothing to unmount": ("--unmount $mnt", 2, ["$mnt", "nothing is mounted"]),
+    "max_read": ("-o max_read=4096 $portal $mnt", 2, ["max_read", "readahead=KiB"]),
+    "log without a directory": ("--log $missing/log $portal $mnt", 2, ["$missing/log", "No such file"]),
     "no such unit": ("iscsi://$portal/$name/77 $mnt", 5, ["77", "leave the number out"]),
     "no such pattern": ("-t *:nothing $portal $mnt", 5, ["*:nothing", "-D"]),
     "wrong secret": ("-u alice --secret-file $wrong iscsi://$portal/$locked $mnt", 4, ["$locked", "0201"]),
@@ -60,7 +74,23 @@ REFUSED = {
 
 
 @pytest.fixture
-def values(tmp_path: Path, image: Path, serve: Serve, mount_hosts: MountHosts) -> dict[str, str]:
+def web() -> Iterator[int]:
+    """The port of a server that speaks another protocol."""
+
+    class Server(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n".ljust(512, b"."))
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Server) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def values(tmp_path: Path, image: Path, serve: Serve, mount_hosts: MountHosts, web: int) -> dict[str, str]:
     """A target, files and directories for the placeholders of the table."""
     chap = Chap("alice", "secret of alice")
     tgt = serve(Tgt(tmp_path, Target(NAME, [Unit(image)]), Target(LOCKED, [Unit(image)], chap)))
@@ -82,6 +112,7 @@ def values(tmp_path: Path, image: Path, serve: Serve, mount_hosts: MountHosts) -
     names = ("mnt", "directory", "full", "missing", *secrets)
     return {name: str(tmp_path / name) for name in names} | {
         "closed": str(closed),
+        "web": str(web),
         "locked": LOCKED,
         "name": NAME,
         "port": str(tgt.port),
