@@ -11,7 +11,8 @@ import trio
 
 from iscsifs.config import Config, Host
 from iscsifs.errors import IscsifsError, LoginTimeout, printable
-from iscsifs.fs.tree import Storage, TargetDescription, UnitDescription
+from iscsifs.fs.storage import Storage
+from iscsifs.fs.tree import TargetDescription, UnitDescription
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.limits import ATTACH_TIMEOUT, LOGINS_AT_ONCE, MAX_TARGETS

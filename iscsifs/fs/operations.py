@@ -40,8 +40,9 @@ from iscsifs.errors import (
 )
 from iscsifs.fs.losses import Ledger, Losses
 from iscsifs.fs.open_files import OpenFile, OpenFiles
+from iscsifs.fs.storage import Storage
 from iscsifs.fs.times import Timetable
-from iscsifs.fs.tree import MAX_NAME, Directory, File, Link, Node, Storage, Tree
+from iscsifs.fs.tree import MAX_NAME, Directory, File, Link, Node, Tree
 from iscsifs.fs.truncation import Truncations
 
 log = logging.getLogger(__name__)

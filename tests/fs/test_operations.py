@@ -18,7 +18,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs import errors
 from iscsifs.fs.operations import Operations, error_number
-from iscsifs.fs.tree import ROOT_INODE, File, Storage, TargetDescription, Tree, UnitDescription
+from iscsifs.fs.storage import Storage
+from iscsifs.fs.tree import ROOT_INODE, File, TargetDescription, Tree, UnitDescription
 
 SIZE = 10_000
 STATUS = 2  # CHECK CONDITION
