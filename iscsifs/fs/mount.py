@@ -157,12 +157,11 @@ class Mount:
     ) -> None:
         """Answer requests until the file system is unmounted from outside, or until *stop*.
 
-        *mounted* is called when the first request was answered, unless *stop* came first. Where the kernel
-        ended the connection before that, `fault` says so. After *stop* what mmap(2) has changed is
-        written back, and new requests stay unread. In the end *write_back* is called, to put what was written
-        on stable storage, and requests in work are given time: all of this together has END_TIMEOUT seconds.
-        Those that nobody waits for any more, and those that wait for a target that is away, are not waited
-        for, but where *write_back* waits for that target as well.
+        *mounted* is called when the first request was answered, unless *stop* came first. `fault` is set if
+        the kernel ended the connection before that. After *stop* the pages that mmap(2) has changed are
+        written back, and no new request is read. Then *write_back* is called, to put what was written on
+        stable storage, and requests in work are completed: all of this together has END_TIMEOUT seconds.
+        Requests that the kernel has given up, and requests to a target that is away, are not completed.
         """
         init = AmendedInit(limits.max_background)
         readiness = take_requests_in_bursts(self._headroom.has_room, init)
