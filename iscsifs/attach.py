@@ -12,11 +12,11 @@ import trio
 from iscsifs.config import Config, Host
 from iscsifs.errors import IscsifsError, LoginTimeout, printable
 from iscsifs.fs.tree import Storage, TargetDescription, UnitDescription
-from iscsifs.initiator.lookup import look_up
 from iscsifs.initiator.options import InitiatorOptions
-from iscsifs.initiator.waiting import explained
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.limits import ATTACH_TIMEOUT, LOGINS_AT_ONCE, MAX_TARGETS
+from iscsifs.transport.lookup import look_up
+from iscsifs.transport.waiting import explained
 
 _R = TypeVar("_R")
 
@@ -107,7 +107,7 @@ class Initiator(Protocol):
 
 
 class Network(Protocol):
-    """The package `iscsifs.initiator`, or what stands in for it."""
+    """The module `iscsifs.service`, or what stands in for it."""
 
     async def discover(self, portal: Portal, options: InitiatorOptions) -> Sequence[DiscoveredTarget]:
         """Ask *portal* for its targets."""

@@ -5,9 +5,8 @@ import getpass
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from signal import SIGHUP, SIGINT, SIGTERM
@@ -16,9 +15,9 @@ from typing import Final, TypeVar
 import trio
 
 import iscsifs
-from iscsifs import initiator
+from iscsifs import service
 from iscsifs.attach import Attached, Failure, Network, NoTargetError, attach, find_targets
-from iscsifs.config import Config, Host, HostSpec, initiator_name
+from iscsifs.config import Config, configure
 from iscsifs.errors import ConfigError, IscsifsError, LoginError, LoginRefused, TransportError, reason
 from iscsifs.exit_status import ExitStatus as ExitStatus
 from iscsifs.fs.background import Ready, run_in_background
@@ -28,14 +27,10 @@ from iscsifs.fs.pidfile import pid_file
 from iscsifs.fs.process import keep_in_memory
 from iscsifs.fs.tree import Storage, TargetDirectory, Tree
 from iscsifs.fs.tuning import Limits
-from iscsifs.initiator.options import InitiatorOptions
-from iscsifs.iscsi.chap import Credentials
-from iscsifs.iscsi.names import DEFAULT_PORT
 from iscsifs.limits import ATTACH_TIMEOUT, END_TIMEOUT, LAST_LOGOUT_TIMEOUT
 from iscsifs.logs import log_to_file, log_to_file_too, log_to_syslog, log_to_terminal, tell_repeats
 from iscsifs.mount_options import OPTIONS, MountOptions
 from iscsifs.notify import notify
-from iscsifs.secret import SecretFile, forbid_core_dumps, read_secret
 from iscsifs.terminal import OutputError, Parser, complain, open_standard_streams, say
 from iscsifs.unmount import unmount
 
@@ -164,96 +159,15 @@ def ask_secret(whose: str) -> bytes:
     return getpass.getpass(f"CHAP secret of {whose}: ").encode(errors="surrogateescape")
 
 
-def configure(args: argparse.Namespace, ask: Callable[[str], bytes]) -> Config:
-    """Return what *args*, a command line that was parsed, mean. Raises ConfigError."""
-    operands: list[str] = args.operands
-    mount_point = None
-    if not args.discover:
-        if len(operands) < 2:
-            raise ConfigError("give a host and a mount point, or -D and a host; see iscsifs -h")
-        # Absolute, because the background has another working directory.
-        mount_point = Path(os.path.abspath(operands.pop()))
-    if not operands:
-        raise ConfigError("give a host to list the targets of; see iscsifs -h")
-    mount_options = MountOptions.parse(args.options, read_only=args.read_only)
-    _merge(args, mount_options.command)
-    specs = [HostSpec.parse(operand, args.port or DEFAULT_PORT) for operand in operands]
-    if args.discover and any(spec.target for spec in specs):
-        raise ConfigError("-D lists what a host has; give it without a target name")
-    users = dict.fromkeys(spec.user or args.user for spec in specs)
-    if any(users):
-        forbid_core_dumps()
-    credentials = dict(zip(users, _credentials(args, list(users), ask), strict=True))
-    options = replace(
-        InitiatorOptions(
-            initiator_name(args.initiator),
-            discovery_auth=args.discovery_auth or "auto",
-            digests=args.digest or "none",
-            family=socket.AddressFamily(args.family),
-        ),
-        **mount_options.session,
-    )
-    return Config(
-        tuple(
-            Host(spec, replace(options, credentials=credentials[spec.user or args.user])) for spec in specs
-        ),
-        mount_point,
-        mount_options,
-        tuple(args.patterns or ()),
-        args.foreground or args.debug,
-        ",".join(operands),
-        args.pid_file,
-    )
-
-
-def _merge(args: argparse.Namespace, options: Mapping[str, object]) -> None:
-    """Put into *args* what the *options* of -o say. Raises ConfigError where a flag says something else."""
-    for name, value in options.items():
-        given = getattr(args, name)
-        if isinstance(value, list):
-            value = (given or []) + value
-        elif given not in (None, value):
-            option = name.replace("_", "-")
-            raise ConfigError(f"--{option} and -o {name}= contradict each other; leave one of them out")
-        setattr(args, name, value)
-
-
-def _credentials(
-    args: argparse.Namespace, users: list[str | None], ask: Callable[[str], bytes]
-) -> list[Credentials | None]:
-    """Return the credentials of each of *users*, None for None."""
-    mutual = args.target_user is not None or args.target_secret_file is not None
-    chap = "chap" in (args.auth, args.discovery_auth)
-    if None in users and (chap or mutual or args.secret_file is not None):
-        raise ConfigError("CHAP needs a user; give -u USER or USER@HOST")
-    if args.auth == "none":
-        if users != [None]:
-            raise ConfigError("-a none has no use for a user; leave one of the two out")
-        return [None]
-    secret_of = (
-        SecretFile(args.secret_file).secret_of if args.secret_file else lambda user: ask(f'user "{user}"')
-    )
-    secrets = [None if user is None else secret_of(user) for user in users]
-    target_secret = None
-    if args.target_secret_file is not None:
-        target_secret = read_secret(args.target_secret_file, args.target_user)
-    elif mutual:
-        target_secret = ask(f'target "{args.target_user}"')
-    return [
-        None if user is None or secret is None else Credentials(user, secret, args.target_user, target_secret)
-        for user, secret in zip(users, secrets, strict=True)
-    ]
-
-
 def main(
     argv: Sequence[str] | None = None,
     *,
-    network: Network = initiator,
+    network: Network = service,
     ask: Callable[[str], bytes] = ask_secret,
 ) -> int:
     """Run the command with *argv*, and return its exit status.
 
-    *network* takes the place of `iscsifs.initiator`, *ask* that of the terminal where a secret is asked for.
+    *network* takes the place of `iscsifs.service`, *ask* that of the terminal where a secret is asked for.
     """
     open_standard_streams()
     args = parser().parse_intermixed_args(argv)

@@ -1,9 +1,12 @@
 """What the user wants: the hosts, the mount options, the secrets and our own name, checked."""
 
+import argparse
 import hashlib
 import hmac
+import os
 import re
 import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,8 +14,10 @@ from typing import Final, Self
 
 from iscsifs.errors import ConfigError, printable
 from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.iscsi.chap import Credentials
 from iscsifs.iscsi.names import DEFAULT_PORT, Portal, check_name, name_fault
 from iscsifs.mount_options import MountOptions
+from iscsifs.secret import SecretFile, forbid_core_dumps, read_secret
 
 INITIATOR_NAME_FILE: Final = Path("/etc/iscsi/initiatorname.iscsi")
 """Where this machine's initiator name stands, as open-iscsi has it."""
@@ -131,6 +136,91 @@ class Config:
     def wants(self, target_name: str) -> bool:
         """Say whether a discovered target is to be logged in to."""
         return not self.patterns or any(fnmatchcase(target_name, pattern) for pattern in self.patterns)
+
+
+def configure(args: argparse.Namespace, ask: Callable[[str], bytes]) -> Config:
+    """Return what *args* mean, a command line that was parsed; they are changed by that. Raises ConfigError.
+
+    *ask* returns a secret from the terminal, and gets the words for whose it is. Before the first secret is
+    read core dumps are forbidden.
+    """
+    operands: list[str] = args.operands
+    mount_point = None
+    if not args.discover:
+        if len(operands) < 2:
+            raise ConfigError("give a host and a mount point, or -D and a host; see iscsifs -h")
+        # Absolute, because the background has another working directory.
+        mount_point = Path(os.path.abspath(operands.pop()))
+    if not operands:
+        raise ConfigError("give a host to list the targets of; see iscsifs -h")
+    mount_options = MountOptions.parse(args.options, read_only=args.read_only)
+    _merge(args, mount_options.command)
+    specs = [HostSpec.parse(operand, args.port or DEFAULT_PORT) for operand in operands]
+    if args.discover and any(spec.target for spec in specs):
+        raise ConfigError("-D lists what a host has; give it without a target name")
+    users = dict.fromkeys(spec.user or args.user for spec in specs)
+    if any(users):
+        forbid_core_dumps()
+    credentials = dict(zip(users, _credentials(args, list(users), ask), strict=True))
+    options = replace(
+        InitiatorOptions(
+            initiator_name(args.initiator),
+            discovery_auth=args.discovery_auth or "auto",
+            digests=args.digest or "none",
+            family=socket.AddressFamily(args.family),
+        ),
+        **mount_options.session,
+    )
+    return Config(
+        tuple(
+            Host(spec, replace(options, credentials=credentials[spec.user or args.user])) for spec in specs
+        ),
+        mount_point,
+        mount_options,
+        tuple(args.patterns or ()),
+        args.foreground or args.debug,
+        ",".join(operands),
+        args.pid_file,
+    )
+
+
+def _merge(args: argparse.Namespace, options: Mapping[str, object]) -> None:
+    """Put into *args* what the *options* of -o say. Raises ConfigError where a flag says something else."""
+    for name, value in options.items():
+        given = getattr(args, name)
+        if isinstance(value, list):
+            value = (given or []) + value
+        elif given not in (None, value):
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} and -o {name}= contradict each other; leave one of them out")
+        setattr(args, name, value)
+
+
+def _credentials(
+    args: argparse.Namespace, users: list[str | None], ask: Callable[[str], bytes]
+) -> list[Credentials | None]:
+    """Return the credentials of each of *users*, None for None."""
+    mutual = args.target_user is not None or args.target_secret_file is not None
+    chap = "chap" in (args.auth, args.discovery_auth)
+    if None in users and (chap or mutual or args.secret_file is not None):
+        raise ConfigError("CHAP needs a user; give -u USER or USER@HOST")
+    if args.auth == "none":
+        if users != [None]:
+            raise ConfigError("-a none has no use for a user; leave one of the two out")
+        return [None]
+    secret_of = (
+        SecretFile(args.secret_file).secret_of if args.secret_file else lambda user: ask(f'user "{user}"')
+    )
+    secrets = [None if user is None else secret_of(user) for user in users]
+    target_secret = None
+    if args.target_secret_file is not None:
+        target_secret = read_secret(args.target_secret_file, args.target_user)
+    elif mutual:
+        target_secret = ask(f'target "{args.target_user}"')
+    return [
+        None if user is None or secret is None else Credentials(user, secret, args.target_user, target_secret)
+        for user, secret in zip(users, secrets, strict=True)
+    ]
 
 
 def initiator_name(

@@ -4,7 +4,8 @@
     ├── ConfigError              what the user gave cannot be used
     ├── TransportError           the network: unreachable, refused, closed, silent
     │   ├── ConnectionClosed     the other end closed or reset the connection
-    │   └── LoginTimeout         it took the connection, but did not finish the login in time
+    │   ├── LoginTimeout         it took the connection, but did not finish the login in time
+    │   └── PathLost             the connection was lost before a command was answered
     ├── ProtocolError            the peer broke a rule of RFC 7143
     │   └── DigestError          a CRC32C did not match
     ├── LoginError               the login ended without a session
@@ -74,6 +75,14 @@ class ConnectionClosed(TransportError):
 
 class LoginTimeout(TransportError):
     """The target has taken the connection, but had not finished the login in time."""
+
+
+class PathLost(TransportError):
+    """The path was lost before a command was answered; *sent* says whether the target may have seen it."""
+
+    def __init__(self, *, sent: bool) -> None:
+        super().__init__("the connection was lost")
+        self.sent = sent
 
 
 class ProtocolError(IscsifsError):

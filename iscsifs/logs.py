@@ -1,4 +1,4 @@
-"""Where messages go: to the terminal in the foreground, to syslog in the background.
+"""Where messages go: to the terminal in the foreground, to syslog in the background, or to a file.
 
 What a target or a load repeats is counted: the first message of a kind is logged at once, the others of the
 next REPEATS_INTERVAL are one line more (`tell_repeats`). Messages from one place in the code are of one kind
@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TextIO
@@ -179,6 +179,26 @@ class _Moderator(logging.Filter):
         return lines < LINES_A_MINUTE
 
 
+class _Distributor(logging.Handler):
+    """Hands what passes its filters to each of *outputs*.
+
+    The filters count, and alter what they let pass, so a message must come by them once, however many outputs
+    there are. At the level DEBUG there are none.
+    """
+
+    def __init__(self, outputs: Sequence[logging.Handler], level: int) -> None:
+        super().__init__()
+        self.outputs: Final = tuple(outputs)
+        if level > logging.DEBUG:
+            self.addFilter(_Repeats())
+            self.addFilter(_Moderator())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand *record* on."""
+        for output in self.outputs:
+            output.handle(record)
+
+
 def log_to_terminal(level: int) -> None:
     """Log messages of *level* and above to the standard error.
 
@@ -188,7 +208,7 @@ def log_to_terminal(level: int) -> None:
     is_debug = level <= logging.DEBUG
     layout = "iscsifs: %(asctime)s.%(msecs)03d %(message)s" if is_debug else "iscsifs: %(message)s"
     handler.setFormatter(_TerminalFormatter(is_debug, layout))
-    _replace_handlers(handler, level)
+    _log_to([handler], level)
 
 
 def log_to_file(path: Path) -> None:
@@ -197,42 +217,42 @@ def log_to_file(path: Path) -> None:
     level = logging.getLogger().level
     layout = "%(asctime)s.%(msecs)03d iscsifs[%(process)d]: %(levelname)s: %(message)s"
     handler.setFormatter(_TerminalFormatter(level <= logging.DEBUG, layout))
-    if level > logging.DEBUG:
-        handler.addFilter(_Repeats())
-        handler.addFilter(_Moderator())
-    logging.getLogger().addHandler(handler)
+    _log_to([*_outputs(), handler], level)
 
 
 def log_to_file_too(message: str) -> None:
     """Log an error that the terminal was told to the file, where there is one."""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, _FileHandler):
-            with handler.lock or nullcontext():
-                handler.emit(logging.LogRecord("iscsifs", logging.ERROR, __file__, 0, message, None, None))
+    for handler in _files():
+        handler.handle(logging.LogRecord("iscsifs", logging.ERROR, __file__, 0, message, None, None))
 
 
 def log_to_syslog() -> None:
     """Log to the file that there is, else to the system's log from now on, where and while there is one."""
-    handler: logging.Handler
-    files = [old for old in logging.getLogger().handlers if isinstance(old, _FileHandler)]
-    try:
-        handler = logging.NullHandler() if files else _SyslogHandler()
-    except OSError:
-        handler = logging.NullHandler()
-    handler.setFormatter(logging.Formatter("iscsifs[%(process)d]: %(message)s"))
-    _replace_handlers(handler, logging.getLogger().level, files)
+    outputs: list[logging.Handler] = [*_files()]
+    if not outputs:
+        with suppress(OSError):
+            outputs = [_SyslogHandler()]
+            outputs[0].setFormatter(logging.Formatter("iscsifs[%(process)d]: %(message)s"))
+    _log_to(outputs, logging.getLogger().level)
 
 
-def _replace_handlers(handler: logging.Handler, level: int, keep: Sequence[logging.Handler] = ()) -> None:
+def _outputs() -> list[logging.Handler]:
+    """Return where messages go now."""
+    handlers = logging.getLogger().handlers
+    return [output for handler in handlers if isinstance(handler, _Distributor) for output in handler.outputs]
+
+
+def _files() -> list[_FileHandler]:
+    return [output for output in _outputs() if isinstance(output, _FileHandler)]
+
+
+def _log_to(outputs: Sequence[logging.Handler], level: int) -> None:
+    """Log to *outputs* alone, what is of *level* and above; those that are not wanted any more are closed."""
     tell_repeats(0.0)
     root = logging.getLogger()
-    for old in root.handlers[:]:
-        if old in keep:
-            continue
+    for old in [*_outputs(), *root.handlers]:
         root.removeHandler(old)
-        old.close()
-    if level > logging.DEBUG:
-        handler.addFilter(_Repeats())
-        handler.addFilter(_Moderator())
-    root.addHandler(handler)
+        if old not in outputs:
+            old.close()
+    root.addHandler(_Distributor(outputs, level))
     root.setLevel(level)

@@ -167,7 +167,9 @@ def says(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
             record.getMessage()
             for record in caplog.records
             if record.levelno >= logging.WARNING
-            and record.name.startswith(("iscsifs.initiator", "iscsifs.fs"))
+            and record.name.startswith(
+                ("iscsifs.initiator", "iscsifs.transport", "iscsifs.units", "iscsifs.fs")
+            )
         ]
 
     return lines

@@ -9,12 +9,9 @@ import trio
 
 from iscsifs.errors import TransportError
 from iscsifs.initiator.dial import Dialler
-from iscsifs.initiator.link import Link
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.initiator.session import Session as InitiatorSession
 from iscsifs.initiator.session import State
-from iscsifs.initiator.target import Target
-from iscsifs.initiator.unit import LogicalUnit
 from iscsifs.iscsi import serial
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.connection import Connection
@@ -34,6 +31,7 @@ from iscsifs.iscsi.pdu import (
 from iscsifs.scsi.cdb import OperationCode
 from iscsifs.scsi.sense import Sense
 from iscsifs.scsi.vpd import Page
+from iscsifs.service import ManagedTarget
 from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
 from iscsifs.target.login import TargetConfig
@@ -49,6 +47,8 @@ from iscsifs.target.unit import (
     Identity,
     Nexus,
 )
+from iscsifs.transport.link import Link
+from iscsifs.units.block import LogicalUnit
 
 TARGET = "iqn.2001-04.com.example:disk"
 CHANGING_CODES = WRITE_CODES | WRITE_SAME_CODES | SYNCHRONIZE_CODES | {OperationCode.UNMAP}
@@ -193,7 +193,7 @@ class San:
         """Log in and find the unit."""
         self._session = InitiatorSession(TARGET, self._dial, self._options, await self._dial())
         self._nursery.start_soon(self._session.run)
-        target = Target(TARGET, cast(Dialler, self), self._session, self._options, self._nursery)
+        target = ManagedTarget(TARGET, cast(Dialler, self), self._session, self._options, self._nursery)
         await target.find_units()
         (self.unit,) = target.units
 
@@ -204,7 +204,7 @@ class San:
     @property
     def is_up(self) -> bool:
         """Whether commands are sent as they come."""
-        return self._session.state is State.UP and not self._session._held
+        return self._session.state is State.UP and not self.unit.queue.is_suspended
 
     def exchange(self, report: Sense) -> None:
         """Put an empty disk in the place of the disk, and have *report* be all that tells of it."""

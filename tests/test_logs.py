@@ -11,7 +11,7 @@ import pytest
 
 from iscsifs.errors import MediumError
 from iscsifs.limits import LINES_A_MINUTE, MAX_KINDS, REPEATS_INTERVAL
-from iscsifs.logs import _Repeats, log_to_syslog, log_to_terminal, tell_repeats
+from iscsifs.logs import _Repeats, log_to_file, log_to_syslog, log_to_terminal, tell_repeats
 
 log = logging.getLogger("iscsifs.test")
 
@@ -119,6 +119,39 @@ def test_who_looks_for_a_bug_sees_everything(capsys: pytest.CaptureFixture[str])
     log_to_terminal(logging.DEBUG)
     complain(LINES_A_MINUTE + 7)
     assert len(capsys.readouterr().err.splitlines()) == LINES_A_MINUTE + 7
+
+
+def test_a_terminal_and_a_file_get_the_same_lines(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is counted, is counted once, and told to both."""
+    log_to_terminal(logging.WARNING)
+    log_to_file(tmp_path / "log")
+
+    def lines() -> tuple[list[str], list[str]]:
+        shown = [line.removeprefix("iscsifs: ") for line in capsys.readouterr().err.splitlines()]
+        kept = [line.partition(": ERROR: ")[2] for line in (tmp_path / "log").read_text().splitlines()]
+        (tmp_path / "log").write_text("")
+        return shown, kept
+
+    repeat(3, kind="lun0: cannot be read")
+    repeat(1, created=REPEATS_INTERVAL, kind="lun0: cannot be read")
+    wanted = [
+        "lun0: LBA 0 cannot be read",
+        f"lun0: LBA 0 cannot be read (2 more like this in the last {REPEATS_INTERVAL:.0f} s)",
+    ]
+    assert lines() == (wanted, wanted)
+    repeat(2, created=REPEATS_INTERVAL, kind="lun0: cannot be read")
+    monkeypatch.setattr("iscsifs.logs.time.time", lambda: 2 * REPEATS_INTERVAL)
+    tell_repeats()
+    wanted = [f"lun0: LBA 1 cannot be read (2 more like this in the last {REPEATS_INTERVAL:.0f} s)"]
+    assert lines() == (wanted, wanted)
+    complain(LINES_A_MINUTE + 7, now=1000.0)
+    lines()
+    complain(1, now=1060.0)
+    shown, _ = lines()
+    assert shown == ["complaint 0 (7 more like this were left out)"]
+    log_to_terminal(logging.WARNING)  # which closes the file
 
 
 # The background has no terminal.

@@ -11,10 +11,9 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
+from itertools import count
 from time import time_ns
-from typing import Any, Concatenate, Final, NoReturn, ParamSpec, Self, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
@@ -39,9 +38,11 @@ from iscsifs.errors import (
     TruncationError,
     WriteProtectedError,
 )
-from iscsifs.fs.losses import Handle, Ledger, Losses
+from iscsifs.fs.losses import Ledger, Losses
+from iscsifs.fs.open_files import OpenFile, OpenFiles
+from iscsifs.fs.times import Timetable
 from iscsifs.fs.tree import MAX_NAME, Directory, File, Link, Node, Storage, Tree
-from iscsifs.fs.truncation import Writers
+from iscsifs.fs.truncation import Truncations
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +66,6 @@ _SECTOR: Final = 512  # the unit of st_blocks, and of what statfs answers
 
 _TIME_TO_CLOSE: Final = 1.0
 """Seconds that a close waits for a target that is away."""
-
-_TIME_TO_RELEASE: Final = 1.0
-"""Seconds for the kernel to tell that a file was closed: it does so some time after close(2)."""
 
 # A name can come to stand for another unit (a LUN that was replaced); an attribute changes only with
 # `Operations.changed`.
@@ -110,45 +108,6 @@ def _handler(
     return guarded
 
 
-@dataclass(slots=True)
-class _Times:
-    """The times of a unit, in nanoseconds since 1970, and the inode that shows them."""
-
-    inode: int
-    atime_ns: int
-    mtime_ns: int
-    ctime_ns: int
-
-    def modify(self) -> None:
-        """Take note that the content has changed, or may have."""
-        self.mtime_ns = self.ctime_ns = time_ns()
-
-
-@dataclass(slots=True)
-class _OpenFile:
-    """A file handle, with what it was told of lost writes.
-
-    *writes*: it may write; *direct*: it was opened O_DIRECT; *sync*: each write has to reach stable storage
-    (O_SYNC, O_DSYNC). As a context manager it counts the requests in work.
-    """
-
-    storage: Storage
-    losses: Handle
-    inode: int
-    times: _Times
-    writes: bool
-    sync: bool
-    direct: bool
-    in_work: int = 0
-
-    def __enter__(self) -> Self:
-        self.in_work += 1
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.in_work -= 1
-
-
 class Operations(pyfuse3.Operations):
     """The handlers of one mount.
 
@@ -184,15 +143,16 @@ class Operations(pyfuse3.Operations):
         self._sync = sync
         self._exclusive = exclusive
         self._time_ns = time_ns()  # of directories and links
-        self._times: WeakKeyDictionary[Storage, _Times] = WeakKeyDictionary()
-        self._released = trio.Event()  # a new one after each release
+        self._times = Timetable()
         self.drop_pages: Callable[[bytes], None] = lambda path: None
         """Called with the path, below the mount point, of a file whose cached pages may be old."""
-        self._handle = 0
-        self._files: dict[int, _OpenFile] = {}
+        self._handles = count(1)
+        self._files = OpenFiles()
         self._written: dict[Storage, None] = {}  # what was ever opened to be written
         self._losses = Ledger(lambda storage: any(file.storage is storage for file in tree.files()))
-        self._writers = Writers(lambda inode: pyfuse3.invalidate_inode(inode, attr_only=False))
+        self._truncations = Truncations(
+            self._files, lambda inode: pyfuse3.invalidate_inode(inode, attr_only=False)
+        )
         self._listings: dict[int, list[tuple[bytes, Node]]] = {}
 
     @property
@@ -207,7 +167,7 @@ class Operations(pyfuse3.Operations):
 
     def has_work(self) -> bool:
         """Say whether any request is in work that does not wait for a target that is away."""
-        return any(file.in_work and not file.storage.is_away for file in self._files.values())
+        return any(file.in_work and not file.storage.is_away for file in self._files)
 
     def changed(self, nodes: Iterable[File | Link]) -> None:
         """Have the kernel ask again for the size and the mode of *nodes*, which may be others now."""
@@ -220,12 +180,12 @@ class Operations(pyfuse3.Operations):
         Its times move on, and pages that were read before are dropped. Where nobody has it open the next open
         does that.
         """
-        times = self._times.get(storage)
+        times = self._times.known(storage)
         if times is None:
             return  # nobody has looked at it
         times.modify()
         _forget_attributes(times.inode)
-        if any(file.storage is storage for file in self._files.values()):
+        if self._files.of(storage):
             path = self._tree.path_of(times.inode)
             if path is not None:
                 self.drop_pages(path)
@@ -267,11 +227,12 @@ class Operations(pyfuse3.Operations):
             if fields.update_atime or fields.update_mtime:
                 raise FUSEError(errno.EPERM)
             return now
-        times = self._times_of(node)
+        times = self._times.of(node)
         if fields.update_size:
             if self._is_read_only(node.storage):
                 raise FUSEError(errno.EROFS)
-            await self._writers.truncate(node, attr.st_size, fh, _thread(ctx))
+            file = None if fh is None else self._files[fh]
+            await self._truncations.truncate(node, attr.st_size, file, _thread(ctx))
             times.modify()
         if fields.update_atime:
             times.atime_ns = attr.st_atime_ns
@@ -294,9 +255,9 @@ class Operations(pyfuse3.Operations):
         node = self._node(inode)
         if not isinstance(node, Directory):
             raise FUSEError(errno.ENOTDIR)
-        self._handle += 1
-        self._listings[self._handle] = node.listing()
-        return self._handle
+        fh = next(self._handles)
+        self._listings[fh] = node.listing()
+        return fh
 
     @_handler
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
@@ -336,39 +297,35 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EROFS)
         if flags & os.O_TRUNC:
             # Seen only where FUSE_INIT could not be amended: the size will be 0 for all others for a moment.
-            await self._until_free(storage, for_writing=False)
+            await self._require_free(lambda: not self._files.of(storage))
         if writes:
             if self._exclusive:
-                await self._until_free(storage, for_writing=True)
+                await self._require_free(lambda: not self._files.writers(storage))
             self._written[storage] = None
-        self._handle += 1
-        fh = self._handle
-        if writes:
-            await self._writers.open(fh, node, _thread(ctx), truncate=bool(flags & os.O_TRUNC))
-        self._files[fh] = _OpenFile(
+        file = OpenFile(
             storage,
             self._losses.open(storage),
             inode,
-            self._times_of(node),
+            self._times.of(node),
+            _thread(ctx),
             writes=writes,
             sync=self._sync or bool(flags & os.O_DSYNC),  # a bit that O_SYNC has as well
             direct=bool(flags & os.O_DIRECT),
         )
+        fh = next(self._handles)
+        self._files.add(fh, file)
+        if writes and flags & os.O_TRUNC:
+            try:
+                await self._truncations.truncate(node, 0, file, file.pid)
+            except BaseException:
+                self._files.remove(fh)
+                raise
         return FileInfo(fh=fh, direct_io=self._direct_io, keep_cache=False)
 
-    async def _until_free(self, storage: Storage, *, for_writing: bool) -> None:
-        """Return when nobody has *storage* open, or open *for_writing*; raise EBUSY if that takes long."""
-
-        def is_in_use() -> bool:
-            return any(
-                file.storage is storage and (file.writes or not for_writing) for file in self._files.values()
-            )
-
-        with trio.move_on_after(_TIME_TO_RELEASE):
-            while is_in_use():
-                await self._released.wait()
-            return
-        raise FUSEError(errno.EBUSY)
+    async def _require_free(self, is_free: Callable[[], bool]) -> None:
+        """Raise EBUSY unless the files that are open permit another one, or do so in a moment."""
+        if not await self._files.wait_until(is_free):
+            raise FUSEError(errno.EBUSY)
 
     @_handler
     async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
@@ -410,10 +367,10 @@ class Operations(pyfuse3.Operations):
             try:
                 await storage.write(off, buf, file.sync)
             finally:
-                file.times.mtime_ns = file.times.ctime_ns = time_ns()
-            self._writers.used(fh)
+                file.times.modify()
+            file.used()
             if storage.take_stale():
-                await self._writers.drop_pages_behind(file.inode, off, len(buf))
+                await self._truncations.drop_pages_behind(file.inode, off, len(buf))
             if file.sync:
                 file.losses.report()
             if crosses and file.direct:
@@ -428,7 +385,7 @@ class Operations(pyfuse3.Operations):
         """
         with self._files[fh] as file:
             if file.writes:
-                self._writers.flushed(fh)
+                file.flushed()
                 await self._drain(file.storage)
                 if (failure := file.losses.untold) is not None:
                     raise FUSEError(error_number(failure))  # the log has had it
@@ -478,10 +435,7 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def release(self, fh: int) -> None:
         """Forget an open file."""
-        if self._files.pop(fh).writes:
-            self._writers.remove(fh)
-        self._released.set()
-        self._released = trio.Event()
+        self._files.remove(fh)
 
     async def _refuse(self, *args: Any) -> NoReturn:
         """Refuse to change the tree."""
@@ -495,14 +449,6 @@ class Operations(pyfuse3.Operations):
         if node is None:
             raise FUSEError(errno.ESTALE)
         return node
-
-    def _times_of(self, file: File) -> _Times:
-        """Return the times of *file*: those of the first look at its unit, until something changes them."""
-        times = self._times.get(file.storage)
-        if times is None:
-            now = time_ns()
-            times = self._times[file.storage] = _Times(file.inode, now, now, now)
-        return times
 
     def _is_read_only(self, storage: Storage) -> bool:
         return self._read_only or storage.read_only
@@ -529,7 +475,7 @@ class Operations(pyfuse3.Operations):
                 attributes.st_size = storage.size
                 attributes.st_blocks = storage.size // _SECTOR
                 attributes.st_blksize = _request_size(storage)
-                times = self._times_of(node)
+                times = self._times.of(node)
                 attributes.st_atime_ns = times.atime_ns
                 attributes.st_mtime_ns = times.mtime_ns
                 attributes.st_ctime_ns = times.ctime_ns

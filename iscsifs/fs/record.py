@@ -4,6 +4,9 @@ The file is locked (flock(2)) as long as the process lives; the kernel drops the
 So a record that is not locked belongs to nobody, and whoever meets it removes it. Its lines are JSON: first
 what the mount is, then what is said during its end, and last the exit status. A process that ends removes its
 file, so whoever wants to know the end has to have it open before.
+
+Root reads the records of other users too, who may write anything there. So a record is believed only about
+the mounts of its owner, lines are read up to LONGEST_LINE, and control characters are escaped.
 """
 
 import fcntl
@@ -18,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeGuard
 
 from iscsifs.errors import reason
 
@@ -29,6 +32,12 @@ _LOOK_INTERVAL: Final = 0.05
 _QUIET: Final = 3.0
 _LAST_STEPS: Final = 2.0
 """Seconds that a process has for its last steps, when it has told its end."""
+
+_MAX_PID: Final = (1 << 31) - 1
+_MAX_STATUS: Final = 255
+
+LONGEST_LINE: Final = 64 * 1024
+"""Bytes of one line of a record that are read; what is longer is none of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,13 +175,33 @@ def _living(place: int) -> Iterator[tuple[dict[str, Any], int]]:
         except OSError:
             continue
         if _is_locked(descriptor):
-            with suppress(ValueError, TypeError), open(os.dup(descriptor), encoding="utf-8") as file:
-                yield dict(json.loads(file.readline())), descriptor
-                continue
+            with suppress(OSError):
+                fields = _fields(os.pread(descriptor, LONGEST_LINE, 0).partition(b"\n")[0])
+                if _is_number(fields.get("pid"), _MAX_PID):
+                    yield fields, descriptor
+                    continue
         elif stat.S_ISREG(os.fstat(descriptor).st_mode):
             with suppress(OSError):
                 os.unlink(name, dir_fd=place)
         os.close(descriptor)
+
+
+def _fields(line: bytes) -> dict[str, Any]:
+    """Return what a line says; nothing where it is not one of ours."""
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _is_number(value: object, maximum: int) -> TypeGuard[int]:
+    return isinstance(value, int) and 0 <= value <= maximum
+
+
+def _shown(text: str) -> str:
+    """Return *text* with every character escaped that could steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _is_locked(descriptor: int) -> bool:
@@ -189,7 +218,7 @@ class Watch:
 
     def __init__(self, fields: dict[str, Any], descriptor: int) -> None:
         self._descriptor = descriptor
-        self.pid = int(fields["pid"])
+        self.pid: int = fields["pid"]
         self._process: int | None = None
         with suppress(OSError):  # it may be in another namespace of processes
             self._process = os.pidfd_open(self.pid)
@@ -219,16 +248,19 @@ class Watch:
         None is for a process that did not tell one: it was killed.
         """
         began, is_ending, status = time.monotonic(), False, None
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
-        with open(self._descriptor, encoding="utf-8") as file:
+        with open(self._descriptor, "rb") as file:
+            file.seek(0)
+            begun = b""
             while True:
                 over = not _is_locked(file.fileno())
-                for line in file:
-                    fields = json.loads(line)
-                    is_ending = is_ending or "ending" in fields
-                    status = fields.get("status", status)
-                    if "message" in fields:
-                        say(str(fields["message"]))
+                while chunk := file.read(LONGEST_LINE):
+                    *lines, begun = (begun[:LONGEST_LINE] + chunk).split(b"\n")
+                    for fields in map(_fields, lines):
+                        is_ending = is_ending or "ending" in fields
+                        if _is_number(told := fields.get("status"), _MAX_STATUS):
+                            status = told
+                        if "message" in fields:
+                            say(_shown(str(fields["message"])))
                 if over:
                     break
                 if not is_ending and time.monotonic() - began > _QUIET:

@@ -20,16 +20,16 @@ from iscsifs.errors import (
     TransportError,
     reason,
 )
-from iscsifs.initiator.link import Link
-from iscsifs.initiator.lookup import look_up
 from iscsifs.initiator.options import Digests, InitiatorOptions
 from iscsifs.initiator.trace import tracer
-from iscsifs.initiator.waiting import explained
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.keys import INITIATOR_OFFER, Value
 from iscsifs.iscsi.login import InitiatorLogin, LoginConfig, Redirect, Redirections, another_try, dropped
 from iscsifs.iscsi.names import Portal, TargetAddress
+from iscsifs.transport.link import Link
+from iscsifs.transport.lookup import look_up
+from iscsifs.transport.waiting import explained
 
 log = logging.getLogger(__name__)
 

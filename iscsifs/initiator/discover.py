@@ -5,12 +5,12 @@ import trio
 from iscsifs.errors import TransportError
 from iscsifs.initiator.dial import Dialler
 from iscsifs.initiator.options import InitiatorOptions
-from iscsifs.initiator.waiting import explained
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.discovery import DiscoveredTarget, read_targets
 from iscsifs.iscsi.events import Event, Logout, LogoutRequested, Text
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.limits import ANSWER_TIMEOUT, LAST_LOGOUT_TIMEOUT
+from iscsifs.transport.waiting import explained
 
 
 async def discover(

@@ -1,28 +1,23 @@
-"""A session: commands in, answers out, whatever happens to the connection in between (RFC 7143 section
-7.1.4.4).
+"""A session: one way to one target, over one connection at a time (RFC 7143 section 4.2.1).
 
-A session has one connection at a time. When that is lost, the session logs in again with the same ISID,
-which makes the target forget the old one (section 6.3.5), and sends what was not answered again. Callers
-notice only that it takes longer, until the replacement time-out is over.
-
-Who owns the session may have it `hold` the commands for units that may be others now, after a new login or
-because of what they report, until they were looked at. Probes, by which that is done, are never held.
+A session logs in, numbers and times commands, and stays alive: when its connection is lost it logs in
+again with the same ISID, which makes the target forget the old session (section 6.3.5). It keeps no
+command. What a lost connection leaves unanswered it hands back with `PathLost`, in the order of sending;
+whether and when that is sent again is the business of the unit's queue.
 """
 
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from enum import Enum, auto
-from functools import partial
 from typing import Final
 
 import trio
 
-from iscsifs.errors import CommandTimeout, IscsifsError, TransportError
-from iscsifs.initiator.link import Link
+from iscsifs.errors import IscsifsError, PathLost, TransportError
+from iscsifs.initiator.keepalive import Keepalive
 from iscsifs.initiator.options import InitiatorOptions
-from iscsifs.initiator.pulse import Pulse
 from iscsifs.iscsi.events import (
     ConnectionDropped,
     Event,
@@ -40,81 +35,75 @@ from iscsifs.limits import (
     LAST_LOGOUT_TIMEOUT,
     LOGOUT_TIMEOUT,
     MANAGEMENT_TIMEOUT,
-    MAX_ATTEMPTS,
     MAX_TIME2WAIT,
     NOTES_A_MINUTE,
 )
 from iscsifs.scsi.cdb import describe
-from iscsifs.scsi.luns import lun_label
 from iscsifs.scsi.sense import Sense, SenseKey
+from iscsifs.transport.link import Link
 
 log = logging.getLogger(__name__)
 
 TICK: Final = 1.0
-"""Seconds between two looks at all the time-outs of a session."""
+"""Seconds between two looks at the time-outs of a session."""
 
 FIRST_DELAY: Final = 0.25
 """Seconds before the second attempt to log in again; the first comes at once, if Time2Wait allows it."""
 
 LONGEST_DELAY: Final = 5.0
-"""Seconds at most between two attempts; a session that lives as long has shown that it is no use waiting."""
+"""Seconds at most between two attempts; a session that lived this long resets the back-off."""
 
 _RESET: Final = Sense(SenseKey.UNIT_ATTENTION, 0x29, 0x03).pack()
 """The sense data of a unit that was reset (SPC-3 section 4.5.6)."""
 
 
 class State(Enum):
-    """What a session can do with a command."""
+    """What a session does with a command."""
 
     UP = auto()
-    """Send it, unless its unit is held."""
+    """It sends it."""
     DOWN = auto()
-    """Keep it, until there is a connection again."""
+    """It hands it back; it is logging in again."""
     CLOSED = auto()
-    """Fail it, for good."""
+    """It hands it back, for good."""
 
 
 class Session:
-    """The commands of one initiator to one target.
+    """The commands of one initiator to one target; `run` has to run for anything to happen.
 
-    *dial* connects and logs in, with the same ISID each time. *name* is for the log. `run` must be running
-    for anything to happen.
+    *dial* connects and logs in, with the same ISID each time. *name* is for the log.
 
-    A command without an answer is aborted after the command time-out; where that does not help within
-    MANAGEMENT_TIMEOUT its unit is reset, and after as long again the connection is given up. What a lost
-    connection leaves unanswered is sent again in the next one, MAX_ATTEMPTS times at most. While there is
-    none, commands wait up to the replacement time-out, counted from the loss; then all fail. From then on a
-    new one causes an attempt to log in at once, waits ATTEMPT_PATIENCE at most for that, and fails with it;
-    within ATTEMPT_PAUSE after one has failed new ones fail at once. Those for a unit that is held wait as
-    long as the replacement time-out.
+    A command without an answer is aborted after the command time-out. Where that does not help within
+    MANAGEMENT_TIMEOUT its unit is reset, and after as long again the connection is given up.
     """
 
     def __init__(
         self, name: str, dial: Callable[[], Awaitable[Link]], options: InitiatorOptions, link: Link
     ) -> None:
         self.name = name
+        self.link = link
+        """The connection, or the last one that there was."""
         self.state = State.UP
-        self.given_up = False
-        """Whether the session has been away for longer than the replacement time-out."""
+        self.logins = 1
+        """How many logins there were."""
         self.on_login: Callable[[], None] | None = None
-        """Called after each new login, before anything is sent: `hold` here what may have changed."""
+        """Called after each new login, before anything is sent: the owner suspends here what may have
+        changed."""
         self.on_sense: Callable[[SenseReported], None] | None = None
         """Called for what units report, by themselves or with the status of a command, as soon as it arrives:
         before any command that is answered later counts as done."""
         self._dial = dial
         self._options = options
-        self._link = link
-        self._kept: dict[Task, None] = {}
-        self._held: dict[int, float] = {}  # since when, by LUN
+        self._listeners: list[Callable[[], None]] = []
         self._managements: dict[Management, float] = {}
-        self._down_since = 0.0
+        self._lost_at = 0.0
+        self._told_of_absence = False
         self._time2wait: float | None = None  # None: what the login agreed on
         self._backoff = 0.0
         self._login_failure = ""
         self._attempt_began: float | None = None  # the one under way
         self._attempt_ended = -math.inf  # the last one that has failed
-        self._wait_until = -math.inf  # how long commands are kept after the replacement time-out
-        self._pulse: Pulse | None = None  # once there is something to look at
+        self._keepalive: Keepalive | None = None
         self._stuck_ticks = 0
         self._notes = 0
         self._closing = False
@@ -123,110 +112,70 @@ class Session:
         self._wanted = trio.Event()
         self._dialling = trio.CancelScope()
 
-    @property
-    def link(self) -> Link:
-        """The connection, or the last one that there was."""
-        return self._link
+    # Commands.
 
     @property
     def is_away(self) -> bool:
         """Whether there is no connection to send anything on."""
-        return self.state in (State.DOWN, State.CLOSED)
+        return self.state is not State.UP
 
-    async def execute(self, task: Task) -> None:
-        """Send *task* and wait until it has ended with a status.
+    @property
+    def is_closed(self) -> bool:
+        """Whether the session is closed for good, or is being closed."""
+        return self._closing
 
-        Raises TaskAborted where it was not carried out to its end, DataError where not all data were
-        transferred, CommandTimeout where the session was away or the unit held for too long, UnitError where
-        there is another unit now, TransportError once the session is closed.
+    @property
+    def down_since(self) -> float:
+        """When the connection was lost, by trio's clock; now, while there is one."""
+        return trio.current_time() if self.state is State.UP else self._lost_at
+
+    def submit(self, task: Task) -> None:
+        """Send *task*; its `on_end` is called when it has ended, perhaps before this returns.
+
+        Raises PathLost where there is no connection.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        self.start(task)
-        self._link.linger()
-        if not task.ended:
-            caller = trio.lowlevel.current_task()
+        if self.state is not State.UP or self._closing or self.link.failure is not None:
+            raise PathLost(sent=False)
+        self.link.submit(task)
 
-            def wake(_: Task) -> None:
-                trio.lowlevel.reschedule(caller)
-
-            def give_up(_: object) -> trio.lowlevel.Abort:
-                self._abandon(task)
-                return trio.lowlevel.Abort.SUCCEEDED
-
-            task.on_end = wake
-            await trio.lowlevel.wait_task_rescheduled(give_up)
-        if task.failure is not None:
-            raise task.failure
-
-    def start(self, task: Task) -> None:
-        """Send *task* as `execute` does, but do not wait: its `on_end` is called, unless it is None, with a
-        status or with one of the failures that `execute` raises.
-
-        Raises CommandTimeout or TransportError where it cannot be sent at all.
-        """
-        if self._closing:
-            raise self._closed()
-        # As `_passes`, but without a call for each command.
-        if self.state is State.UP and (task.lun not in self._held or task.probe):
-            self._submit(task)
-            return
-        if self.state is not State.UP:
-            if self.given_up and (task.probe or not self._may_be_back()):
-                raise self._away()
-            if not task.probe:
-                self._wanted.set()
-        self._kept[task] = None
-
-    def _may_be_back(self) -> bool:
-        """After the replacement time-out: say whether a command may wait for an attempt to log in."""
-        now = trio.current_time()
-        if self._attempt_began is not None:
-            return now < self._wait_until
-        if now < self._attempt_ended + ATTEMPT_PAUSE:
-            return False
-        self._wait_until = now + ATTEMPT_PATIENCE
-        return True
-
-    def _passes(self, task: Task) -> bool:
-        return task.lun not in self._held or task.probe
-
-    def _submit(self, task: Task) -> None:
-        """Send *task*; one that there is no memory for, and that may be sent in part, ends the connection."""
-        connection = self._link.connection
-        try:
-            connection.submit(task)
-            self._link.kick()
-        except MemoryError:
-            self._link.fail(TransportError("no memory to send a command"))
-            if task not in connection.tasks():
-                self._kept[task] = None
-
-    def _abandon(self, task: Task) -> None:
-        """See to it that a task whose caller has gone does no harm: its buffer is the target's until it
-        ends."""
+    def cancel(self, task: Task) -> None:
+        """Withdraw *task* if it is not sent yet, else abort it: its buffer is the target's until it ends."""
         task.on_end = None
-        if task in self._kept:
-            del self._kept[task]
-        elif not self._link.connection.withdraw(task) and self._link.failure is None:
+        if not self.link.connection.withdraw(task) and not task.ended and self.link.failure is None:
             self._abort(task)
 
-    def _finish(self, task: Task) -> None:
-        """Tell that *task* has ended."""
-        on_end, task.on_end = task.on_end, None
-        if on_end is not None:
-            on_end(task)
+    def recall(self, owner: object) -> None:
+        """Hand back the commands of *owner* that are not sent yet."""
+        self._hand_back(self.link.connection.withdraw_if(lambda task: task.owner is owner))
 
-    def _away(self) -> CommandTimeout:
-        seconds = self._options.replacement_timeout
-        return CommandTimeout(f"{self.name}: the target has been away for more than {seconds:g} seconds")
+    def listen(self, changed: Callable[[], None]) -> None:
+        """Call *changed* once: when the session is up again or closed, or an attempt to log in has failed."""
+        self._listeners.append(changed)
 
-    def _unknown(self, lun: int) -> CommandTimeout:
-        seconds = self._options.replacement_timeout
-        unit = f"{self.name} LUN {lun_label(lun)}"
-        return CommandTimeout(f"{unit}: it is not known for {seconds:g} seconds whether it is still the same")
+    def want(self) -> float:
+        """Cut the back-off short, as there is a command to send; return until when an attempt to log in
+        may help.
 
-    def _closed(self) -> TransportError:
-        return TransportError(f"{self.name}: the session is closed")
+        After the replacement time-out there is a pause of ATTEMPT_PAUSE behind each attempt that has failed.
+        """
+        now = trio.current_time()
+        expired = now >= self._lost_at + self._options.replacement_timeout
+        if self._attempt_began is None and expired and now < self._attempt_ended + ATTEMPT_PAUSE:
+            return -math.inf
+        self._wanted.set()
+        return (now if self._attempt_began is None else self._attempt_began) + ATTEMPT_PATIENCE
+
+    def _tell_listeners(self) -> None:
+        listeners, self._listeners = self._listeners, []
+        for changed in listeners:
+            changed()
+
+    def _hand_back(self, tasks: list[Task]) -> None:
+        """End *tasks*, which have no status, with PathLost."""
+        for task in tasks:
+            if not task.ended:
+                task.fail(PathLost(sent=task.on_the_wire))
+            task.tell()
 
     # The life of the session.
 
@@ -241,8 +190,8 @@ class Session:
             finally:
                 self._closing = True
                 self.state = State.CLOSED
-                self._link.close()
-                self._fail_kept(self._kept, self._closed)
+                self.link.close()
+                self._tell_listeners()
                 nursery.cancel_scope.cancel()
 
     async def close(self) -> None:
@@ -254,18 +203,17 @@ class Session:
             if scope.cancelled_caught:
                 log.warning("%s: no answer to the logout in %g seconds", self.name, LAST_LOGOUT_TIMEOUT)
         self.state = State.CLOSED
-        self._link.close()
+        self.link.close()
         self._dialling.cancel()
 
     async def _log_out(self) -> None:
-        self._link.connection.log_out()
-        self._link.kick()
+        self.link.log_out()
         await self._logged_out.wait()
 
     async def _serve(self) -> None:
         """Serve the connection until it ends; keep what it left unanswered."""
-        link, started = self._link, trio.current_time()
-        self._pulse = Pulse(link, self._options, started)
+        link, started = self.link, trio.current_time()
+        self._keepalive = Keepalive(link, self._options, started)
         self._stuck_ticks = 0
         self._leaving_since = None
         self._logged_out = trio.Event()
@@ -276,7 +224,8 @@ class Session:
         finally:
             self._logged_out.set()  # the end of the connection answers a logout as well
             self._go_down()
-            self._keep(link.connection.take_unfinished())
+            self._managements.clear()
+            self._hand_back(link.connection.take_unfinished())
         if trio.current_time() - started >= LONGEST_DELAY:
             self._backoff = 0.0
         if not self._closing:
@@ -285,95 +234,20 @@ class Session:
 
     def _go_down(self) -> None:
         if self.state is State.UP:
-            self._down_since = trio.current_time()
+            self._lost_at = trio.current_time()
         if self.state is not State.CLOSED:
             self.state = State.DOWN
 
-    def _keep(self, unfinished: Iterable[Task]) -> None:
-        """Keep what a connection left *unfinished* for the next, in front of what has waited for that
-        anyway."""
-        self._managements.clear()
-        kept, self._kept = self._kept, {}
-        for task in unfinished:
-            task.attempts += task.on_the_wire
-            if task.on_end is None:
-                continue
-            if task.if_lost is not None:
-                task.fail(task.if_lost)
-                self._finish(task)
-            elif task.attempts >= MAX_ATTEMPTS:
-                command = describe(task.cdb)
-                task.fail(
-                    CommandTimeout(f"{self.name}: {command}: {task.attempts} sessions were lost with it")
-                )
-                self._finish(task)
-            else:
-                task.reset()
-                self._kept[task] = None
-        self._kept.update(kept)
-
     def _resume(self) -> None:
-        """After a new login: send what was kept, in its order, but for what is held."""
+        """After a new login."""
+        self.logins += 1
         if self.on_login is not None:
             self.on_login()
         self.state = State.UP
-        self.given_up = False
-        seconds = trio.current_time() - self._down_since
+        self._told_of_absence = False
+        seconds = trio.current_time() - self._lost_at
         log.info("%s: back after %.1f s", self.name, seconds, extra={"kind": self.name})
-        self._send_kept(filter(self._passes, self._kept))
-
-    # Units that may be others now.
-
-    def hold(self, luns: Iterable[int]) -> None:
-        """From now on keep the commands for *luns*, but for probes, and those that wait for the window.
-
-        What is on the wire already goes on: it cannot be called back.
-        """
-        waiting_already = self.state is State.DOWN and not self.given_up
-        since = self._down_since if waiting_already else trio.current_time()
-        for lun in luns:
-            self._held.setdefault(lun, since)
-        withdrawn = self._link.connection.withdraw_if(lambda task: not self._passes(task))
-        self._kept |= dict.fromkeys(withdrawn)
-
-    def release(self, lun: int) -> None:
-        """Send what was kept for *lun*, and what comes: its unit is what it was."""
-        self._held.pop(lun, None)
-        if self.state is State.UP:
-            self._send_kept(self._kept_for(lun))
-
-    def is_held(self, lun: int) -> bool:
-        """Say whether the commands for *lun* are kept."""
-        return lun in self._held
-
-    def fail_kept(
-        self, lun: int, failure: IscsifsError, concerned: Callable[[Task], bool] = lambda _: True
-    ) -> None:
-        """Fail what was kept for *lun* and is *concerned*: there may be another unit now, or none.
-
-        What is on the wire ends with its answer; without one it is not sent again.
-        """
-        self._held.pop(lun, None)
-        kind, text = type(failure), str(failure)
-        for task in self._link.connection.tasks():
-            if task.lun == lun and not task.probe and concerned(task):
-                task.if_lost = kind(text)
-        self._fail_kept(filter(concerned, self._kept_for(lun)), lambda: kind(text))
-
-    def _kept_for(self, lun: int) -> list[Task]:
-        return [task for task in self._kept if task.lun == lun and not task.probe]
-
-    def _send_kept(self, tasks: Iterable[Task]) -> None:
-        for task in list(tasks):
-            del self._kept[task]
-            self._submit(task)
-
-    def _fail_kept(self, tasks: Iterable[Task], failure: Callable[[], IscsifsError]) -> None:
-        """Fail *tasks*, which are kept, each with an exception of its own."""
-        for task in list(tasks):
-            del self._kept[task]
-            task.fail(failure())
-            self._finish(task)
+        self._tell_listeners()
 
     async def _log_in_again(self) -> None:
         """Dial until it works or the session is closed, with growing delays (section 7.5).
@@ -381,7 +255,7 @@ class Session:
         They also grow, over several calls, while sessions end as soon as they have begun.
         """
         if self._time2wait is None:
-            self._time2wait = float(self._link.connection.parameters.default_time2wait)
+            self._time2wait = float(self.link.connection.parameters.default_time2wait)
         pause, self._time2wait = self._time2wait, None
         if pause > MAX_TIME2WAIT:
             log.warning(
@@ -401,7 +275,6 @@ class Session:
                 self._backoff = min(2 * self._backoff + jittered, LONGEST_DELAY)
                 pause = 0.0
                 self._attempt_began = trio.current_time()
-                self._wait_until = self._attempt_began + ATTEMPT_PATIENCE
                 try:
                     link = await self._dial()
                 except IscsifsError as error:
@@ -413,14 +286,13 @@ class Session:
                 if self._closing:
                     link.close()
                 else:
-                    self._link = link
+                    self.link = link
                 return
 
     def _login_failed(self, error: IscsifsError) -> None:
-        """Log why, once for each reason in a row; fail what has only waited for this attempt."""
+        """Log why, once for each reason in a row."""
         self._attempt_ended = trio.current_time()
-        if self.given_up:
-            self._fail_kept(self._kept, self._away)
+        self._tell_listeners()
         if str(error) != self._login_failure:
             self._login_failure = str(error)
             log.warning("%s: %s; still trying", self.name, error)
@@ -437,28 +309,28 @@ class Session:
             now = trio.current_time()
             if self._leaving_since is not None:
                 if now - self._leaving_since >= LOGOUT_TIMEOUT:
-                    self._link.fail(TransportError(f"no answer to the logout in {LOGOUT_TIMEOUT:g} s"))
-            elif self.state is State.UP and self._link.failure is None:
-                if self._pulse is not None:
-                    self._pulse.look(now)
+                    self.link.fail(TransportError(f"no answer to the logout in {LOGOUT_TIMEOUT:g} s"))
+            elif self.state is State.UP and self.link.failure is None:
+                if self._keepalive is not None:
+                    self._keepalive.look(now)
                 self._watch_commands()
                 self._watch_managements(now)
-                self._link.kick()
-            patience = self._options.replacement_timeout
-            if self.state is State.DOWN and now - self._down_since >= patience:
-                if not self.given_up:
-                    log.error("%s; still trying", self._away())
-                    self.given_up = True
-                    self._wait_until = -math.inf
-                if now >= self._wait_until:
-                    self._fail_kept(self._kept, self._away)
-            for task in [task for task in self._kept if not self._passes(task)]:
-                if now - self._held[task.lun] >= patience:
-                    self._fail_kept([task], partial(self._unknown, task.lun))
+                self.link.kick()
+            absence = now - self._lost_at
+            if self.state is State.DOWN and absence >= self._options.replacement_timeout:
+                self._tell_of_absence()
+
+    def _tell_of_absence(self) -> None:
+        if not self._told_of_absence:
+            self._told_of_absence = True
+            seconds = self._options.replacement_timeout
+            log.error(
+                "%s: the target has been away for more than %g seconds; still trying", self.name, seconds
+            )
 
     def _watch_commands(self) -> None:
         """Abort what has waited too long for its status, and give up a window that is never opened."""
-        connection = self._link.connection
+        connection = self.link.connection
         limit = math.ceil(self._options.command_timeout / TICK)
         unsent = False
         for task in list(connection.tasks()):
@@ -478,7 +350,7 @@ class Session:
                 self._abort(task)
         self._stuck_ticks = self._stuck_ticks + 1 if unsent and not connection.tasks_on_the_wire else 0
         if self._stuck_ticks > limit:
-            self._link.fail(TransportError("the command window stays closed"))
+            self.link.fail(TransportError("the command window stays closed"))
 
     def _watch_managements(self, now: float) -> None:
         for management, since in list(self._managements.items()):
@@ -487,16 +359,15 @@ class Session:
                 self._escalate(management, "no answer")
             elif management.refused_for_now:
                 del self._managements[management]
-                self._manage(self._link.connection.repeat(management), since)
+                self._manage(self.link.repeat(management), since)
 
     def _abort(self, task: Task) -> None:
         if not any(task in management.tasks for management in self._managements):
-            self._manage(self._link.connection.abort_task(task))
+            self._manage(self.link.abort_task(task))
 
     def _manage(self, management: Management, since: float | None = None) -> None:
         """Keep an eye on a task management function that was queued just now."""
         self._managements[management] = trio.current_time() if since is None else since
-        self._link.kick()
 
     def _managed(self, management: Management) -> None:
         """Take the answer to a task management function, also to one that the connection asked for itself."""
@@ -516,10 +387,10 @@ class Session:
         if all(task.ended for task in management.tasks):
             return
         if function is not TaskFunction.ABORT_TASK:
-            self._link.fail(TransportError(f"{function.name} did not help ({reason})"))
+            self.link.fail(TransportError(f"{function.name} did not help ({reason})"))
         elif not any(other.function is not function and other.lun == lun for other in self._managements):
             log.warning("%s: ABORT TASK did not help (%s); resetting the unit", self.name, reason)
-            self._manage(self._link.connection.reset(TaskFunction.LOGICAL_UNIT_RESET, lun))
+            self._manage(self.link.reset(TaskFunction.LOGICAL_UNIT_RESET, lun))
 
     # What the connection tells.
 
@@ -528,7 +399,7 @@ class Session:
             case Task():
                 if event.status == CHECK_CONDITION and self.on_sense is not None:
                     self.on_sense(SenseReported(event.lun, event.sense))
-                self._finish(event)
+                event.tell()
             case Management():
                 self._managed(event)
             case LogoutRequested():
@@ -537,7 +408,7 @@ class Session:
                 self._logged_out_by(event)
             case ConnectionDropped():
                 self._time2wait = float(event.time2wait)
-                self._link.fail(TransportError("the target has given the connection up"))
+                self.link.fail(TransportError("the target has given the connection up"))
             case SenseReported():
                 if self.on_sense is not None:
                     self.on_sense(event)
@@ -560,7 +431,7 @@ class Session:
             log.warning("%s: the target asks for a logout within %d s", self.name, seconds)
             self._leaving_since = trio.current_time()
             self._go_down()
-            self._link.connection.log_out()
+            self.link.log_out()
 
     def _logged_out_by(self, logout: Logout) -> None:
         if logout.response == LogoutResponseCode.CLOSED:
@@ -574,4 +445,4 @@ class Session:
                 self._time2wait = float(logout.time2wait)
         self._logged_out.set()
         if not self._closing:
-            self._link.fail(TransportError("logged out, as the target had asked for"))
+            self.link.fail(TransportError("logged out, as the target had asked for"))

@@ -48,27 +48,26 @@ class Task:
     *lun* is the 64-bit LUN, *cdb* at least 6 bytes; what is longer than 16 travels in an AHS. *data_in* is
     the memory that a read fills, *data_out* what a write sends; at most one of them is not empty.
 
-    When the task has `ended`, `failure` says why there is no status, or is None. Then `status` and `sense`
-    are the target's, `received` counts the bytes in *data_in*, and `residual` those that the target did not
-    transfer out of the expected ones (section 11.4.5); negative means that it had more.
+    `tell` calls *on_end*; *owner* is who may recall the task. When the task has `ended`, `failure` says
+    why there is no status, or is None. Then `status` and `sense` are the target's, `received` counts the
+    bytes in *data_in*, and `residual` those that the target did not transfer out of the expected ones
+    (section 11.4.5); negative means that it had more.
     """
 
     __slots__ = (
         "aborting",
-        "attempts",
         "cdb",
         "cmd_sn",
         "data_in",
         "data_out",
         "ended",
         "failure",
-        "if_lost",
         "initiator_task_tag",
         "lun",
         "next_data_sn",
         "next_r2t_sn",
         "on_end",
-        "probe",
+        "owner",
         "r2ts_unsent",
         "received",
         "residual",
@@ -86,22 +85,15 @@ class Task:
         *,
         data_in: memoryview = NOTHING,
         data_out: memoryview = NOTHING,
-        probe: bool = False,
+        on_end: "Callable[[Task], None] | None" = None,
+        owner: object = None,
     ) -> None:
         self.lun = lun
         self.cdb = cdb
         self.data_in = data_in
         self.data_out = data_out
-        # For the layer above: whether it only asks what the unit is, whom to tell that it has ended, how
-        # often it was sent, and what it fails with if it must not be sent again.
-        self.probe = probe
-        self.if_lost: IscsifsError | None = None
-        self.on_end: Callable[[Task], None] | None = None
-        self.attempts = 0
-        self.reset()
-
-    def reset(self) -> None:
-        """Make the task new, to be sent again under another tag and CmdSN."""
+        self.on_end = on_end
+        self.owner = owner
         self.initiator_task_tag = RESERVED_TAG
         self.cmd_sn = 0
         self.ticks = 0
@@ -122,6 +114,12 @@ class Task:
     def on_the_wire(self) -> bool:
         """Whether the target may know of this task."""
         return self.initiator_task_tag != RESERVED_TAG and not self.ended
+
+    def tell(self) -> None:
+        """Tell who has sent the task, once, that it has ended."""
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            on_end(self)
 
     @property
     def residual_is_odd(self) -> bool:

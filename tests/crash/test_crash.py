@@ -24,7 +24,7 @@ write_now = LogicalUnit._start_write
 async def write_late(self, *write):
     await trio.sleep(0.2)
     write_now(self, *write)
-LogicalUnit._start_write = lambda self, *write: self._nursery.start_soon(write_late, self, *write)
+LogicalUnit._start_write = lambda self, *write: self.queue._nursery.start_soon(write_late, self, *write)
 """,
     "fsync does not flush the target": "LogicalUnit._synchronise = nothing",
 }
@@ -32,8 +32,8 @@ PROGRAM: Final = """
 import sys
 import trio
 from iscsifs.cli import main
-from iscsifs.initiator.unit import LogicalUnit
-from iscsifs.initiator.writeback import WriteBuffer
+from iscsifs.units.block import LogicalUnit
+from iscsifs.units.writeback import WriteBuffer
 async def nothing(self): pass
 {}
 sys.exit(main(sys.argv[2:]))

@@ -16,12 +16,12 @@ from pathlib import Path
 import trio
 
 from iscsifs.errors import IscsifsError
-from iscsifs.initiator.initiator import Initiator, discover
 from iscsifs.initiator.options import InitiatorOptions
-from iscsifs.initiator.unit import LogicalUnit
 from iscsifs.iscsi.names import Portal
 from iscsifs.limits import MAX_UNWRITTEN
 from iscsifs.logs import log_to_terminal
+from iscsifs.service import Initiator, discover
+from iscsifs.units.block import LogicalUnit
 
 GOOD = "iqn.2026-01.example:good"
 HOSTILE = "iqn.2026-01.example:hostile"

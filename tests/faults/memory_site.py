@@ -23,13 +23,14 @@ from iscsifs.config import Host, HostSpec
 from iscsifs.errors import TransportError
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.tree import ROOT_INODE, Tree
-from iscsifs.initiator import Initiator, dial, open_initiator
+from iscsifs.initiator import dial
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.framing import Buffer
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.iscsi.pdu import LoginRequest, Pdu, ScsiCommand, TargetPdu
 from iscsifs.scsi.luns import lun_number
 from iscsifs.scsi.sense import Sense
+from iscsifs.service import Initiator, open_initiator
 from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
 from iscsifs.target.script import Script

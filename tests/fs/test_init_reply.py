@@ -179,7 +179,7 @@ def test_without_descriptors_libfuse_answers_alone(
     assert os.read(device.fd, 65536) == request()
     init.end()
     assert open_descriptors() == descriptors
-    assert "Too many open files" in caplog.text
+    assert "Too many open files; raise the limit with: ulimit -n" in caplog.text
 
 
 def test_a_mount_that_is_gone_is_no_news(

@@ -476,7 +476,7 @@ async def test_a_writer_that_was_just_closed_is_waited_for(
     await trio.sleep(0.5)  # the kernel tells of a close(2) later than it returns
     await operations.release(first)
     await wait_all_tasks_blocked()
-    assert sum(file.writes for file in operations._files.values()) == 1
+    assert sum(file.writes for file in operations._files) == 1
 
 
 async def test_o_trunc_that_would_disturb_others_is_refused(

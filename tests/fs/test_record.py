@@ -1,13 +1,17 @@
 """The record of a mount: found while its process lives, and by nobody later."""
 
+import fcntl
 import logging
 import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from iscsifs.fs import record
-from iscsifs.fs.record import MountEntry, Record, Watch, mount_at
+from iscsifs.fs.record import LONGEST_LINE, MountEntry, Record, Watch, mount_at
 
 PATH = Path("/mnt/a b")
 ENTRY = MountEntry("77", "0:52", PATH, "fuse.iscsifs", os.geteuid())
@@ -79,6 +83,63 @@ def test_a_link_is_not_followed(directory: Path, tmp_path: Path) -> None:
     directory.symlink_to(tmp_path / "other")
     with Record(ENTRY):
         assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_the_directory_of_another_user_is_not_believed() -> None:
+    somebody_else = replace(ENTRY, owner=os.geteuid() + 1)
+    with Record(ENTRY):
+        assert Watch.find(PATH, ENTRY) is not None
+        assert Watch.find(PATH, somebody_else) is None
+
+
+@pytest.fixture
+def lie(directory: Path) -> Iterator[Callable[[bytes], None]]:
+    """Write a record as a process that lives, and wants to harm who reads it."""
+    with ExitStack() as stack:
+
+        def write(content: bytes) -> None:
+            directory.mkdir(mode=0o700, exist_ok=True)
+            file = stack.enter_context(open(directory / "lie", "wb", buffering=0))
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(content)
+
+        yield write
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        b"",
+        b"\xff\n",
+        b"[" * 5000 + b"\n",
+        b"[1]\n",
+        b'{"device": "0:52"}\n',
+        b'{"device": "0:52", "pid": "x"}\n',
+        b'{"device": "0:52", "pid": 1e400}\n',
+        b'{"device": "0:52", "pid": 18446744073709551616}\n',
+        b'{"device": "0:52", "pid": 1, "x": "' + b"x" * LONGEST_LINE + b'"}\n',
+    ],
+    ids=lambda line: repr(line[:40]),
+)
+def test_a_record_that_is_none_is_left_alone(lie: Callable[[bytes], None], first: bytes) -> None:
+    lie(first)
+    assert Watch.find(PATH, ENTRY) is None
+
+
+def test_what_another_user_has_written_cannot_harm_who_waits(
+    lie: Callable[[bytes], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lie(
+        b'{"pid": 2147483647, "device": "0:52", "ending": true}\n'
+        b'{"message": "a\\u001b[2Jb\\u202ec \\u00e9"}\nnonsense\n[]\n'
+        b'{"status": "7"}\n{"status": 4}\n{"status": 256}\n' + b"x" * 3 * LONGEST_LINE + b'\n{"status'
+    )
+    watch = Watch.find(PATH, ENTRY)
+    assert watch is not None
+    monkeypatch.setattr(record, "_is_locked", lambda descriptor: False)
+    said: list[str] = []
+    assert watch.wait(said.append) == 4
+    assert said == ["a\\x1b[2Jb\\u202ec \u00e9"]
 
 
 def test_mounts_are_read_as_proc_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

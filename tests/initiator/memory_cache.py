@@ -3,7 +3,7 @@
 import trio
 
 from iscsifs.errors import IscsifsError, TransportError
-from iscsifs.initiator.writeback import Done, WriteBuffer
+from iscsifs.units.writeback import Done, WriteBuffer
 
 
 class Call:

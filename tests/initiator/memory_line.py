@@ -11,16 +11,18 @@ import trio
 from peer import Peer
 
 from iscsifs.errors import IscsifsError
-from iscsifs.initiator.link import Link
 from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.initiator.path import LunPath
 from iscsifs.initiator.session import Session
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.keys import INITIATOR_OFFER
 from iscsifs.iscsi.login import InitiatorLogin, LoginConfig
 from iscsifs.iscsi.pdu import LoginRequest
-from iscsifs.iscsi.task import NOTHING, Task
 from iscsifs.scsi import cdb
+from iscsifs.transport.link import Link
+from iscsifs.units.path import NOTHING, Attempt
+from iscsifs.units.queue import Queue
 
 INITIATOR = "iqn.2001-04.com.example:initiator"
 TARGET = "iqn.2001-04.com.example:target"
@@ -105,18 +107,23 @@ class Call:
         write: bytes = b"",
         probe: bool = False,
     ) -> None:
+        self.lun = lun
+        self.probe = probe
+        self.command = command
         self.buffer = bytearray(read)
-        data_in = memoryview(self.buffer) if read else NOTHING
-        self.task = Task(lun, command, data_in=data_in, data_out=memoryview(write), probe=probe)
+        self.data_in = memoryview(self.buffer) if read else NOTHING
+        self.data_out = memoryview(write)
+        self.task: Attempt | None = None
         self.failure: IscsifsError | None = None
         self.done = trio.Event()
         self.ended_at = 0.0
         self.scope = trio.CancelScope()
 
-    async def run(self, session: Session) -> None:
+    async def run(self, queue: Queue) -> None:
         with self.scope:
             try:
-                await session.execute(self.task)
+                command = await queue.run(self.command, data_in=self.data_in, data_out=self.data_out)
+                self.task = command.attempt
             except IscsifsError as error:
                 self.failure = error
             self.ended_at = trio.current_time()
@@ -127,6 +134,7 @@ class Call:
         with trio.fail_after(10_000):
             await self.done.wait()
         assert self.failure is None, self.failure
+        assert self.task is not None
         assert self.task.status == 0
 
     async def failed(self) -> IscsifsError:
@@ -137,31 +145,89 @@ class Call:
         return self.failure
 
 
+class OneAttempt(Call):
+    """A command that is sent once, without a queue."""
+
+    async def run(self, queue: Queue) -> None:
+        ended = trio.Event()
+        with self.scope:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            try:
+                self.task = queue.path.send(
+                    self.command, self.data_in, self.data_out, lambda attempt: ended.set()
+                )
+            except IscsifsError as error:
+                self.failure = error
+            else:
+                queue.path.linger()
+                try:
+                    await ended.wait()
+                except trio.Cancelled:
+                    queue.path.cancel(self.task)
+                    raise
+                self.failure = self.task.failure
+            self.ended_at = trio.current_time()
+            self.done.set()
+
+
 class Pair:
     """A session, its peer, and the line between them."""
 
-    def __init__(self, session: Session, peer: Peer, line: Line, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        session: Session,
+        peer: Peer,
+        line: Line,
+        nursery: trio.Nursery,
+        options: InitiatorOptions,
+    ) -> None:
         self.session = session
+        self.options = options
         self.peer = peer
         self.line = line
         self.nursery = nursery
         self.scope = trio.CancelScope()
         """That of the session alone."""
         self._calls: deque[Call] = deque()
+        self._queues: dict[tuple[int, bool], Queue] = {}
+
+    def queue(self, lun: int = LUN, *, probes: bool = False) -> Queue:
+        """The queue of a unit, or the one for questions to it."""
+        if (lun, probes) not in self._queues:
+            self._queues[lun, probes] = Queue(
+                f"LUN {lun:x}",
+                LunPath(self.session, lun),
+                self.nursery,
+                patience=self.options.command_timeout,
+                replacement_timeout=self.options.replacement_timeout,
+                probes=probes,
+            )
+        return self._queues[lun, probes]
 
     async def run(self) -> None:
         with self.scope:
             await self.session.run()
 
+    def forget_queue(self, lun: int = LUN) -> None:
+        """Have the next command for *lun* go to a new queue."""
+        del self._queues[lun, False]
+
     def call(self, command: bytes = READY, **options: Any) -> Call:
         """Start a command. Commands begin in the order of the calls, though trio starts tasks in any."""
-        call = Call(command, **options)
+        return self._start(Call(command, **options))
+
+    def attempt(self, command: bytes = READY, **options: Any) -> Call:
+        """Start a command that is sent once, whatever happens to it."""
+        return self._start(OneAttempt(command, **options))
+
+    def _start(self, call: Call) -> Call:
         self._calls.append(call)
         self.nursery.start_soon(self._begin)
         return call
 
     async def _begin(self) -> None:
-        await self._calls.popleft().run(self.session)
+        call = self._calls.popleft()
+        await call.run(self.queue(call.lun, probes=call.probe))
 
     @property
     def logins(self) -> list[LoginRequest]:
@@ -190,8 +256,9 @@ async def pair(
         link = await line.dial()
         line.dialled.clear()
         await trio.testing.wait_all_tasks_blocked()
-        session = Session(TARGET, line.dial, InitiatorOptions(**config), link)
-        both = Pair(session, peer, line, nursery)
+        initiator_options = InitiatorOptions(**config)
+        session = Session(TARGET, line.dial, initiator_options, link)
+        both = Pair(session, peer, line, nursery, initiator_options)
         nursery.start_soon(both.run)
         await trio.testing.wait_all_tasks_blocked()
         try:

@@ -9,11 +9,8 @@ from typing import Any
 import trio
 
 from iscsifs.errors import TransportError
-from iscsifs.initiator.link import Link
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.initiator.session import Session
-from iscsifs.initiator.target import Target
-from iscsifs.initiator.unit import LogicalUnit
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.framing import Buffer
@@ -21,11 +18,14 @@ from iscsifs.iscsi.keys import INITIATOR_OFFER
 from iscsifs.iscsi.login import InitiatorLogin, LoginConfig
 from iscsifs.iscsi.names import Portal
 from iscsifs.iscsi.pdu import Pdu, ScsiCommand, TargetPdu
+from iscsifs.service import ManagedTarget
 from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
 from iscsifs.target.script import Script
 from iscsifs.target.server import Server
 from iscsifs.target.session import Session as TargetSession
+from iscsifs.transport.link import Link
+from iscsifs.units.block import LogicalUnit
 
 INITIATOR = "iqn.2001-04.com.example:initiator"
 TARGET = "iqn.2001-04.com.example:target"
@@ -67,7 +67,7 @@ class World:
         """How often it was said that something may have changed."""
         self.changes = 0
         """How often it had."""
-        self.target: Target
+        self.target: ManagedTarget
         self._nursery = nursery
         self._options = options
 
@@ -96,7 +96,7 @@ class World:
     async def log_in(self) -> None:
         session = Session(TARGET, self, self._options, await self())
         self._nursery.start_soon(session.run)
-        self.target = Target(TARGET, self, session, self._options, self._nursery)  # type: ignore[arg-type]
+        self.target = ManagedTarget(TARGET, self, session, self._options, self._nursery)  # type: ignore[arg-type]
         self.target.on_change = self._changed
         await self.target.find_units()
         self._known = self._shown()

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iscsifs.initiator.holes import Holes, RangeSet
+from iscsifs.units.holes import Holes, RangeSet
 
 SIZE = 40
 ranges = st.tuples(st.integers(0, SIZE), st.integers(0, SIZE))

@@ -8,11 +8,11 @@ import trio
 from trio.testing import MockClock
 
 from iscsifs.errors import ConfigError, LoginRefused, TransportError
-from iscsifs.initiator import InitiatorOptions, discover, open_initiator
-from iscsifs.initiator.initiator import new_isid
+from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal
 from iscsifs.iscsi.pdu import LoginRequest, LogoutRequest, Pdu, ScsiCommand
 from iscsifs.limits import LAST_LOGOUT_TIMEOUT
+from iscsifs.service import discover, new_isid, open_initiator
 from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
 from iscsifs.target.script import Script

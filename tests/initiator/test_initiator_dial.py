@@ -25,14 +25,14 @@ from iscsifs.errors import (
     TransportError,
 )
 from iscsifs.initiator.dial import Dialler, connect
-from iscsifs.initiator.link import Link
-from iscsifs.initiator.lookup import look_up
 from iscsifs.initiator.options import DiscoveryAuth, InitiatorOptions
 from iscsifs.iscsi.chap import ChallengeMemory, Credentials
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.iscsi.pdu import LoginFlag, LoginRequest, LoginResponse, Stage
 from iscsifs.iscsi.text import decode_pairs, encode_pairs
 from iscsifs.limits import MAX_REDIRECTIONS
+from iscsifs.transport.link import Link
+from iscsifs.transport.lookup import look_up
 
 INITIATOR = "iqn.2001-04.com.example:initiator"
 TARGET = "iqn.2001-04.com.example:target"

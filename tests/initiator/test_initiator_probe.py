@@ -1,8 +1,9 @@
 """What units say of themselves, also where they lie."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
+import memory_path
 import pytest
 import trio
 from hypothesis import given
@@ -18,23 +19,23 @@ from iscsifs.errors import (
     TransportError,
     UnitError,
 )
-from iscsifs.initiator.commands import Commands
-from iscsifs.initiator.probe import (
+from iscsifs.limits import MAX_DESIGNATORS, MAX_LUNS
+from iscsifs.scsi import cdb, mode, vpd
+from iscsifs.scsi.capacity import Capacity
+from iscsifs.scsi.cdb import OperationCode, allocation_length
+from iscsifs.scsi.inquiry import DeviceType, InquiryData
+from iscsifs.scsi.luns import lun_from_number, pack_luns
+from iscsifs.scsi.sense import Sense, SenseKey
+from iscsifs.scsi.status import Status
+from iscsifs.units.identity import (
     FIRST_LUNS_LENGTH,
     SEQUENTIAL_LUNS,
     Description,
     describe,
     report_luns,
 )
-from iscsifs.iscsi.task import Task
-from iscsifs.limits import MAX_DESIGNATORS, MAX_LUNS
-from iscsifs.scsi import cdb, mode, vpd
-from iscsifs.scsi.capacity import Capacity
-from iscsifs.scsi.cdb import OperationCode
-from iscsifs.scsi.inquiry import DeviceType, InquiryData
-from iscsifs.scsi.luns import lun_from_number, pack_luns
-from iscsifs.scsi.sense import Sense, SenseKey
-from iscsifs.scsi.status import Status
+from iscsifs.units.path import Attempt
+from iscsifs.units.queue import Queue
 
 INVALID_OPERATION_CODE = Sense(SenseKey.ILLEGAL_REQUEST, 0x20, 0x00)
 INVALID_FIELD = Sense(SenseKey.ILLEGAL_REQUEST, 0x24, 0x00)
@@ -45,44 +46,52 @@ DISK = InquiryData(DeviceType.DISK, version=5, vendor="ACME", product="Disk", re
 Answer = bytes | Sense | Status | IscsifsError | None
 
 
-class FakeSession:
+class Session:
     """Answers commands by *answer*, which gets LUN and CDB; None is an unknown command."""
 
     def __init__(self, answer: Callable[[int, bytes], Answer]) -> None:
         self.answer = answer
         self.asked: list[tuple[int, bytes]] = []
 
-    async def execute(self, task: Task) -> None:
-        await trio.lowlevel.checkpoint()
-        self.asked.append((task.lun, task.cdb))
-        if task.data_in and task.cdb[0] != OperationCode.READ_CAPACITY_10:
-            # tgt refuses an allocation length above what the initiator expects to be sent.
-            assert cdb.allocation_length(task.cdb) == len(task.data_in)
-        answer = self.answer(task.lun, task.cdb)
-        if answer is None:
-            answer = INVALID_OPERATION_CODE
-        task.status, task.sense, task.received = Status.GOOD, b"", 0
-        if isinstance(answer, IscsifsError):
-            raise answer
-        if isinstance(answer, Status):
-            task.status = answer
-        elif isinstance(answer, Sense):
-            task.status, task.sense = Status.CHECK_CONDITION, answer.pack()
-        elif task.data_in:
-            task.received = min(len(answer), len(task.data_in))
-            task.data_in[: task.received] = answer[: task.received]
+    def queue(self, lun: int = 0, *, patience: float = 1.0) -> Queue:
+        """Return a queue for questions to *lun*. Delays need no nursery: they run as system tasks."""
+
+        def answer(command: bytes) -> memory_path.Answer:
+            self.asked.append((lun, command))
+            answer = self.answer(lun, command)
+            return INVALID_OPERATION_CODE if answer is None else answer
+
+        class Path(memory_path.MemoryPath):
+            def send(
+                self, cdb: bytes, data_in: memoryview, data_out: memoryview, on_end: Callable[[Attempt], None]
+            ) -> Attempt:
+                if data_in and cdb[0] != OperationCode.READ_CAPACITY_10:
+                    # tgt refuses an allocation length above what the initiator expects to be sent.
+                    assert allocation_length(cdb) == len(data_in)
+                return super().send(cdb, data_in, data_out, on_end)
+
+        return memory_path.queue_of(
+            Path(answer), cast(trio.Nursery, SystemTasks()), patience=patience, probes=True
+        )
 
 
-def commands(answer: Callable[[int, bytes], Answer], lun: int = 0) -> tuple[Commands, FakeSession]:
-    session = FakeSession(answer)
-    return Commands(session, lun, name="disk LUN 0", patience=1.0), session  # type: ignore[arg-type]
+class SystemTasks:
+    """A nursery of which nobody waits for the end."""
+
+    def start_soon(self, work: Any, *arguments: Any) -> None:
+        trio.lowlevel.spawn_system_task(work, *arguments)
+
+
+def commands(answer: Callable[[int, bytes], Answer], lun: int = 0) -> tuple[Queue, Session]:
+    session = Session(answer)
+    return session.queue(lun), session
 
 
 # REPORT LUNS.
 
 
 async def luns_of(answer: Callable[[int, bytes], Answer]) -> list[int]:
-    return await report_luns(commands(answer)[0])
+    return await report_luns(Session(answer).queue)
 
 
 async def test_the_units_in_the_order_of_the_target() -> None:
@@ -101,8 +110,8 @@ async def test_well_known_units_are_none_of_ours() -> None:
 
 async def test_more_units_than_fit_are_asked_for_again() -> None:
     luns = [lun_from_number(number) for number in range(1000)]
-    asks, session = commands(lambda _, command: pack_luns(luns)[: cdb.allocation_length(command)])
-    assert await report_luns(asks) == luns
+    session = Session(lambda _, command: pack_luns(luns)[: cdb.allocation_length(command)])
+    assert await report_luns(session.queue) == luns
     assert [cdb.allocation_length(command) for _, command in session.asked] == [
         FIRST_LUNS_LENGTH,
         8 + 8 * 1000,
@@ -124,16 +133,16 @@ async def test_more_units_than_fit_are_asked_for_again() -> None:
     ],
 )
 async def test_lengths_that_lie(answer: bytes, expected: list[int], caplog: pytest.LogCaptureFixture) -> None:
-    asks, session = commands(lambda _, command: answer[: cdb.allocation_length(command)])
-    assert await report_luns(asks) == expected
+    session = Session(lambda _, command: answer[: cdb.allocation_length(command)])
+    assert await report_luns(session.queue) == expected
     assert len(session.asked) <= 2
 
 
 @pytest.mark.conformance("HOSTILE-35")
 async def test_a_million_units(caplog: pytest.LogCaptureFixture) -> None:
     answer = pack_luns(map(lun_from_number, range(1 << 20)))
-    asks, session = commands(lambda _, command: answer[: cdb.allocation_length(command)])
-    assert len(await report_luns(asks)) == MAX_LUNS
+    session = Session(lambda _, command: answer[: cdb.allocation_length(command)])
+    assert len(await report_luns(session.queue)) == MAX_LUNS
     assert len(session.asked) == 2
     assert f"{MAX_LUNS} of the {1 << 20} logical units are used" in caplog.text
 
@@ -158,16 +167,16 @@ async def test_without_report_luns_the_first_units_are_asked_one_by_one() -> Non
         }
         return answers.get(lun, NO_UNIT)
 
-    asks, session = commands(answer)
-    assert await report_luns(asks) == [lun_from_number(number) for number in (0, 3, 5)]
+    session = Session(answer)
+    assert await report_luns(session.queue) == [lun_from_number(number) for number in (0, 3, 5)]
     assert len({lun for lun, _ in session.asked}) == SEQUENTIAL_LUNS
 
 
 @pytest.mark.parametrize("kind", [CommandTimeout, TransportError, TaskAborted])
 async def test_a_session_that_is_gone_is_no_target_without_report_luns(kind: type[IscsifsError]) -> None:
-    asks, session = commands(lambda *_: kind("the session is gone"))
+    session = Session(lambda *_: kind("the session is gone"))
     with pytest.raises(kind):
-        await report_luns(asks)
+        await report_luns(session.queue)
     assert {command[0] for _, command in session.asked} == {OperationCode.REPORT_LUNS}
 
 
@@ -243,14 +252,14 @@ async def test_write_protection() -> None:
 
 
 async def test_a_cd_is_read_only_and_asked_the_short_way() -> None:
-    session = FakeSession(
+    session = Session(
         Unit(
             inquiry=InquiryData(DeviceType.CD_DVD, removable=True, version=5).pack(),
             capacity_10=Capacity(1000, 2048).pack_10(),
             capacity_16=None,
         )
     )
-    cd = await describe(Commands(session, 0, name="cd", patience=1.0))  # type: ignore[arg-type]
+    cd = await describe(session.queue(patience=1.0))
     assert cd.capacity == Capacity(1000, 2048)
     assert cd.write_protected
     assert not [command for _, command in session.asked if command[0] == OperationCode.SERVICE_ACTION_IN_16]
@@ -260,8 +269,8 @@ async def test_a_cd_is_read_only_and_asked_the_short_way() -> None:
     "device_type", [DeviceType.TAPE, DeviceType.PROCESSOR, DeviceType.STORAGE_ARRAY_CONTROLLER]
 )
 async def test_what_is_not_read_by_block_is_not_asked_for_blocks(device_type: DeviceType) -> None:
-    session = FakeSession(Unit(inquiry=InquiryData(device_type, version=5).pack()))
-    unit = await describe(Commands(session, 0, name="unit", patience=1.0))  # type: ignore[arg-type]
+    session = Session(Unit(inquiry=InquiryData(device_type, version=5).pack()))
+    unit = await describe(session.queue(patience=1.0))
     assert unit.capacity is None
     assert unit.no_storage
     assert {command[0] for _, command in session.asked} == {OperationCode.INQUIRY}
@@ -391,8 +400,8 @@ async def test_a_unit_that_becomes_ready_is_waited_for(autojump_clock: MockClock
             return super().__call__(lun, command)
 
     ready_at = trio.current_time() + 10.0
-    session = FakeSession(Starting())
-    asks = Commands(session, 0, name="disk", patience=30.0)  # type: ignore[arg-type]
+    session = Session(Starting())
+    asks = session.queue(patience=30.0)
     assert (await describe(asks)).capacity == Capacity(1000, 512)
 
 

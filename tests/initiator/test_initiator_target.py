@@ -7,8 +7,6 @@ from memory_world import KIB, TARGET, disk, world
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import CommandTimeout, TransportError, UnitError
-from iscsifs.initiator.target import PAUSE
-from iscsifs.initiator.unit import LogicalUnit
 from iscsifs.iscsi.pdu import AsyncEvent
 from iscsifs.limits import NOTES_A_LIST, UNIT_GRACE
 from iscsifs.scsi.cdb import OperationCode
@@ -18,6 +16,8 @@ from iscsifs.scsi.status import Status
 from iscsifs.target import unit as scsi
 from iscsifs.target.disk import Disk
 from iscsifs.target.store import Store
+from iscsifs.units.block import LogicalUnit
+from iscsifs.units.inventory import PAUSE
 
 HARDWARE_ERROR = Sense(SenseKey.HARDWARE_ERROR, 0x44, 0x00)
 

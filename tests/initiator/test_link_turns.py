@@ -23,7 +23,6 @@ from iscsifs.iscsi.pdu import (
     ScsiCommand,
     ScsiResponse,
 )
-from iscsifs.iscsi.task import Task
 from iscsifs.limits import MAX_READS, MAX_STEPS
 from iscsifs.scsi import cdb
 
@@ -90,7 +89,7 @@ async def test_so_it_is_by_who_lingers_for_an_answer(
 
         async def flood_and_execute() -> None:
             assert os.write(line.peer.stream.socket.fileno(), flood) == len(flood)
-            await line.session.execute(Task(1, cdb.test_unit_ready()))  # the receive loop had no turn yet
+            await line.queue().run(cdb.test_unit_ready())  # the receive loop had no turn yet
 
         line.nursery.start_soon(flood_and_execute)
         await turns.until(MESSAGES)

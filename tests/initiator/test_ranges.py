@@ -3,7 +3,7 @@
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from iscsifs.initiator.ranges import Ranges
+from iscsifs.units.ranges import Ranges
 
 
 class Writer:

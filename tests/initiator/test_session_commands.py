@@ -10,7 +10,6 @@ from peer import Closed, Peer
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import CommandTimeout, DataError, TaskAborted, TransportError
-from iscsifs.initiator.commands import Commands
 from iscsifs.iscsi.events import SenseReported
 from iscsifs.iscsi.pdu import (
     FINAL,
@@ -45,7 +44,7 @@ async def open_window(peer: Peer) -> None:
 
 async def test_a_command_and_its_answer(autojump_clock: MockClock) -> None:
     async with pair() as line:
-        call = line.call(READ, read=512)
+        call = line.attempt(READ, read=512)
         command = await line.peer.expect(ScsiCommand)
         assert (command.lun, command.expected_data_transfer_length) == (LUN, 512)
         await line.peer.data_in(command, b"x" * 512)
@@ -55,7 +54,7 @@ async def test_a_command_and_its_answer(autojump_clock: MockClock) -> None:
 
 async def test_many_in_parallel_answered_in_any_order(autojump_clock: MockClock) -> None:
     async with pair(window=64) as line:
-        calls = [line.call(cdb.read_10(lba, 1), read=512) for lba in range(64)]
+        calls = [line.attempt(cdb.read_10(lba, 1), read=512) for lba in range(64)]
         commands = [await line.peer.expect(ScsiCommand) for _ in calls]
         shuffled = list(commands)
         random.Random(7143).shuffle(shuffled)
@@ -69,12 +68,12 @@ async def test_many_in_parallel_answered_in_any_order(autojump_clock: MockClock)
 @pytest.mark.conformance("FFP-3.1")
 async def test_a_closed_window_holds_commands_back_until_it_opens(autojump_clock: MockClock) -> None:
     async with pair(window=1, ping_interval=1.0) as line:
-        first = line.call()
+        first = line.attempt()
         command = await line.peer.expect(ScsiCommand)
         line.peer.window = 0
         await line.peer.status(command)
         await first.succeeded()
-        second = line.call()
+        second = line.attempt()
         started = trio.current_time()
         ping = await line.peer.expect(NopOut)  # what is immediate goes out all the same
         assert ping.immediate
@@ -95,7 +94,7 @@ async def test_thousands_of_waiting_commands_keep_their_order(autojump_clock: Mo
     async with pair(window=1) as line:
         calls = [Call(cdb.read_10(lba, 1), read=1) for lba in range(5000)]
         for call in calls:
-            line.nursery.start_soon(call.run, line.session)
+            line.nursery.start_soon(call.run, line.queue())
             await trio.lowlevel.checkpoint()
         line.peer.window = 128
         seen = []
@@ -115,19 +114,19 @@ async def test_what_several_callers_queue_on_a_busy_line_goes_out_in_one_piece(
 ) -> None:
     async with pair() as line:
         for _ in range(4):
-            line.call()
+            line.attempt()
         await wait_all_tasks_blocked()
         first = await line.peer.stream.receive_some(1 << 16)
         assert len(first) == 4 * 48
         for _ in range(10):
-            line.call()
+            line.attempt()
         await wait_all_tasks_blocked()
         assert len(await line.peer.stream.receive_some(1 << 16)) == 10 * 48
 
 
 async def test_an_answer_right_before_a_broken_rule_counts(autojump_clock: MockClock) -> None:
     async with pair() as line:
-        call = line.call()
+        call = line.attempt()
         command = await line.peer.expect(ScsiCommand)
         status = ScsiResponse(FINAL, 0, 0, command.initiator_task_tag, **line.peer.counted())
         await line.peer.send_bytes(line.peer.encode(status) + b"\x3c" + bytes(47))
@@ -136,7 +135,7 @@ async def test_an_answer_right_before_a_broken_rule_counts(autojump_clock: MockC
 
 async def test_a_short_read_is_an_error(autojump_clock: MockClock) -> None:
     async with pair() as line:
-        call = line.call(READ, read=512)
+        call = line.attempt(READ, read=512)
         await line.peer.data_in(await line.peer.expect(ScsiCommand), b"x" * 100)
         assert isinstance(await call.failed(), DataError)
 
@@ -148,7 +147,7 @@ async def test_a_caller_that_gives_up_before_the_command_was_sent_leaves_nothing
     autojump_clock: MockClock,
 ) -> None:
     async with pair(window=0) as line:
-        gone, stays = line.call(READ, read=512), line.call()
+        gone, stays = line.attempt(READ, read=512), line.attempt()
         await wait_all_tasks_blocked()
         gone.scope.cancel()
         await wait_all_tasks_blocked()
@@ -165,14 +164,14 @@ async def test_a_caller_that_was_cancelled_before_it_began_sends_nothing(autojum
     async with pair() as line:
         call = Call()
         call.scope.cancel()
-        await call.run(line.session)
+        await call.run(line.queue())
         await line.peer.nothing(5.0)
 
 
 @pytest.mark.conformance("ERR-17", "FFP-2.2")
 async def test_a_caller_that_gives_up_later_has_the_command_aborted(autojump_clock: MockClock) -> None:
     async with pair() as line:
-        gone = line.call(READ, read=512)
+        gone = line.attempt(READ, read=512)
         command = await line.peer.expect(ScsiCommand)
         gone.scope.cancel()
         abort = await line.peer.expect(TaskManagementRequest)
@@ -182,7 +181,7 @@ async def test_a_caller_that_gives_up_later_has_the_command_aborted(autojump_clo
         assert (abort.lun, abort.referenced_task_tag) == (LUN, command.initiator_task_tag)
         assert (abort.ref_cmd_sn, abort.cmd_sn) == (command.cmd_sn, command.cmd_sn + 1)
         # Until the answer the tag is not given to another, and what still comes goes where nobody reads.
-        other = line.call()
+        other = line.attempt()
         following = await line.peer.expect(ScsiCommand)
         assert following.cmd_sn == abort.cmd_sn
         assert following.initiator_task_tag not in (command.initiator_task_tag, abort.initiator_task_tag)
@@ -195,7 +194,7 @@ async def test_a_caller_that_gives_up_later_has_the_command_aborted(autojump_clo
 
 async def test_a_cancelled_write_still_answers_what_the_target_asks_for(autojump_clock: MockClock) -> None:
     async with pair(keys={"ImmediateData": "No", "InitialR2T": "Yes"}) as line:
-        gone = line.call(WRITE, write=b"w" * 512)
+        gone = line.attempt(WRITE, write=b"w" * 512)
         command = await line.peer.expect(ScsiCommand)
         gone.scope.cancel()
         abort = await line.peer.expect(TaskManagementRequest)
@@ -203,17 +202,18 @@ async def test_a_cancelled_write_still_answers_what_the_target_asks_for(autojump
         await line.peer.expect(DataOut)
         assert line.peer.data == b"w" * 512
         await line.peer.managed(abort, 0)
-        other = line.call()
+        other = line.attempt()
         await line.peer.status(await line.peer.expect(ScsiCommand))
         await other.succeeded()
 
 
 async def test_the_answer_to_an_abort_is_not_for_the_next_attempt(autojump_clock: MockClock) -> None:
     """The abort and the status cross each other, so the target knows of no such task."""
-    async with pair(command_timeout=3.0) as line, trio.open_nursery() as nursery:
-        commands = Commands(line.session, LUN, name="disk", patience=30.0)
+    async with pair(command_timeout=3.0) as line:
         outcomes: list[Exception | None] = []
-        commands.start(WRITE, memoryview(b"w" * 512), outcomes.append, nursery)
+        line.queue().start(
+            WRITE, lambda command: outcomes.append(command.failure), data_out=memoryview(b"w" * 512)
+        )
         first = await line.peer.expect(ScsiCommand)
         abort = await line.peer.expect(TaskManagementRequest)
         await line.peer.status(first, Status.BUSY)
@@ -228,7 +228,7 @@ async def test_the_answer_to_an_abort_is_not_for_the_next_attempt(autojump_clock
 
 async def test_a_command_whose_time_is_over_is_not_aborted_twice(autojump_clock: MockClock) -> None:
     async with pair(command_timeout=3.0) as line:
-        gone = line.call()
+        gone = line.attempt()
         await line.peer.expect(ScsiCommand)
         await line.peer.expect(TaskManagementRequest)
         gone.scope.cancel()
@@ -242,7 +242,7 @@ async def test_a_command_whose_time_is_over_is_not_aborted_twice(autojump_clock:
 async def test_a_command_without_an_answer_is_aborted_not_before_its_time(autojump_clock: MockClock) -> None:
     async with pair(command_timeout=30.0) as line:
         await trio.sleep(0.9)
-        call = line.call()
+        call = line.attempt()
         started = trio.current_time()
         command = await line.peer.expect(ScsiCommand)
         abort = await line.peer.expect(TaskManagementRequest)
@@ -258,7 +258,7 @@ async def test_an_abort_that_was_carried_out_or_came_too_late_ends_the_command(
     autojump_clock: MockClock, response: int
 ) -> None:
     async with pair(command_timeout=3.0) as line:
-        call = line.call()
+        call = line.attempt()
         command = await line.peer.expect(ScsiCommand)
         abort = await line.peer.expect(TaskManagementRequest)
         await line.peer.managed(abort, response)
@@ -271,7 +271,7 @@ async def test_an_abort_that_was_carried_out_or_came_too_late_ends_the_command(
 @pytest.mark.conformance("ERR-18")
 async def test_a_status_before_the_answer_to_the_abort_is_used(autojump_clock: MockClock) -> None:
     async with pair(command_timeout=3.0) as line:
-        call = line.call()
+        call = line.attempt()
         command = await line.peer.expect(ScsiCommand)
         abort = await line.peer.expect(TaskManagementRequest)
         await line.peer.status(command)
@@ -310,7 +310,7 @@ async def test_a_reset_ends_the_tasks_of_its_unit_alone(autojump_clock: MockCloc
     async with pair(command_timeout=3.0) as line:
         calls, commands = [], []
         for lun in LUN, LUN, OTHER_LUN:
-            calls.append(line.call(lun=lun))
+            calls.append(line.attempt(lun=lun))
             commands.append(await line.peer.expect(ScsiCommand))
         stuck, answered, other = calls
         for _ in commands:
@@ -331,7 +331,7 @@ async def test_a_reset_that_we_have_asked_for_counts_as_one_that_was_reported(
     autojump_clock: MockClock,
 ) -> None:
     async with pair(command_timeout=3.0) as line:
-        call = line.call()
+        call = line.attempt()
         heard: list[SenseReported] = []
         line.session.on_sense = heard.append
         await line.peer.expect(ScsiCommand)
@@ -348,7 +348,7 @@ async def test_a_management_function_that_is_rejected_again_and_again_is_given_u
     autojump_clock: MockClock,
 ) -> None:
     async with pair(command_timeout=3.0) as line:
-        line.call()
+        line.attempt()
         started = trio.current_time()
         await line.peer.expect(ScsiCommand)
         functions = set()
@@ -370,9 +370,9 @@ async def test_a_rejected_command_fails_and_the_session_stays(
     autojump_clock: MockClock, reason: RejectReason
 ) -> None:
     async with pair() as line:
-        call = line.call()
+        call = line.attempt()
         rejected = await line.peer.expect(ScsiCommand)
-        other = line.call()
+        other = line.attempt()
         command = await line.peer.expect(ScsiCommand)
         await line.peer.reject(reason, rejected)
         abort = await line.peer.expect(TaskManagementRequest)
@@ -390,7 +390,7 @@ async def test_the_abort_of_a_rejected_command_is_sent_again_where_it_was_refuse
     autojump_clock: MockClock,
 ) -> None:
     async with pair() as line:
-        call = line.call()
+        call = line.attempt()
         await line.peer.reject(RejectReason.PROTOCOL_ERROR, await line.peer.expect(ScsiCommand))
         abort = await line.peer.expect(TaskManagementRequest)
         await line.peer.reject(RejectReason.TOO_MANY_IMMEDIATE_COMMANDS, abort)
@@ -400,9 +400,9 @@ async def test_the_abort_of_a_rejected_command_is_sent_again_where_it_was_refuse
 
 async def test_time_in_the_queue_is_no_time_without_an_answer(autojump_clock: MockClock) -> None:
     async with pair(window=1, command_timeout=3.0) as line:
-        slow = line.call()
+        slow = line.attempt()
         command = await line.peer.expect(ScsiCommand)
-        waiting = line.call()
+        waiting = line.attempt()
         await trio.sleep(2.5)
         await line.peer.status(command)
         await slow.succeeded()
@@ -437,9 +437,9 @@ async def test_a_command_that_is_answered_in_crumbs_ends_by_its_time_out(
     async with pair(keys=keys, command_timeout=5.0) as line:
         started = trio.current_time()
         if flood == "R2Ts of one byte":
-            call = line.call(cdb.write_10(0, 64), write=bytes(32768))
+            call = line.attempt(cdb.write_10(0, 64), write=bytes(32768))
         else:
-            call = line.call(cdb.read_10(0, 64), read=32768)
+            call = line.attempt(cdb.read_10(0, 64), read=32768)
         command = await line.peer.expect(ScsiCommand)
 
         async def crumbs() -> None:
@@ -456,7 +456,7 @@ async def test_a_command_that_is_answered_in_crumbs_ends_by_its_time_out(
             nursery.start_soon(crumbs)
             others = 0
             while True:
-                other = line.call(lun=OTHER_LUN)
+                other = line.attempt(lun=OTHER_LUN)
                 asked = trio.current_time()
                 pdu, _ = await line.peer.receive()
                 while isinstance(pdu, DataOut):
@@ -510,7 +510,7 @@ async def test_a_session_is_closed_with_a_logout(autojump_clock: MockClock) -> N
         line.nursery.start_soon(line.session.close)
         logout = await line.peer.expect(LogoutRequest)
         assert (logout.reason, logout.immediate, line.peer.data) == (0, True, b"")
-        late = line.call()
+        late = line.attempt()
         assert isinstance(await late.failed(), TransportError)
         await line.peer.nothing(1.0)  # neither is anything sent behind it, nor is the connection closed
         await line.peer.logged_out(logout)
@@ -524,7 +524,7 @@ async def test_closing_takes_bounded_time_whatever_the_target_answers(
     autojump_clock: MockClock, response: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with pair() as line:
-        unanswered = line.call()
+        unanswered = line.attempt()
         await line.peer.expect(ScsiCommand)
         started = trio.current_time()
         line.nursery.start_soon(line.session.close)
@@ -563,7 +563,7 @@ async def test_a_session_that_is_cancelled_fails_its_commands_and_closes_its_soc
     autojump_clock: MockClock,
 ) -> None:
     async with pair() as line:
-        call = line.call()
+        call = line.attempt()
         await line.peer.expect(ScsiCommand)
         line.scope.cancel()
         await line.peer.closed()

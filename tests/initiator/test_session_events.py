@@ -113,7 +113,7 @@ async def test_time2wait_of_a_logout_counts_where_it_failed(
 async def test_a_logout_is_asked_for_while_the_units_are_held(autojump_clock: MockClock) -> None:
     """They are released in the same moment, but no command may follow the logout."""
     async with pair() as line:
-        line.session.on_login = lambda: line.session.hold([LUN])
+        line.session.on_login = line.queue().suspend
         call = line.call()
         await line.peer.expect(ScsiCommand)
         await line.peer.close()
@@ -121,14 +121,14 @@ async def test_a_logout_is_asked_for_while_the_units_are_held(autojump_clock: Mo
         await wait_all_tasks_blocked()
         await line.peer.async_message(AsyncEvent.LOGOUT_REQUESTED, parameter3=5)
         logout = await line.peer.expect(LogoutRequest)
-        line.session.release(LUN)
+        line.queue().resume()
         await line.peer.nothing(1.0)
         assert line.session.state is State.DOWN
         await line.peer.logged_out(logout)
         await line.peer.login()
         await wait_all_tasks_blocked()
         await line.peer.nothing(1.0)  # a new session, so it is held again
-        line.session.release(LUN)
+        line.queue().resume()
         await line.peer.status(await line.peer.expect(ScsiCommand))
         await call.succeeded()
 
@@ -353,7 +353,7 @@ async def test_a_response_that_tells_of_a_target_failure_is_no_success(
     autojump_clock: MockClock, response: int
 ) -> None:
     async with pair() as line:
-        call = line.call()
+        call = line.attempt()
         command = await line.peer.expect(ScsiCommand)
         await line.peer.send(
             ScsiResponse(FINAL, response, 0, command.initiator_task_tag, **line.peer.counted())

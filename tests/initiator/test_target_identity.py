@@ -12,8 +12,6 @@ from memory_world import KIB, World, disk, world
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import DataLostError, IscsifsError, UnitError
-from iscsifs.initiator.probe import Description
-from iscsifs.initiator.target import PAUSE, REACTIONS, Reaction
 from iscsifs.limits import NOTES_A_LIST, UNIT_GRACE
 from iscsifs.scsi.capacity import Capacity
 from iscsifs.scsi.cdb import OperationCode
@@ -31,6 +29,9 @@ from iscsifs.scsi.vpd import (
 from iscsifs.target import unit as scsi
 from iscsifs.target.disk import Disk
 from iscsifs.target.store import Store
+from iscsifs.units.block import LogicalUnit
+from iscsifs.units.identity import Description
+from iscsifs.units.inventory import PAUSE, REACTIONS, Reaction
 
 WRITE = OperationCode.WRITE_10
 BLOCK = 512
@@ -290,13 +291,15 @@ async def test_what_is_not_synchronised_is_lost_and_reported(autojump_clock: Moc
 async def test_what_is_synchronised_is_not_lost(autojump_clock: MockClock) -> None:
     async with world({0: anonymous()}, write_behind=True) as w:
         unit = w.unit(0)
+        returned: list[LogicalUnit] = []
+        w.target.on_return = returned.append
         await unit.write(0, b"w" * BLOCK)
         await unit.flush()
         w.cut()
         assert bytes(await unit.read(0, BLOCK)) == b"w" * BLOCK
         await unit.flush()
         assert not unit.failures
-        assert unit.generation == 1
+        assert returned == [unit]
 
 
 async def test_who_trusts_it_gets_it_written_again(autojump_clock: MockClock) -> None:

@@ -13,16 +13,17 @@ from stepwise import Loop
 from trio.testing import MockClock
 
 from iscsifs.errors import CommandTimeout, DataLostError, MediumError, StatusError, UnitError
-from iscsifs.initiator.commands import Commands
-from iscsifs.initiator.probe import Description
 from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.task import Task
 from iscsifs.moment import Moment
 from iscsifs.scsi.cdb import OperationCode, parse_rw, parse_write_same
 from iscsifs.scsi.sense import Sense, SenseKey
+from iscsifs.scsi.status import Status
 from iscsifs.scsi.vpd import Provisioning
 from iscsifs.target.disk import Disk
 from iscsifs.target.unit import MODE_CHANGED, NO_MEDIUM, WRITE_CODES, WRITE_ERROR, Fault
+from iscsifs.units.identity import Description
+from iscsifs.units.queue import Queue
 
 BLOCK = 512
 SIZE = 64 * BLOCK
@@ -54,7 +55,7 @@ def stored(san: San, offset: int = 0, size: int = SIZE) -> bytes:
     return bytes(san.disk.store.read(offset, size))
 
 
-def without_memory(*_: object) -> None:
+def without_memory(*_: object, **__: object) -> None:
     raise MemoryError
 
 
@@ -363,11 +364,11 @@ async def test_a_medium_of_other_blocks_is_another_unit_also_after_a_time_withou
     other = replace(before, capacity=replace(before.capacity, block_size=8 * BLOCK))
     answers = iter([empty, before, empty, other])
 
-    async def describe(_: Commands) -> Description:
+    async def describe(_: Queue) -> Description:
         return next(answers)
 
-    monkeypatch.setattr("iscsifs.initiator.unit.describe", describe)
-    assert [await unit.check() for _ in range(4)] == [True, True, True, False]
+    monkeypatch.setattr("iscsifs.units.block.describe", describe)
+    assert [await unit.check(unit.queue) for _ in range(4)] == [True, True, True, False]
 
 
 async def test_writes_past_the_end_of_a_unit_that_shrank_are_lost_alone(connect: Open) -> None:
@@ -451,25 +452,25 @@ async def test_without_memory_to_send_what_was_kept_the_session_lives_on(
     assert san.medium()[:BLOCK] == b"a" * BLOCK
 
 
-@pytest.mark.parametrize("where", ["start_soon", "_carry_out"])
+@pytest.mark.parametrize("where", ["start_soon", "judge"])
 async def test_without_memory_to_repeat_a_write_it_fails_and_no_more(
     connect: Open, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock, where: str
 ) -> None:
     san = await connect()
-    san.disk.faults.append(Fault(WRITE_ERROR, codes=WRITE_CODES, times=1))
+    san.disk.faults.append(Fault(status=Status.BUSY, codes=WRITE_CODES, times=1))
     await san.unit.write(0, b"a" * BLOCK)
     with monkeypatch.context() as patch:
         if where == "start_soon":
             start_soon = trio.Nursery.start_soon
 
             def start(nursery: trio.Nursery, function: Callable[..., Awaitable[None]], *args: object) -> None:
-                if function.__name__ == "_go_on":
+                if function.__name__ == "_send_later":
                     raise MemoryError
                 start_soon(nursery, function, *args)
 
             patch.setattr(trio.Nursery, "start_soon", start)
         else:
-            patch.setattr(Commands, "_judge", without_memory)
+            patch.setattr("iscsifs.units.queue.judge", without_memory)
         with trio.fail_after(1000):
             await san.unit.drain()
     assert san.unit.failures == 1
@@ -487,7 +488,7 @@ async def test_a_synchronous_write_has_fua_in_every_piece(
     connect: Open, monkeypatch: pytest.MonkeyPatch, large: bool
 ) -> None:
     if large:
-        monkeypatch.setattr("iscsifs.initiator.unit.BLOCKS_IN_REACH_OF_10", 1)
+        monkeypatch.setattr("iscsifs.units.block.BLOCKS_IN_REACH_OF_10", 1)
     san = await connect()
     san.unit._longest_transfer = 2 * BLOCK
     await san.unit.write(BLOCK, b"s" * 5 * BLOCK, True)

@@ -1,17 +1,14 @@
 """The sizes that a logical unit prefers, whatever it says of itself."""
 
-from typing import cast
-
 import pytest
 import trio
+from memory_path import MemoryPath, queue_of
 
-from iscsifs.initiator.commands import Commands
-from iscsifs.initiator.probe import Description
-from iscsifs.initiator.session import Session
-from iscsifs.initiator.unit import LONGEST_TRANSFER, PREFERRED_TRANSFER, LogicalUnit
 from iscsifs.scsi.capacity import Capacity
 from iscsifs.scsi.inquiry import DeviceType, InquiryData
 from iscsifs.scsi.vpd import BlockLimits, Provisioning
+from iscsifs.units.block import LONGEST_TRANSFER, PREFERRED_TRANSFER, LogicalUnit
+from iscsifs.units.identity import Description
 
 
 @pytest.mark.parametrize(
@@ -40,6 +37,6 @@ async def test_the_preferred_size_is_within_the_limits(
         write_protected=False,
         volatile_cache=None,
     )
-    commands = Commands(cast(Session, None), 0, name="LUN 0", patience=1)
     async with trio.open_nursery() as nursery:
-        assert LogicalUnit(commands, description, nursery).preferred_size == preferred
+        queue = queue_of(MemoryPath(lambda _: b""), nursery)
+        assert LogicalUnit(0, queue, description, nursery).preferred_size == preferred

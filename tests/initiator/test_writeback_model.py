@@ -17,10 +17,10 @@ from memory_cache import CachedUnit, Call
 from stepwise import Loop
 
 from iscsifs.errors import IscsifsError, MediumError, TransportError
-from iscsifs.initiator.commands import Unsupported
-from iscsifs.initiator.extents import Extent, State
-from iscsifs.initiator.ranges import Ranges
-from iscsifs.initiator.writeback import WriteBuffer
+from iscsifs.units.answers import Unsupported
+from iscsifs.units.extents import Extent, State
+from iscsifs.units.ranges import Ranges
+from iscsifs.units.writeback import WriteBuffer
 
 SIZE = 12
 LONGEST = 5

@@ -7,7 +7,7 @@ from test_writeback import BAD_BLOCK, GONE, answer, answer_all, begin, write
 from trio.testing import wait_all_tasks_blocked
 
 from iscsifs.errors import DataLostError
-from iscsifs.initiator.commands import Unsupported
+from iscsifs.units.answers import Unsupported
 
 REFUSED = Unsupported("INVALID FIELD IN CDB", status=2)
 

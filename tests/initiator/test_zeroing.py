@@ -10,7 +10,6 @@ from memory_san import San
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import IscsifsError, MediumError, UnitError, WriteProtectedError
-from iscsifs.initiator import zeroing
 from iscsifs.scsi.cdb import OperationCode, parse_write_same
 from iscsifs.scsi.vpd import Provisioning
 from iscsifs.target.disk import Disk
@@ -23,6 +22,7 @@ from iscsifs.target.unit import (
     WRITE_SAME_CODES,
     Fault,
 )
+from iscsifs.units import zeroing
 
 MIB = 1 << 20
 BLOCK = 512
@@ -123,7 +123,7 @@ async def test_a_unit_that_only_says_that_it_writes_the_same_is_found_out(
     connect: Open, monkeypatch: pytest.MonkeyPatch, says: Callable[[], list[str]]
 ) -> None:
     san = await connect()
-    run = san.unit._commands.run
+    run = san.unit.queue.run
 
     async def pretend(cdb: bytes, **data: Any) -> object:
         if cdb[0] in WRITE_SAME_CODES:
@@ -131,7 +131,7 @@ async def test_a_unit_that_only_says_that_it_writes_the_same_is_found_out(
             return None
         return await run(cdb, **data)
 
-    monkeypatch.setattr(san.unit._commands, "run", pretend)
+    monkeypatch.setattr(san.unit.queue, "run", pretend)
     await empty(san)
     await san.unit.flush()
     assert san.medium() == bytes(SIZE)
@@ -231,7 +231,7 @@ async def test_zeroing_that_is_cancelled_leaves_holes(connect: Open, autojump_cl
 async def test_holes_without_number_are_zeroed_before_they_cost_too_much(
     connect: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("iscsifs.initiator.unit.MAX_HOLES", 10)
+    monkeypatch.setattr("iscsifs.units.block.MAX_HOLES", 10)
     monkeypatch.setattr(zeroing, "MAX_HOLES", 10)
     san = await connect()
     await san.unit.truncate(0)
@@ -281,7 +281,7 @@ async def test_a_cache_that_is_lost_between_two_commands_is_zeroed_again(
     await san.unit.write(0, OLD)
     await san.unit.flush()
     san.trouble.commands.clear()
-    run = san.unit._commands.run
+    run = san.unit.queue.run
 
     async def lose_cache_once(cdb: bytes, **data: Any) -> object:
         task = await run(cdb, **data)
@@ -289,7 +289,7 @@ async def test_a_cache_that_is_lost_between_two_commands_is_zeroed_again(
             san.disk.drop_cache()
         return task
 
-    monkeypatch.setattr(san.unit._commands, "run", lose_cache_once)
+    monkeypatch.setattr(san.unit.queue, "run", lose_cache_once)
     await empty(san)
     await getattr(san.unit, by)()
     assert stored(san) == bytes(SIZE)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from memory_target import LUN, MemoryTarget, pattern, plain_task, read_task
+from memory_target import LUN, MemoryTarget, pattern, plain_task
 
 from iscsifs.errors import DataError, TaskAborted
 from iscsifs.iscsi.events import Noted, SenseReported
@@ -447,19 +447,3 @@ def test_data_in_and_status_of_a_task_that_there_is_not() -> None:
         target = MemoryTarget()  # the reserved one
         with target.drop("4.2.5.3"):
             send(target)
-
-
-def test_a_task_can_be_sent_again_as_a_new_one() -> None:
-    target = MemoryTarget()
-    task = target.submit(read_task(512))
-    target.data_in(task, 0, b"\xee" * 512, 0)
-    target.respond(task, response=1)
-    first = task.initiator_task_tag
-    task.reset()
-    assert (task.failure, task.received, task.on_the_wire) == (None, 0, False)
-    target.submit(task)
-    one, other = target.received(ScsiCommand, ScsiCommand)
-    assert other.pdu.initiator_task_tag == task.initiator_task_tag != first
-    assert other.pdu.cmd_sn == one.pdu.cmd_sn + 1
-    target.data_in(task, 0, pattern(512), 0, flags=STATUS)
-    assert (task.failure, task.data_in.tobytes()) == (None, pattern(512))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from memory_target import LUN, pattern
 
-from iscsifs.errors import ProtocolError, TaskAborted
+from iscsifs.errors import ProtocolError
 from iscsifs.iscsi.keys import Parameters
 from iscsifs.iscsi.pdu import BHS_LENGTH, FINAL, R2T, RESERVED_TAG, CommandFlag, DataOut, pack
 from iscsifs.iscsi.task import Task, read_sense
@@ -82,21 +82,6 @@ def test_directions() -> None:
     write = Task(LUN, bytes(6), data_out=memoryview(b"1234")).start(Parameters(), 1, 1, 1)[0]
     neither = Task(LUN, bytes(6)).start(Parameters(), 1, 1, 1)[0]
     assert [one.flags & flags for one in (read, write, neither)] == [CommandFlag.READ, CommandFlag.WRITE, 0]
-
-
-def test_a_task_that_was_reset_is_like_a_new_one() -> None:
-    task = Task(LUN, bytes(6), data_out=memoryview(pattern(64)))
-    fresh = {name: getattr(task, name) for name in Task.__slots__}
-    task.start(Parameters(initial_r2t=True), 5, 6, 7)
-    task.aborting = True
-    task.ticks = 9
-    task.r2ts_unsent = task.next_r2t_sn = task.next_data_sn = 3
-    task.sense = b"1"
-    task.status = task.residual = 2
-    task.fail(TaskAborted("because"))
-    assert not task.on_the_wire
-    task.reset()
-    assert {name: getattr(task, name) for name in Task.__slots__} == fresh
 
 
 @pytest.mark.parametrize(("data", "sense"), [(b"", b""), (b"\0\0", b""), (b"\0\2abc", b"ab")])

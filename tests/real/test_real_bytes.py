@@ -116,7 +116,7 @@ def test_a_disk_ends(
     assert small_image.read_bytes() == bytes(4 * MIB)
 
 
-def test_truncation_changes_nothing(
+def test_truncation_leaves_the_size_and_what_is_on_the_disk(
     any_target: type[Daemon], serve: Serve, mount_hosts: MountHosts, small_image: Path, tmp_path: Path
 ) -> None:
     content = random.Random(1).randbytes(4 * MIB)
@@ -126,7 +126,8 @@ def test_truncation_changes_nothing(
     storage = mounted.storage()
     os.close(os.open(storage, os.O_WRONLY | os.O_TRUNC))
     os.truncate(storage, 5)
-    os.truncate(storage, 5 * MIB)
+    with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        os.truncate(storage, 5 * MIB)
     assert storage.stat().st_size == 4 * MIB
     assert storage.read_bytes() == content
     mounted.unmount()

@@ -13,9 +13,10 @@ import pytest
 import trio
 from targets import Daemon, Istgt, Serve, Target, Tgt, Unit, make_image
 
-from iscsifs.initiator import InitiatorOptions, open_initiator
+from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.keys import Value
 from iscsifs.iscsi.names import Portal
+from iscsifs.service import open_initiator
 
 pytestmark = pytest.mark.real
 

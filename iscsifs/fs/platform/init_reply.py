@@ -29,6 +29,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
+from iscsifs.errors import reason
+
 log = logging.getLogger(__name__)
 
 IN_HEADER: Final = struct.Struct("=IIQQIIIHH")
@@ -132,7 +134,7 @@ class AmendedInit:
                     os.dup2(theirs.fileno(), fd, inheritable=False)
                 stack.pop_all()
         except OSError as exc:
-            log.warning("FUSE_INIT is not amended (%s): %s", exc.strerror, _UNTOUCHED)
+            log.warning("FUSE_INIT is not amended (%s): %s", reason(exc), _UNTOUCHED)
             return
         self._exchange = _Exchange(fd, kernel, ours, request)
 

@@ -1,20 +1,49 @@
-"""Cached pages of a file that somebody else may have changed.
+"""Cached pages of a file that hold other bytes than the unit does now, and must be dropped.
 
 The kernel drops them at each open (keep_cache=False), or when it is told to (FUSE_NOTIFY_INVAL_INODE). Both
-wait for pages that are being read, that is for this program. A thread of ours that waits so cannot be killed,
-and it holds our descriptors: after a SIGKILL the connection to the kernel would stay, and the thread with it.
-So another process opens the file. When our end closes the connection, it ends as well.
+wait for pages that are being read, that is for this program. So there are two ways, for two needs:
+
+`PageDropper`
+    For pages that somebody else may have made old, which no request waits for. Another process opens the
+    file: when our end closes the connection, it ends as well. A thread of ours that waits in the kernel
+    cannot be killed, and holds our descriptors: after a SIGKILL the connection would stay, and the thread
+    with it.
+`drop_pages`
+    For pages that programs would take for zeros: the request that makes zeros of them is answered when they
+    are gone. This has to be certain, and it comes with each write behind a hole. So a thread tells the
+    kernel the inode, in microseconds: a process takes milliseconds, and a path can lead to another mount.
+    What is said above of a SIGKILL holds for the time that the request waits.
 """
 
 import logging
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
+
+import trio
 
 log = logging.getLogger(__name__)
 
 _OPEN: Final = ("/bin/sh", "-c", ': <"$1"', "iscsifs-open")
+
+
+async def drop_pages(invalidate: Callable[[int], None], inode: int, patience: float) -> bool:
+    """Have the kernel drop the pages of *inode*; return whether it has done so within *patience* seconds.
+
+    *invalidate(inode)* sends FUSE_NOTIFY_INVAL_INODE, in a thread. Raises MemoryError where none can be
+    started.
+    """
+    with trio.move_on_after(patience):
+        try:
+            await trio.to_thread.run_sync(invalidate, inode, abandon_on_cancel=True)
+        except RuntimeError as exc:
+            raise MemoryError(str(exc)) from None
+        except OSError as exc:  # the kernel knows no such inode, so it has no pages of it
+            log.debug("inode %d: %s", inode, exc)
+        return True
+    return False
 
 
 class PageDropper:

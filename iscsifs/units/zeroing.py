@@ -11,13 +11,14 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from iscsifs.errors import DataError, DataLostError
-from iscsifs.initiator.commands import Commands, Unsupported
-from iscsifs.initiator.holes import Holes
-from iscsifs.initiator.probe import Description
-from iscsifs.initiator.ranges import Ranges
-from iscsifs.initiator.writeback import WriteBuffer
 from iscsifs.limits import MAX_HOLES, MAX_ROUNDS
 from iscsifs.scsi import cdb
+from iscsifs.units.answers import Unsupported
+from iscsifs.units.holes import Holes
+from iscsifs.units.identity import Description
+from iscsifs.units.queue import Queue
+from iscsifs.units.ranges import Ranges
+from iscsifs.units.writeback import WriteBuffer
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ Build = Callable[[int, int], bytes]
 
 
 class Zeroing:
-    """Zeroes *holes* with *commands*, in order with other writes (*ranges*) and with the buffer *writes*.
+    """Zeroes *holes* by *queue*, in order with other writes (*ranges*) and with the buffer *writes*.
 
     *read(start, end)* returns whole blocks as programs see them.
     """
@@ -45,13 +46,13 @@ class Zeroing:
     def __init__(
         self,
         holes: Holes,
-        commands: Commands,
+        queue: Queue,
         ranges: Ranges,
         writes: WriteBuffer,
         read: Callable[[int, int], Awaitable[memoryview]],
     ) -> None:
         self._holes = holes
-        self._commands = commands
+        self._queue = queue
         self._ranges = ranges
         self._writes = writes
         self._read = read
@@ -67,7 +68,7 @@ class Zeroing:
         if holes.pending.size >= LONG and not self._ways(description):
             log.warning(
                 "%s: writing %d bytes of zeros; the unit knows no WRITE SAME",
-                self._commands.name,
+                self._queue.name,
                 holes.pending.size,
             )
         for start, end in list(holes.pending):
@@ -81,18 +82,18 @@ class Zeroing:
     async def _fill_piece(self, start: int, end: int, description: Description, longest: int) -> None:
         assert description.capacity is not None
         size = description.capacity.block_size
-        doubts = self._commands.doubts
+        doubts = self._queue.doubts
         mine = await self._ranges.enter(start // size * size, -(-end // size) * size)
         try:
             for _ in range(MAX_ROUNDS):
                 # Some of it may have been written, or zeroed by somebody else, in the meantime.
                 pending = self._holes.pending.within(start, end)
-                self._commands.check_doubts(doubts)
+                self._queue.check_doubts(doubts)
                 if not pending:
                     return
                 for first, last in pending:
                     await self._zero(first, last, description, longest, doubts)
-            raise DataLostError(f"{self._commands.name}: the target loses its cache over and over")
+            raise DataLostError(f"{self._queue.name}: the target loses its cache over and over")
         finally:
             self._ranges.leave(mine)
 
@@ -103,7 +104,7 @@ class Zeroing:
         resets = self._writes.resets
         for block in {start // size * size} - {start} | {last} - {end}:
             data = await self._read(block, block + size)
-            self._commands.check_doubts(doubts)  # what was read may be another unit's
+            self._queue.check_doubts(doubts)  # what was read may be another unit's
             await self._writes.write(block, data)
         is_short = last - first < longest
         if first < last and (is_short or not await self._write_same(first, last, description)):
@@ -115,7 +116,7 @@ class Zeroing:
         zeros = memoryview(bytes(min(longest, end - start)))
         while start < end:
             stop = min(start + longest, end)
-            self._commands.check_doubts(doubts)
+            self._queue.check_doubts(doubts)
             await self._writes.write(start, zeros[: stop - start])
             start = stop
 
@@ -126,7 +127,7 @@ class Zeroing:
                 if await self._write_same_so(name, build, most, start, end, description):
                     return True
             except (Unsupported, DataError) as error:
-                log.info("%s: zeros are written otherwise: %s", self._commands.name, error)
+                log.info("%s: zeros are written otherwise: %s", self._queue.name, error)
             self._refused.add(name)
         return False
 
@@ -154,15 +155,15 @@ class Zeroing:
         lba, last = start // size, end // size
         while lba < last:
             blocks = min(last - lba, most or last - lba)
-            await self._commands.run(build(lba, blocks), data_out=zeros)
+            await self._queue.run(build(lba, blocks), data_out=memoryview(zeros))
             lba += blocks
         if name not in self._trusted:
             for lba in (start // size, last - 1):
                 block = memoryview(bytearray(size))
                 read = cdb.read_16 if description.capacity.blocks > BLOCKS_IN_REACH_OF_10 else cdb.read_10
-                await self._commands.run(read(lba, 1), data_in=block)
+                await self._queue.run(read(lba, 1), data_in=block)
                 if block != zeros:
-                    log.warning("%s: WRITE SAME succeeds and does nothing", self._commands.name)
+                    log.warning("%s: WRITE SAME succeeds and does nothing", self._queue.name)
                     return False
             self._trusted.add(name)
         if self._writes.resets == resets:  # until now what was written there may have to be written again

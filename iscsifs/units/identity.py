@@ -4,6 +4,7 @@ All commands here are probes: they are also sent to a unit that may be another n
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +17,6 @@ from iscsifs.errors import (
     TransportError,
     UnitError,
 )
-from iscsifs.initiator.commands import Commands
 from iscsifs.limits import MAX_DESIGNATORS
 from iscsifs.scsi import cdb, mode
 from iscsifs.scsi.capacity import Capacity
@@ -35,6 +35,7 @@ from iscsifs.scsi.vpd import (
     parse_supported_pages,
     wwid,
 )
+from iscsifs.units.queue import Queue
 
 log = logging.getLogger(__name__)
 
@@ -138,35 +139,33 @@ class Description:
         return self.raw_inquiry == other.raw_inquiry and (resized or len(set(capacities)) < 2)
 
 
-async def report_luns(commands: Commands) -> list[int]:
-    """Return the LUNs of a target, by *commands* to its LUN 0 (SPC-3 section 6.21).
+async def report_luns(probes: Callable[[int], Queue]) -> list[int]:
+    """Return the LUNs of a target, by *probes*, a queue for each LUN (SPC-3 section 6.21).
 
     Where REPORT LUNS is unknown, the first few LUNs are asked for INQUIRY data one by one. Raises
     CommandError.
     """
-    length = FIRST_LUNS_LENGTH
+    first, length = probes(0), FIRST_LUNS_LENGTH
     try:
-        answer = parse_luns(await commands.ask(cdb.report_luns(length), length))
+        answer = parse_luns(await first.ask(cdb.report_luns(length), length))
         if answer.cut and answer.allocation_length > length:
             length = answer.allocation_length
-            answer = parse_luns(await commands.ask(cdb.report_luns(length), length))
+            answer = parse_luns(await first.ask(cdb.report_luns(length), length))
     except _NO_ANSWER:
         raise
     except CommandError as error:
         log.info("%s; asking unit by unit", error)
-        return await _sequential_luns(commands)
+        return await _sequential_luns(probes)
     if answer.reported > len(answer.luns):
-        log.warning(
-            "%s: %d of the %d logical units are used", commands.name, len(answer.luns), answer.reported
-        )
+        log.warning("%s: %d of the %d logical units are used", first.name, len(answer.luns), answer.reported)
     return [lun for lun in answer.luns if not is_well_known(lun)]
 
 
-async def _sequential_luns(commands: Commands) -> list[int]:
+async def _sequential_luns(probes: Callable[[int], Queue]) -> list[int]:
     luns = []
     for lun in map(lun_from_number, range(SEQUENTIAL_LUNS)):
         try:
-            data = await commands.at(lun).ask(cdb.inquiry(INQUIRY_LENGTH), INQUIRY_LENGTH)
+            data = await probes(lun).ask(cdb.inquiry(INQUIRY_LENGTH), INQUIRY_LENGTH)
             if InquiryData.parse(data).connected:
                 luns.append(lun)
         except (CommandTimeout, TransportError):
@@ -178,34 +177,34 @@ async def _sequential_luns(commands: Commands) -> list[int]:
     return luns
 
 
-async def take_reports(commands: Commands) -> None:
+async def take_reports(probes: Queue) -> None:
     """Have a logical unit report what has happened to it (unit attentions, SAM-5 section 5.14): what it is
     asked for then is as it is since.
 
     Raises CommandError where it does not answer; that it has nothing good to say is no error.
     """
     try:
-        await commands.run(cdb.test_unit_ready(), probe=True)
+        await probes.run(cdb.test_unit_ready())
     except _NO_ANSWER:
         raise
     except CommandError as error:
         log.info("%s", error)
 
 
-async def describe(commands: Commands) -> Description:
+async def describe(probes: Queue) -> Description:
     """Ask a logical unit what it is.
 
     Raises CommandError where it does not answer, UnitError where the LUN has no device.
     """
-    raw_inquiry = await commands.ask(cdb.inquiry(INQUIRY_LENGTH), INQUIRY_LENGTH)
+    raw_inquiry = await probes.ask(cdb.inquiry(INQUIRY_LENGTH), INQUIRY_LENGTH)
     inquiry = InquiryData.parse(raw_inquiry)
     if not inquiry.connected:
-        raise UnitError(f"{commands.name}: there is no device")
+        raise UnitError(f"{probes.name}: there is no device")
 
     async def optional(command: bytes, length: int) -> bytes:
         """Return the data of a command that not every unit knows; nothing if it does not."""
         try:
-            return await commands.ask(command, length)
+            return await probes.ask(command, length)
         except _NO_ANSWER:
             raise
         except CommandError:
@@ -227,10 +226,10 @@ async def describe(commands: Commands) -> Description:
     limits, provisioning, modes = BlockLimits(), Provisioning(), mode.ModeData()
     if inquiry.device_type.addressed_by_block:
         try:
-            capacity = await _capacity(commands, inquiry)
+            capacity = await _capacity(probes, inquiry)
         except (NoMediumError, UnitError) as error:
             no_storage = str(error)
-            log.warning("%s: no storage: %s", commands.name, error)
+            log.warning("%s: no storage: %s", probes.name, error)
         else:
             limits = BlockLimits.parse(await vpd(Page.BLOCK_LIMITS))
             provisioning = Provisioning.parse(await vpd(Page.LOGICAL_BLOCK_PROVISIONING))
@@ -252,17 +251,17 @@ async def describe(commands: Commands) -> Description:
     )
 
 
-async def _capacity(commands: Commands, inquiry: InquiryData) -> Capacity:
+async def _capacity(probes: Queue, inquiry: InquiryData) -> Capacity:
     """Wait until the unit is ready and return its capacity; raises UnitError for one that cannot be used."""
-    await commands.run(cdb.test_unit_ready(), probe=True)
+    await probes.run(cdb.test_unit_ready())
     if inquiry.device_type == DeviceType.DISK:
         try:
-            return Capacity.parse_16(await commands.ask(cdb.read_capacity_16(), 32))
+            return Capacity.parse_16(await probes.ask(cdb.read_capacity_16(), 32))
         except (NoMediumError, *_NO_ANSWER):
             raise
         except CommandError as error:
             log.info("%s; asking for the short form", error)
-    capacity = Capacity.parse_10(await commands.ask(cdb.read_capacity_10(), 8))
+    capacity = Capacity.parse_10(await probes.ask(cdb.read_capacity_10(), 8))
     if capacity is None:
-        capacity = Capacity.parse_16(await commands.ask(cdb.read_capacity_16(), 32))
+        capacity = Capacity.parse_16(await probes.ask(cdb.read_capacity_16(), 32))
     return capacity

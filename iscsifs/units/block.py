@@ -8,17 +8,18 @@ from typing import Final
 import trio
 
 from iscsifs.errors import DataError, DataLostError, IscsifsError, UnitError
-from iscsifs.initiator.commands import Commands, Unsupported
-from iscsifs.initiator.holes import Holes
-from iscsifs.initiator.probe import Description, Name, describe
-from iscsifs.initiator.ranges import Ranges
-from iscsifs.initiator.writeback import Done, WriteBuffer
-from iscsifs.initiator.zeroing import Zeroing
 from iscsifs.limits import MAX_HOLES, MAX_ROUNDS
 from iscsifs.scsi import cdb
 from iscsifs.scsi.capacity import Capacity
 from iscsifs.scsi.luns import lun_label
 from iscsifs.scsi.sense import Condition, Sense
+from iscsifs.units.answers import Unsupported
+from iscsifs.units.holes import Holes
+from iscsifs.units.identity import Description, Name, describe
+from iscsifs.units.queue import Command, Queue
+from iscsifs.units.ranges import Ranges
+from iscsifs.units.writeback import Done, WriteBuffer
+from iscsifs.units.zeroing import Zeroing
 
 log = logging.getLogger(__name__)
 
@@ -50,19 +51,18 @@ class LogicalUnit:
 
     def __init__(
         self,
-        commands: Commands,
+        lun: int,
+        queue: Queue,
         description: Description,
         nursery: trio.Nursery,
         *,
         write_behind: bool = True,
     ) -> None:
-        self.label = lun_label(commands.lun)
-        self.name = commands.name
-        self._commands = commands
-        self._nursery = nursery
-        self.generation = 0
-        """How often it was looked at anew, after a new login or because it may have been another: others may
-        have written to it in the meantime."""
+        self.lun = lun
+        """The 64-bit LUN."""
+        self.label = lun_label(lun)
+        self.name = queue.name
+        self.queue = queue
         self._ranges = Ranges()
         self._holes = Holes()
         self._block_size = 0
@@ -73,24 +73,19 @@ class LogicalUnit:
             self._start_write,
             self._synchronise,
             nursery,
-            linger=commands.linger,
+            linger=queue.path.linger,
             longest=self.preferred_size if self.is_block else 0,
             behind=write_behind,
             volatile=description.volatile_cache is not False,
             fua=description.dpo_fua,
         )
         self._failures_before = 0
-        self._zeroing = Zeroing(self._holes, commands, self._ranges, self._writes, self._read_newest)
+        self._zeroing = Zeroing(self._holes, queue, self._ranges, self._writes, self._read_newest)
 
     @property
     def failure(self) -> IscsifsError | None:
         """Why the unit cannot be used any more."""
-        return self._commands.failure
-
-    @property
-    def lun(self) -> int:
-        """The 64-bit LUN."""
-        return self._commands.lun
+        return self.queue.failure
 
     @property
     def device_type(self) -> int:
@@ -191,7 +186,7 @@ class LogicalUnit:
     @property
     def is_away(self) -> bool:
         """Whether there is no session with the target: what is asked for waits for its return."""
-        return self._commands.session.is_away
+        return self.queue.path.is_away
 
     @property
     def unwritten(self) -> int:
@@ -281,11 +276,11 @@ class LogicalUnit:
         last = offset + len(data)
         start = offset // block_size * block_size
         end = -(-last // block_size) * block_size
-        doubts = self._commands.doubts
+        doubts = self.queue.doubts
         mine = await self._ranges.enter(start, end)
         try:
-            if doubts != self._commands.doubts:  # this was meant for the unit that was there
-                self._commands.check_doubts(doubts)
+            if doubts != self.queue.doubts:  # this was meant for the unit that was there
+                self.queue.check_doubts(doubts)
             blocks = data if end - start == len(data) else await self._change_blocks(start, end, offset, data)
             await self._writes.write(start, blocks, sync)
             if self._holes.is_active:
@@ -302,10 +297,10 @@ class LogicalUnit:
         partial = {start} if start < offset else set()
         if offset + len(data) < end:
             partial.add(end - block_size)
-        doubts = self._commands.doubts
+        doubts = self.queue.doubts
         for block in partial:
             blocks[block - start :][:block_size] = await self._read_newest(block, block + block_size)
-        self._commands.check_doubts(doubts)  # what was read may be another unit's
+        self.queue.check_doubts(doubts)  # what was read may be another unit's
         blocks[offset - start : offset - start + len(data)] = data
         return blocks
 
@@ -320,17 +315,17 @@ class LogicalUnit:
         block_size = self.block_size
         lba = -(-offset // block_size)
         end = min(offset + size, self.size) // block_size
-        doubts = self._commands.doubts
+        doubts = self.queue.doubts
         mine = await self._ranges.enter(lba * block_size, end * block_size)
         try:
             while lba < end:
                 blocks, command, data = self._unmap(lba, end - lba)
                 await self._writes.drain()
-                self._commands.check_doubts(doubts)
+                self.queue.check_doubts(doubts)
                 self._writes.forget(lba * block_size, (lba + blocks) * block_size)
                 # tgt does what it is told, and then reports a residual of the whole parameter list.
                 with suppress(DataError):
-                    await self._commands.run(command, data_out=data)
+                    await self.queue.run(command, data_out=memoryview(data))
                 lba += blocks
         finally:
             self._ranges.leave(mine)
@@ -384,7 +379,7 @@ class LogicalUnit:
         self._notice_losses()
         mark, resets = self._holes.mark(), self._writes.resets
         try:
-            await self._commands.run(command)
+            await self.queue.run(command)
         except Unsupported:
             # Without the command there is no cache that it could be about, unless the unit says otherwise.
             if self.description.volatile_cache:
@@ -411,13 +406,12 @@ class LogicalUnit:
                 # There is no cache, so nothing was kept to be written again.
                 self._writes.report(DataLostError(f"{self.name}: {sense}"))
 
-    async def check(self, *, resized: bool = False) -> bool:
-        """Return whether this is still the same unit; what changed about it, its size for instance, is taken
-        over. *resized*: it has reported that its size is another.
+    async def check(self, probes: Queue, *, resized: bool = False) -> bool:
+        """Ask the unit by *probes* whether it is still the same, and take over what has changed.
 
-        Raises what `describe` raises.
+        *resized*: it has reported that its size is another. Raises what `describe` raises.
         """
-        now = await describe(self._commands)
+        now = await describe(probes)
         now = replace(now, shared_names=self.description.shared_names & now.names)
         if not self.description.is_same_unit(now, resized=resized):
             return False
@@ -440,14 +434,15 @@ class LogicalUnit:
         """
         reason = f"it may be another unit now, as {self.description.unidentified}"
         failure = DataLostError(f"{self.name}: {reason}; what was not synchronised is not written to it")
-        self._commands.disown(failure)
+        self.queue.disown(failure)
         self._writes.disown(failure)
         self._forget_holes(failure)
 
     def lose(self, reason: str) -> UnitError:
         """From now on there is no such unit: everything fails with what is returned."""
-        self._commands.failure = failure = UnitError(f"{self.name}: {reason}")
+        failure = UnitError(f"{self.name}: {reason}")
         log.error("%s", failure)
+        self.queue.fail(failure)
         self._writes.give_up(failure)
         self._forget_holes(failure)
         return failure
@@ -459,7 +454,7 @@ class LogicalUnit:
         self._holes.forget()
 
     def _check(self) -> None:
-        failure = self._commands.failure
+        failure = self.queue.failure
         if failure is not None:
             raise failure
 
@@ -469,7 +464,7 @@ class LogicalUnit:
             await self._read_in_pieces(offset, buffer)
             return
         command = self._read_cdb(offset // self._block_size, size // self._block_size)
-        task = await self._commands.run(command, data_in=buffer)
+        task = await self.queue.run(command, data_in=buffer)
         if task.received != size:
             reason = f"{task.received} of {size} bytes arrived"
             error = DataError(f"{self.name}: {cdb.describe(command)}: {reason}")
@@ -481,17 +476,17 @@ class LogicalUnit:
         left = -(-len(data) // longest)
         first: Exception | None = None
 
-        def piece_done(failure: Exception | None) -> None:
+        def piece_done(command: Command) -> None:
             nonlocal left, first
             left -= 1
-            first = first or failure
+            first = first or command.failure
             if not left:
                 done(first)
 
         for start in range(0, len(data), longest):
             piece = data[start : start + longest]
             blocks = (offset + start) // self._block_size, len(piece) // self._block_size
-            self._commands.start(self._write_cdb(*blocks, fua), piece, piece_done, self._nursery)
+            self.queue.start(self._write_cdb(*blocks, fua), piece_done, data_out=piece)
 
     async def _read_in_pieces(self, offset: int, buffer: memoryview) -> None:
         """Read in parallel pieces, none of them longer than one command may be."""

@@ -27,9 +27,9 @@ from typing import Final
 import trio
 
 from iscsifs.errors import DataLostError, IscsifsError, MediumError, TransportError
-from iscsifs.initiator.commands import Unsupported
-from iscsifs.initiator.extents import Barrier, Command, Extent, State, cut
 from iscsifs.limits import MAX_ROUNDS, MAX_UNSYNCHRONISED, MAX_UNWRITTEN
+from iscsifs.units.answers import Unsupported
+from iscsifs.units.extents import Barrier, Command, Extent, State, cut
 
 log = logging.getLogger(__name__)
 
@@ -246,10 +246,16 @@ class WriteBuffer:
         self.failure = failure
 
     def give_up(self, failure: IscsifsError) -> None:
-        """Forget everything because of *failure*, but for what is on its way."""
+        """Forget everything because of *failure*, but for what is on its way.
+
+        That counts as lost from now on as well: whoever is told of *failure* has to be told of all of it.
+        """
         extents = [*self._ready, *self._blocked, *self._written]
-        if any(extent.acknowledged or extent.covers for extent in extents):
+        sending = [extent for command in self._commands for extent in command.extents]
+        if any(extent.acknowledged or extent.covers for extent in (*extents, *sending)):
             self.report(failure)
+        for extent in sending:
+            extent.acknowledged = extent.covers = False  # that was told just now
         for extent in extents:
             self._leave(extent)
             for barrier in self._barriers:

@@ -12,17 +12,22 @@ import struct
 import termios
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
-from iscsifs.errors import ConnectionClosed, IscsifsError, TransportError
+from iscsifs.errors import ConnectionClosed, IscsifsError, PathLost, TransportError
 from iscsifs.iscsi.connection import Connection
-from iscsifs.iscsi.events import Event
+from iscsifs.iscsi.events import Event, Logout, Management, Ping, Text
 from iscsifs.iscsi.framing import Buffer
 from iscsifs.iscsi.login import Redirect
+from iscsifs.iscsi.pdu import TaskFunction
+from iscsifs.iscsi.task import Task
+from iscsifs.iscsi.text import Pair
 from iscsifs.limits import MAX_READS
 from iscsifs.moment import Moment
+
+_R = TypeVar("_R")
 
 MAX_BUFFERS: Final = 1024
 """Buffers for one `sendmsg` (IOV_MAX on Linux)."""
@@ -103,6 +108,46 @@ class Link:
         """Close the socket and end `run`."""
         self.fail(TransportError("the connection was closed"))
         self._socket.close()
+
+    # What can be asked of the target. Each is sent at once, or with what others ask for, if the line is busy.
+
+    def submit(self, task: Task) -> None:
+        """Send a command. Where there is no memory for it the link ends, and the command is handed back."""
+        try:
+            self.connection.submit(task)
+            self.kick()
+        except MemoryError:
+            self.fail(TransportError("no memory to send a command"))
+            if task not in self.connection.tasks():
+                raise PathLost(sent=False) from None
+
+    def abort_task(self, task: Task) -> Management:
+        """Send ABORT TASK."""
+        return self._asked(self.connection.abort_task(task))
+
+    def reset(self, function: TaskFunction, lun: int) -> Management:
+        """Send a task management function that ends all tasks of *lun*."""
+        return self._asked(self.connection.reset(function, lun))
+
+    def repeat(self, management: Management) -> Management:
+        """Send a task management function again that was refused for want of room."""
+        return self._asked(self.connection.repeat(management))
+
+    def ping(self) -> Ping:
+        """Send a NOP-Out that asks for an echo."""
+        return self._asked(self.connection.ping())
+
+    def send_text(self, pairs: list[Pair]) -> Text:
+        """Send a Text Request."""
+        return self._asked(self.connection.send_text(pairs))
+
+    def log_out(self) -> Logout:
+        """Send a Logout Request that closes the session."""
+        return self._asked(self.connection.log_out())
+
+    def _asked(self, request: _R) -> _R:
+        self.kick()
+        return request
 
     def kick(self) -> None:
         """See that what the connection has queued is sent: now, or with what others queue, if the line is

@@ -1,8 +1,12 @@
-"""The initiator: it discovers targets, logs in to them, and logs out of all of them at the end."""
+"""Targets with their units, from the login to the logout: sessions below, units above.
+
+Here the two meet that know nothing of each other: a session tells of new logins and of what units report, the
+inventory of units asks for paths.
+"""
 
 import itertools
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -14,7 +18,10 @@ from iscsifs.initiator.session import Session
 from iscsifs.initiator.target import Target
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.discovery import DiscoveredTarget
+from iscsifs.iscsi.events import SenseReported
 from iscsifs.iscsi.names import Portal, TargetAddress
+from iscsifs.units.block import LogicalUnit
+from iscsifs.units.inventory import Inventory, Settings
 
 # What all logins of a process share: no challenge is used twice, and no two sessions have the same ISID.
 _challenges = ChallengeMemory()
@@ -27,6 +34,74 @@ def new_isid() -> bytes:
     return b"\x80" + _process + (next(_qualifiers) & 0xFFFF).to_bytes(2, "big")
 
 
+class ManagedTarget:
+    """A target that was logged in to, and its units, which are kept up to date."""
+
+    def __init__(
+        self, name: str, dialler: Dialler, session: Session, options: InitiatorOptions, nursery: trio.Nursery
+    ) -> None:
+        self.target_name = name
+        self.session = session
+        self._target = Target(name, dialler, session)
+        settings = Settings(
+            options.command_timeout,
+            options.replacement_timeout,
+            write_behind=options.write_behind,
+            trust_unidentified=options.trust_unidentified,
+        )
+        self.inventory = Inventory(self._target, settings, nursery)
+        session.on_login = self.inventory.logged_in
+        session.on_sense = self._reported
+
+    def _reported(self, report: SenseReported) -> None:
+        self.inventory.reported(report.lun, report.sense)
+
+    async def find_units(self) -> None:
+        """Ask the target for its units, and each of them what it is; those that do not answer are left out.
+
+        Raises CommandError where the target does not answer at all.
+        """
+        await self.inventory.find_units()
+
+    @property
+    def units(self) -> list[LogicalUnit]:
+        """The logical units in the order of their numbers."""
+        return self.inventory.units
+
+    @property
+    def on_change(self) -> Callable[[], None]:
+        """Called when a unit has come, gone or changed, and after a new login (other portal?)."""
+        return self.inventory.on_change
+
+    @on_change.setter
+    def on_change(self, changed: Callable[[], None]) -> None:
+        self.inventory.on_change = changed
+
+    @property
+    def on_return(self) -> Callable[[LogicalUnit], None]:
+        """Called when a unit was found to be the same after a new login or a reset."""
+        return self.inventory.on_return
+
+    @on_return.setter
+    def on_return(self, returned: Callable[[LogicalUnit], None]) -> None:
+        self.inventory.on_return = returned
+
+    @property
+    def portal(self) -> Portal:
+        """The portal that was asked for the session, or the one that it was sent to."""
+        return self._target.portal
+
+    @property
+    def address(self) -> str:
+        """The numeric address of the portal."""
+        return self._target.address
+
+    @property
+    def tag(self) -> int | None:
+        """The portal group tag, None where the target did not say it."""
+        return self._target.tag
+
+
 class Initiator:
     """Sessions with targets, as the initiator that *options* describe; see `open_initiator`."""
 
@@ -35,7 +110,7 @@ class Initiator:
         self._nursery = nursery
         self._sessions: list[Session] = []
 
-    async def login(self, target_name: str, portals: Sequence[Portal]) -> Target:
+    async def login(self, target_name: str, portals: Sequence[Portal]) -> ManagedTarget:
         """Log in to *target_name* at the first of *portals* where that succeeds, and find its units.
 
         Raises TransportError, ProtocolError, LoginError or CommandError; nothing is left behind then.
@@ -45,7 +120,7 @@ class Initiator:
         session = Session(target_name, dialler, self._options, await dialler())
         self._nursery.start_soon(session.run)
         self._sessions.append(session)
-        target = Target(target_name, dialler, session, self._options, self._nursery)
+        target = ManagedTarget(target_name, dialler, session, self._options, self._nursery)
         try:
             await target.find_units()
         except BaseException:

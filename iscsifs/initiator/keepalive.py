@@ -1,11 +1,11 @@
 """Whether the target is still there: pings where it is silent (RFC 7143 section 11.18)."""
 
 from iscsifs.errors import TransportError
-from iscsifs.initiator.link import Link
 from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.transport.link import Link
 
 
-class Pulse:
+class Keepalive:
     """The signs of life on *link*, on which something has come at *now*.
 
     Any byte is one. So is every byte that the other end has taken of what waits to be sent: there the ping
@@ -38,4 +38,4 @@ class Pulse:
                 self._link.fail(TransportError(f"no answer to a ping, and nothing else for {silence:.0f} s"))
         elif options.ping_interval and now - self._silent_since >= options.ping_interval:
             self._pinged_at = now
-            connection.ping()
+            self._link.ping()
