@@ -64,6 +64,16 @@ def options_in(macros: str) -> set[str]:
     return {"-" * flags.count("Fl") + name for flags, name in re.findall(r"((?:Fl )+)([\w-]+)", macros)}
 
 
+def test_the_commands_have_the_same_names_for_the_same() -> None:
+    first, second = (
+        {option: set(action.option_strings) for option, action in options_of(parser).items()}
+        for parser, _ in COMMANDS.values()
+    )
+    same = first.keys() & second.keys()
+    assert {"--port", "--user", "--secret-file", "--target-user", "--read-only", "-V"} <= same
+    assert {option: first[option] for option in same} == {option: second[option] for option in same}
+
+
 @each_command
 def test_every_option_is_described_and_no_other(
     page: str, parser: argparse.ArgumentParser, statuses: type[IntEnum]
