@@ -24,9 +24,9 @@ from iscsifs.fs.background import Ready, run_in_background
 from iscsifs.fs.mount import Mount, check_mount_point
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.pidfile import pid_file
-from iscsifs.fs.process import keep_in_memory
+from iscsifs.fs.platform.process import keep_in_memory
+from iscsifs.fs.platform.tuning import Limits
 from iscsifs.fs.tree import Storage, TargetDirectory, Tree
-from iscsifs.fs.tuning import Limits
 from iscsifs.limits import ATTACH_TIMEOUT, END_TIMEOUT, LAST_LOGOUT_TIMEOUT
 from iscsifs.logs import log_to_file, log_to_file_too, log_to_syslog, log_to_terminal, tell_repeats
 from iscsifs.mount_options import OPTIONS, MountOptions

@@ -16,14 +16,14 @@ import pyfuse3
 import trio
 
 from iscsifs.errors import ConfigError, IscsifsError, reason
-from iscsifs.fs.headroom import Headroom
 from iscsifs.fs.operations import Operations
+from iscsifs.fs.platform.headroom import Headroom
 from iscsifs.fs.platform.init_reply import AmendedInit
 from iscsifs.fs.platform.pages import PageDropper
-from iscsifs.fs.process import give_memory_back, keep_freed_memory
+from iscsifs.fs.platform.process import give_memory_back, keep_freed_memory
+from iscsifs.fs.platform.requests import Readiness, take_requests_in_bursts
+from iscsifs.fs.platform.tuning import Limits, tune
 from iscsifs.fs.record import MountEntry, Record, mount_at
-from iscsifs.fs.requests import Readiness, take_requests_in_bursts
-from iscsifs.fs.tuning import Limits, tune
 from iscsifs.limits import END_TIMEOUT
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from memory_unit import Memory
 from iscsifs.fs.mount import Mount, check_mount_point
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.platform import init_reply
+from iscsifs.fs.platform.tuning import Limits
 from iscsifs.fs.tree import TargetDescription, Tree, UnitDescription
-from iscsifs.fs.tuning import Limits
 
 
 class Stuck(Memory):

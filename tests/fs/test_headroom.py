@@ -13,12 +13,12 @@ import pytest
 import trio
 from mounting import ENVIRONMENT
 
-from iscsifs.fs import headroom
-from iscsifs.fs.headroom import MIB, RESERVE, Headroom
 from iscsifs.fs.mount import Mount
 from iscsifs.fs.operations import Operations
+from iscsifs.fs.platform import headroom
+from iscsifs.fs.platform.headroom import MIB, RESERVE, Headroom
+from iscsifs.fs.platform.tuning import Limits
 from iscsifs.fs.tree import Tree
-from iscsifs.fs.tuning import Limits
 
 LOT = 1 << 40
 
@@ -118,7 +118,7 @@ def test_without_memory_for_the_reserve_there_is_no_start(addresses: Addresses) 
 
 # In a process of its own, whose memory no other test has used.
 _OWN = """import mmap, resource
-from iscsifs.fs.headroom import MIB, Headroom
+from iscsifs.fs.platform.headroom import MIB, Headroom
 def limit(size):
     with open("/proc/self/statm") as statm:
         used = int(statm.read().split()[0]) * mmap.PAGESIZE

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from iscsifs.fs import process
+from iscsifs.fs.platform import process
 
 CAP_SYS_RESOURCE = 24
-PRELUDE = "import ctypes, logging; from iscsifs.fs.process import *; libc = ctypes.CDLL(None);"
+PRELUDE = "import ctypes, logging; from iscsifs.fs.platform.process import *; libc = ctypes.CDLL(None);"
 
 
 def outcome(code: str) -> str:
