@@ -17,6 +17,7 @@ from iscsifs.fs.mount import Mount
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.platform import headroom
 from iscsifs.fs.platform.headroom import MIB, RESERVE, Headroom
+from iscsifs.fs.platform.platform import LinuxPlatform
 from iscsifs.fs.platform.tuning import Limits
 from iscsifs.fs.tree import Tree
 
@@ -163,9 +164,9 @@ async def test_without_memory_for_a_thread_a_mount_does_what_it_can(
     monkeypatch.setattr(pyfuse3, "trio", trio)
     monkeypatch.setattr(trio.to_thread, "run_sync", start_thread)
     operations = Operations(Tree(), uid=0, gid=0, read_only=False, direct_io=False)
-    mount = Mount(operations, tmp_path, ())
+    mount = Mount(operations, tmp_path, (), LinuxPlatform(Limits()))
     stop = trio.Event()
-    await mount.serve(stop, stop.set, Limits(), trio.lowlevel.checkpoint)
+    await mount.serve(stop, stop.set, trio.lowlevel.checkpoint)
     assert says() == [
         f"{tmp_path}: the kernel's limits stay as they are: can't start new thread",
         f"{tmp_path}: cannot write back: can't start new thread",

@@ -28,51 +28,53 @@ _LARGEST_KEPT: Final = 1024 * 1024 + 1024
 for each request in work: these are returned one by one."""
 
 
-_locked = False
+class ProcessMemory:
+    """The memory of this process: whether it stays, and what becomes of it when it is freed."""
 
+    def __init__(self) -> None:
+        self._is_locked = False
 
-def keep_in_memory() -> None:
-    """Lock the memory of the process, and have its allocations not wait for write-back, as far as
-    permitted."""
-    global _locked
-    try:
-        _call("prctl", _PR_SET_IO_FLUSHER, 1, 0, 0, 0)
-    except OSError as exc:
-        log.info("not marked as a process that serves disks (%s); that takes CAP_SYS_RESOURCE", exc.strerror)
-    # Under a limit, what is locked is taken from every later allocation, which then would fail.
-    if os.geteuid() != 0 and resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY:
-        log.info('memory is not locked; that takes root, or "ulimit -l unlimited"')
-        return
-    try:
-        _lock()
-        _locked = True
-    except OSError as exc:
-        log.info("memory is not locked (%s)", exc.strerror)
+    def keep(self) -> None:
+        """Lock the memory of the process, and have its allocations not wait for write-back, as far as
+        permitted."""
+        try:
+            _call("prctl", _PR_SET_IO_FLUSHER, 1, 0, 0, 0)
+        except OSError as exc:
+            log.info(
+                "not marked as a process that serves disks (%s); that takes CAP_SYS_RESOURCE", exc.strerror
+            )
+        # Under a limit, what is locked is taken from every later allocation, which then would fail.
+        if os.geteuid() != 0 and resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY:
+            log.info('memory is not locked; that takes root, or "ulimit -l unlimited"')
+            return
+        try:
+            _lock()
+            self._is_locked = True
+        except OSError as exc:
+            log.info("memory is not locked (%s)", exc.strerror)
 
+    def keep_freed(self) -> None:
+        """Use freed buffers again instead of returning their memory to the kernel, until `give_back`: a
+        seventh of the time of a large write went into getting it anew, page by page."""
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
+            libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
 
-def keep_freed_memory() -> None:
-    """Let buffers be used again instead of returning their memory to the kernel, for `give_memory_back` to
-    do: a seventh of the time of a large write went into getting it anew, page by page."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
-        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
+    def give_back(self) -> None:
+        """Return to the kernel what is free between the buffers in use; it takes a few milliseconds.
 
-
-def give_memory_back() -> None:
-    """Return to the kernel what is free between the buffers in use; it takes a few milliseconds.
-
-    What is locked cannot be returned, so the lock is off meanwhile.
-    """
-    gc.collect()
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "malloc_trim"):  # the C library is not that of GNU
-        return
-    if _locked:
-        _call("munlockall")
-    libc.malloc_trim(ctypes.c_size_t(0))
-    if _locked:
-        _lock()
+        What is locked cannot be returned, so the lock is off meanwhile.
+        """
+        gc.collect()
+        libc = ctypes.CDLL(None)
+        if not hasattr(libc, "malloc_trim"):  # the C library is not that of GNU
+            return
+        if self._is_locked:
+            _call("munlockall")
+        libc.malloc_trim(ctypes.c_size_t(0))
+        if self._is_locked:
+            _lock()
 
 
 def _lock() -> None:
