@@ -12,8 +12,8 @@ import pytest
 
 import iscsifs.cli
 import iscsifs.target.cli
-from iscsifs.fs.headroom import RESERVE
-from iscsifs.fs.tuning import Limits
+from iscsifs.fs.platform.headroom import RESERVE
+from iscsifs.fs.platform.tuning import Limits
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.limits import (
     ANSWER_TIMEOUT,
