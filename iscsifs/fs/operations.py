@@ -149,7 +149,7 @@ class Operations(pyfuse3.Operations):
         """Called with the path, below the mount point, of a file whose cached pages may be old."""
         self._handles = count(1)
         self._files = OpenFiles()
-        self._written: dict[Storage, None] = {}  # what was ever opened to be written
+        self._written: dict[Storage, None] = {}  # what was ever opened to be written, or truncated
         self._losses = Ledger(lambda storage: any(file.storage is storage for file in tree.files()))
         self._truncations = Truncations(
             self._files, lambda inode: pyfuse3.invalidate_inode(inode, attr_only=False)
@@ -232,6 +232,7 @@ class Operations(pyfuse3.Operations):
             if self._is_read_only(node.storage):
                 raise FUSEError(errno.EROFS)
             file = None if fh is None else self._files[fh]
+            self._owes(node.storage)
             await self._truncations.truncate(node, attr.st_size, file, _thread(ctx))
             times.modify()
         if fields.update_atime:
@@ -301,7 +302,7 @@ class Operations(pyfuse3.Operations):
         if writes:
             if self._exclusive:
                 await self._require_free(lambda: not self._files.writers(storage))
-            self._written[storage] = None
+            self._owes(storage)
         file = OpenFile(
             storage,
             self._losses.open(storage),
@@ -449,6 +450,14 @@ class Operations(pyfuse3.Operations):
         if node is None:
             raise FUSEError(errno.ESTALE)
         return node
+
+    def _owes(self, storage: Storage) -> None:
+        """Take note that the end has to ask whether *storage* has everything and has lost nothing.
+
+        A truncation by name changes bytes without a handle.
+        """
+        self._written[storage] = None
+        self._losses.open(storage)
 
     def _is_read_only(self, storage: Storage) -> bool:
         return self._read_only or storage.read_only
