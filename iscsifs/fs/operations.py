@@ -10,7 +10,7 @@ import functools
 import logging
 import os
 import stat
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from itertools import count
 from time import time_ns
 from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar
@@ -165,6 +165,12 @@ class Operations(pyfuse3.Operations):
     def untold(self) -> list[Losses]:
         """The units of which writes were lost that no fsync and no synchronous write has reported."""
         return self._losses.unseen()
+
+    def open_to_write(self) -> Iterator[tuple[bytes, Storage]]:
+        """Yield the path below the mount point, and the storage, of each file that is open to write."""
+        for inode, storage in {file.inode: file.storage for file in self._files if file.writes}.items():
+            if (path := self._tree.path_of(inode)) is not None:
+                yield path, storage
 
     def has_work(self) -> bool:
         """Say whether any request is in work that does not wait for a target that is away."""
