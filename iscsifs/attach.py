@@ -130,6 +130,8 @@ class Failure:
 
     def __str__(self) -> str:
         reason = str(self.error)
+        if isinstance(self.error, LoginTimeout):
+            reason += "; does a target answer there? -o login_timeout=SECONDS waits longer"
         return reason if reason.startswith(f"{self.what}: ") else f"{self.what}: {reason}"
 
 

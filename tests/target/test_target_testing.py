@@ -1,5 +1,6 @@
 """The target for tests of other programs: its faults and its log, its fixtures, and the page on it."""
 
+import gc
 import os
 import re
 import subprocess
@@ -207,8 +208,10 @@ def test_what_cannot_be_served(options: dict[str, Any]) -> None:
 
 
 def test_nothing_is_left_of_it() -> None:
+    gc.collect()  # what other tests have left is closed now, and not in between
     before = len(os.listdir("/proc/self/fd")), threading.active_count()
-    with TestTarget(disks=3):
+    target = TestTarget(disks=3)
+    with target:
         pass
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
 
