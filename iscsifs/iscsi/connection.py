@@ -30,7 +30,7 @@ from iscsifs.iscsi.events import (
 from iscsifs.iscsi.framing import Buffer, Receiver, frame, frame_sequence, pdu_name
 from iscsifs.iscsi.keys import Parameters
 from iscsifs.iscsi.login import InitiatorLogin, Redirect
-from iscsifs.iscsi.numbering import NumberedPdu, Numbering
+from iscsifs.iscsi.numbering import CommandNumbering, NumberedPdu, StatusNumbering
 from iscsifs.iscsi.pdu import (
     BHS_LENGTH,
     FINAL,
@@ -106,7 +106,8 @@ class Connection:
         self._receiver = Receiver(self._header_arrived, self._pdu_arrived)
         self._out: list[Buffer] = []
         self._events: list[Event] = []
-        self._numbers = Numbering()
+        self._commands = CommandNumbering()  # of the session
+        self._statuses = StatusNumbering()
         self._queue: deque[Task] = deque()
         self._requests: dict[int, Request] = {}
         self._late_tags: dict[int, int] = {}  # of tasks that were aborted, with their LUNs
@@ -333,8 +334,8 @@ class Connection:
     ) -> None:
         """Send a request with the numbers of now, unless it is too late for one."""
         if not self._logging_out:
-            numbers = self._numbers
-            self._send(pdu._replace(cmd_sn=numbers.cmd_sn, exp_stat_sn=numbers.exp_stat_sn), data)
+            cmd_sn, exp_stat_sn = self._commands.cmd_sn, self._statuses.exp_stat_sn
+            self._send(pdu._replace(cmd_sn=cmd_sn, exp_stat_sn=exp_stat_sn), data)
 
     def _new_tag(self, request: Request) -> int:
         """Reserve an Initiator Task Tag for *request* (section 11.2.1.8)."""
@@ -351,24 +352,24 @@ class Connection:
         """Send what is queued while the command window is open (section 4.2.2.1)."""
         if self._unsent_texts:
             self._send_texts()
-        queue, numbers = self._queue, self._numbers
-        while queue and numbers.window_is_open and self.tasks_on_the_wire < MAX_TASKS and not self._closing:
+        queue, commands = self._queue, self._commands
+        while queue and commands.window_is_open and self.tasks_on_the_wire < MAX_TASKS and not self._closing:
             task = queue[0]
             tag = self._new_tag(task)  # before it leaves the queue: without memory it stays in one of the two
             queue.popleft()
             self.tasks_on_the_wire += 1
             command, ahs, immediate_data, burst = task.start(
-                self.login.parameters, tag, numbers.take_cmd_sn(), numbers.exp_stat_sn
+                self.login.parameters, tag, commands.take_cmd_sn(), self._statuses.exp_stat_sn
             )
             self._send(command, immediate_data, ahs)
             if burst is not None:
                 self._send_sequence(burst)
 
     def _send_texts(self) -> None:
-        numbers = self._numbers
-        while self._unsent_texts and numbers.window_is_open and not self._closing:
+        commands = self._commands
+        while self._unsent_texts and commands.window_is_open and not self._closing:
             self._request(*self._unsent_texts.pop(0))
-            numbers.take_cmd_sn()
+            commands.take_cmd_sn()
 
     # Receiving.
 
@@ -386,6 +387,9 @@ class Connection:
         if not self.logged_in:
             self._log_in(pdu, data)
             return
+        if not isinstance(pdu, NumberedPdu):
+            raise ProtocolError("not from a target in this phase", section="7.13", pdu=pdu_name(pdu))
+        self._commands.update_window(pdu)
         match pdu:
             case DataIn():
                 self._data_in(pdu, len(data))
@@ -405,8 +409,6 @@ class Connection:
                 self._reject(pdu, data)
             case LogoutResponse():
                 self._logout_response(pdu)
-            case _:
-                raise ProtocolError("not from a target in this phase", section="7.13", pdu=pdu_name(pdu))
 
     def _log_in(self, pdu: Pdu, data: memoryview) -> None:
         login = self.login
@@ -417,7 +419,8 @@ class Connection:
         if outcome is not None:
             self._send(*outcome)
             return
-        self._numbers = Numbering(login.config.cmd_sn, login.max_cmd_sn, login.exp_stat_sn)
+        self._commands = CommandNumbering(login.config.cmd_sn, login.max_cmd_sn)
+        self._statuses = StatusNumbering(login.exp_stat_sn)
         self._receiver.header_digest = login.parameters.header_digest
         self._receiver.data_digest = login.parameters.data_digest
         self._receiver.max_data_segment_length = login.parameters.max_recv_data_segment_length
@@ -445,7 +448,7 @@ class Connection:
         """
         tag = pdu.initiator_task_tag
         if tag not in self._requests and tag not in self._late_tags:
-            raise self._numbers.wrong_stat_sn(pdu)
+            raise self._statuses.wrong_stat_sn(pdu)
         self._note_once("the StatSN of the target does not count up, against RFC 7143 section 4.2.2.2")
 
     def _note_once(self, oddity: str) -> None:
@@ -464,11 +467,8 @@ class Connection:
             )
 
     def _data_in(self, pdu: DataIn, length: int) -> None:
-        if pdu.flags & DATA_IN_STATUS:
-            if not self._numbers.count_status(pdu):
-                self._stat_sn_repeats(pdu)
-        else:
-            self._numbers.update_window(pdu)
+        if pdu.flags & DATA_IN_STATUS and not self._statuses.count(pdu):
+            self._stat_sn_repeats(pdu)
         task = self._task(pdu.initiator_task_tag, pdu)
         if task is None or pdu.data_sn != task.next_data_sn:  # late, or a repetition
             return
@@ -477,7 +477,7 @@ class Connection:
             self._end_task(task)
 
     def _scsi_response(self, pdu: ScsiResponse, data: memoryview) -> None:
-        if not self._numbers.count_status(pdu):
+        if not self._statuses.count(pdu):
             self._stat_sn_repeats(pdu)
         task = self._task(pdu.initiator_task_tag, pdu)
         if task is not None:
@@ -489,12 +489,11 @@ class Connection:
             self._events.append(SenseReported(lun, read_sense(data, "SCSI_RESPONSE")))
 
     def _r2t(self, pdu: R2T) -> None:
-        self._numbers.update_window(pdu)
         task = self._task(pdu.initiator_task_tag, pdu)
         if task is None:
             return
         all_sent = not task.r2ts_unsent
-        burst = task.solicited(pdu, self.parameters, self._numbers.exp_stat_sn)
+        burst = task.solicited(pdu, self.parameters, self._statuses.exp_stat_sn)
         if burst is not None:
             self._send_sequence(burst)
         if all_sent and task.r2ts_unsent:
@@ -502,7 +501,6 @@ class Connection:
 
     def _nop_in(self, pdu: NopIn, data: memoryview) -> None:
         if pdu.initiator_task_tag == RESERVED_TAG:
-            self._numbers.update_window(pdu)
             if pdu.target_transfer_tag == RESERVED_TAG:
                 return
             if data:
@@ -516,15 +514,15 @@ class Connection:
                 pdu.lun,
                 RESERVED_TAG,
                 pdu.target_transfer_tag,
-                self._numbers.cmd_sn,
-                self._numbers.exp_stat_sn,
+                self._commands.cmd_sn,
+                self._statuses.exp_stat_sn,
                 immediate=True,
             )
             self._send(answer)
             return
         if pdu.target_transfer_tag != RESERVED_TAG:
             raise ProtocolError("both task tags are set", section="11.19", pdu="NOP_IN")
-        if not self._numbers.count_status(pdu):
+        if not self._statuses.count(pdu):
             self._stat_sn_repeats(pdu)
         ping = self._requests.get(pdu.initiator_task_tag)
         if not isinstance(ping, Ping):
@@ -533,7 +531,7 @@ class Connection:
         self._events.append(ping)
 
     def _management_response(self, pdu: TaskManagementResponse) -> None:
-        if not self._numbers.count_status(pdu):
+        if not self._statuses.count(pdu):
             self._stat_sn_repeats(pdu)
         management = self._requests.get(pdu.initiator_task_tag)
         if not isinstance(management, Management):
@@ -556,7 +554,7 @@ class Connection:
             del self._late_tags[next(iter(self._late_tags))]
 
     def _text_response(self, pdu: TextResponse, data: memoryview) -> None:
-        if not self._numbers.count_status(pdu):
+        if not self._statuses.count(pdu):
             self._stat_sn_repeats(pdu)
         text = self._requests.get(pdu.initiator_task_tag)
         if not isinstance(text, Text):
@@ -576,7 +574,7 @@ class Connection:
         self._events.append(text)
 
     def _logout_response(self, pdu: LogoutResponse) -> None:
-        if not self._numbers.count_status(pdu):
+        if not self._statuses.count(pdu):
             self._stat_sn_repeats(pdu)
         logout = self._requests.get(pdu.initiator_task_tag)
         if not isinstance(logout, Logout):
@@ -587,7 +585,7 @@ class Connection:
         self._events.append(logout)
 
     def _asynchronous(self, pdu: AsyncMessage, data: memoryview) -> None:
-        if not self._numbers.count_status(pdu):
+        if not self._statuses.count(pdu):
             self._stat_sn_repeats(pdu)
         match pdu.async_event:
             case AsyncEvent.SCSI:
@@ -610,7 +608,7 @@ class Connection:
 
     def _reject(self, pdu: Reject, data: memoryview) -> None:
         """Draw the consequences for the PDU whose header the target sends back (sections 7.3 and 11.17)."""
-        if not self._numbers.count_status(pdu):
+        if not self._statuses.count(pdu):
             self._stat_sn_repeats(pdu)
         if len(data) < BHS_LENGTH:
             raise ProtocolError("the rejected header is cut short", section="11.17.4", pdu="REJECT")
