@@ -2,10 +2,12 @@
 4.2).
 
 The caller moves the bytes. It receives into `get_buffer()`, says `buffer_updated(n)` or `receive_eof()`,
-looks at `events()`, and sends what `data_to_send()` gives, which may have grown by any of these calls. At
-ErrorRecoveryLevel 0 every broken rule ends the connection: the calls raise ProtocolError, nothing more is
-sent, `events` still gives what had happened before, and `take_unfinished` the tasks that have no status, to
-be sent again in a new session.
+looks at `events()`, and sends what `data_to_send()` gives, which may have grown by any of these calls.
+
+The `state` is that of section 8.1, from IN_LOGIN on: the caller makes the transport connection first, and
+says `connection_lost()` at its end. At ErrorRecoveryLevel 0 every broken rule ends the connection: the calls
+raise ProtocolError, nothing more is sent, `events` still gives what had happened before, and
+`take_unfinished` the tasks that have no status, to be sent again in a new session.
 """
 
 from collections import deque
@@ -43,6 +45,7 @@ from iscsifs.iscsi.pdu import (
     LogoutReason,
     LogoutRequest,
     LogoutResponse,
+    LogoutResponseCode,
     NopIn,
     NopOut,
     Pdu,
@@ -59,6 +62,7 @@ from iscsifs.iscsi.pdu import (
     TextResponse,
     unpack,
 )
+from iscsifs.iscsi.states import MAY_REQUEST, OVER, ConnectionEvent, ConnectionState, advance
 from iscsifs.iscsi.task import CHECK_CONDITION, DATA_IN_STATUS, Sequence, Task, read_sense
 from iscsifs.iscsi.text import Pair, TextCollector, encode_pairs
 from iscsifs.limits import (
@@ -92,15 +96,15 @@ Observer = Callable[[bool, Pdu, int], None]
 class Connection:
     """One connection of a session, the only one of it; see the module for its calls.
 
-    `parameters` hold what the login agreed on. `heard` is set by every byte that arrives, for whoever watches
-    the silence.
+    `state` is the standard's. `parameters` hold what the login agreed on. `heard` is set by every byte that
+    arrives; the keepalive timer clears it.
     """
 
     def __init__(self, login: InitiatorLogin, observer: Observer | None = None) -> None:
         self.login = login
         self._observer = observer
         self.heard = False
-        self.logged_in = False
+        self.state = advance(ConnectionState.XPT_WAIT, ConnectionEvent.CONNECTED)
         self.tasks_on_the_wire = 0
         """How many commands wait for their status; those still queued are not counted."""
         self._receiver = Receiver(self._header_arrived, self._pdu_arrived)
@@ -116,8 +120,6 @@ class Connection:
         self._unsent_texts: list[tuple[TextRequest, bytes]] = []
         self._oddities: set[str] = set()
         self._last_tag = 0
-        self._closing = False  # no new commands
-        self._logging_out = False  # no new requests of any kind
         self._send(*login.start())
 
     @property
@@ -149,16 +151,27 @@ class Connection:
         try:
             self._receiver.buffer_updated(count)
         except IscsifsError:
-            self._closing = self._logging_out = True
+            self.connection_lost()
             self._out.clear()
             raise
 
     def receive_eof(self) -> None:
         """Take note that the target closed the connection; raises ConnectionClosed unless that ends a
         logout."""
-        if not self._logging_out:
+        state = self.state
+        self.connection_lost()
+        if state not in (ConnectionState.IN_LOGOUT, ConnectionState.FREE):
             where = " in the middle of a PDU" if self._receiver.in_pdu else ""
             raise ConnectionClosed(f"the target closed the connection{where}")
+
+    def connection_lost(self) -> None:
+        """Take note that the transport connection is lost or given up; what is over stays as it is."""
+        self._move(ConnectionEvent.LOST)
+
+    def _move(self, event: ConnectionEvent) -> None:
+        """Change the state by *event*: what comes behind the end, in the same bytes, changes nothing."""
+        if self.state not in OVER:
+            self.state = advance(self.state, event)
 
     def events(self) -> list[Event]:
         """Return what has happened since the last call, in order; a task is there when it has ended."""
@@ -208,11 +221,16 @@ class Connection:
         return withdrawn
 
     def take_unfinished(self) -> list[Task]:
-        """Return all tasks without a status, in the order of `tasks`; the connection forgets them."""
+        """Return all tasks without a status, in the order of `tasks`; the connection forgets them.
+
+        That is the whole cleanup of a lost connection (section 8.2): the tasks end with the session.
+        """
         unfinished = list(self.tasks())
         self._queue.clear()
         self._requests.clear()
         self.tasks_on_the_wire = 0
+        if self.state is ConnectionState.CLEANUP_WAIT:
+            self.state = advance(self.state, ConnectionEvent.CLEANED_UP)
         return unfinished
 
     def abort_task(self, task: Task) -> Management:
@@ -291,8 +309,10 @@ class Connection:
         Whatever is asked for after that, also another logout, is never sent and has no answer.
         """
         logout = Logout(LogoutReason.CLOSE_SESSION)
-        self._request(LogoutRequest(logout.reason, self._new_tag(logout), self.login.config.cid))
-        self._closing = self._logging_out = True
+        request = LogoutRequest(logout.reason, self._new_tag(logout), self.login.config.cid)
+        if self.state in MAY_REQUEST:
+            self._request(request)
+            self._move(ConnectionEvent.LOGOUT_SENT)
         return logout
 
     # Sending.
@@ -332,8 +352,8 @@ class Connection:
     def _request(
         self, pdu: NopOut | TaskManagementRequest | TextRequest | LogoutRequest, data: bytes = b""
     ) -> None:
-        """Send a request with the numbers of now, unless it is too late for one."""
-        if not self._logging_out:
+        """Send a request with the numbers of now, unless the state forbids it."""
+        if self.state in MAY_REQUEST:
             cmd_sn, exp_stat_sn = self._commands.cmd_sn, self._statuses.exp_stat_sn
             self._send(pdu._replace(cmd_sn=cmd_sn, exp_stat_sn=exp_stat_sn), data)
 
@@ -350,10 +370,12 @@ class Connection:
 
     def _fill_window(self) -> None:
         """Send what is queued while the command window is open (section 4.2.2.1)."""
+        if self.state is not ConnectionState.LOGGED_IN:
+            return
         if self._unsent_texts:
             self._send_texts()
         queue, commands = self._queue, self._commands
-        while queue and commands.window_is_open and self.tasks_on_the_wire < MAX_TASKS and not self._closing:
+        while queue and commands.window_is_open and self.tasks_on_the_wire < MAX_TASKS:
             task = queue[0]
             tag = self._new_tag(task)  # before it leaves the queue: without memory it stays in one of the two
             queue.popleft()
@@ -367,14 +389,14 @@ class Connection:
 
     def _send_texts(self) -> None:
         commands = self._commands
-        while self._unsent_texts and commands.window_is_open and not self._closing:
+        while self._unsent_texts and commands.window_is_open:
             self._request(*self._unsent_texts.pop(0))
             commands.take_cmd_sn()
 
     # Receiving.
 
     def _header_arrived(self, pdu: Pdu, ahs: bytes, length: int) -> memoryview | None:
-        if type(pdu) is DataIn and self.logged_in:
+        if type(pdu) is DataIn and self.state is not ConnectionState.IN_LOGIN:
             task = self._task(pdu.initiator_task_tag, pdu)
             return None if task is None else task.data_in_announced(pdu, length)
         if length and isinstance(pdu, (R2T, TaskManagementResponse, LogoutResponse)):
@@ -384,7 +406,7 @@ class Connection:
     def _pdu_arrived(self, pdu: Pdu, ahs: bytes, data: memoryview) -> None:
         if self._observer is not None:
             self._observer(False, pdu, len(data))
-        if not self.logged_in:
+        if self.state is ConnectionState.IN_LOGIN:
             self._log_in(pdu, data)
             return
         if not isinstance(pdu, NumberedPdu):
@@ -414,6 +436,7 @@ class Connection:
         login = self.login
         outcome = login.receive(pdu, bytes(data))
         if isinstance(outcome, Redirect):
+            self._move(ConnectionEvent.LOGIN_FAILED)
             self._events.append(outcome)
             return
         if outcome is not None:
@@ -424,7 +447,7 @@ class Connection:
         self._receiver.header_digest = login.parameters.header_digest
         self._receiver.data_digest = login.parameters.data_digest
         self._receiver.max_data_segment_length = login.parameters.max_recv_data_segment_length
-        self.logged_in = True
+        self._move(ConnectionEvent.LOGGED_IN)
         self._events.append(LoggedIn())
 
     def _unknown_tag(self, tag: int, pdu: Pdu) -> ProtocolError:
@@ -582,6 +605,8 @@ class Connection:
         del self._requests[pdu.initiator_task_tag]
         logout.response = pdu.response
         logout.time2wait = pdu.time2wait
+        succeeded = pdu.response == LogoutResponseCode.CLOSED
+        self._move(ConnectionEvent.LOGOUT_SUCCEEDED if succeeded else ConnectionEvent.LOGOUT_FAILED)
         self._events.append(logout)
 
     def _asynchronous(self, pdu: AsyncMessage, data: memoryview) -> None:
@@ -591,12 +616,12 @@ class Connection:
             case AsyncEvent.SCSI:
                 self._events.append(SenseReported(pdu.lun, read_sense(data, "ASYNC_MESSAGE")))
             case AsyncEvent.LOGOUT_REQUESTED:
-                self._closing = True
+                self._move(ConnectionEvent.LOGOUT_REQUESTED)
                 self._events.append(LogoutRequested(pdu.parameter3))
             case AsyncEvent.CONNECTION_DROPPED if pdu.parameter1 != self.login.config.cid:
                 self._events.append(Noted(f"the target drops connection {pdu.parameter1}, which is not ours"))
             case AsyncEvent.CONNECTION_DROPPED | AsyncEvent.ALL_CONNECTIONS_DROPPED:
-                self._closing = True
+                self.connection_lost()
                 self._events.append(ConnectionDropped(pdu.parameter2))
             case AsyncEvent.NEGOTIATION_REQUESTED:
                 if not any(isinstance(request, Text) for request in self._requests.values()):
@@ -613,7 +638,7 @@ class Connection:
         if len(data) < BHS_LENGTH:
             raise ProtocolError("the rejected header is cut short", section="11.17.4", pdu="REJECT")
         if pdu.reason == RejectReason.WAITING_FOR_LOGOUT:
-            self._closing = True
+            self._move(ConnectionEvent.LOGOUT_REQUESTED)
             self._events.append(LogoutRequested(0))
             return
         if pdu.reason not in FAILURE_OF_REJECT:
@@ -640,6 +665,7 @@ class Connection:
                 self._events.append(request)
             case LogoutRequest(), Logout() as logout:
                 del self._requests[tag]
+                self._move(ConnectionEvent.LOGOUT_FAILED)
                 self._events.append(logout)
             case _:
                 raise self._unknown_tag(tag, pdu)
