@@ -12,6 +12,7 @@ import trio
 from iscsifs.config import Config, Host
 from iscsifs.errors import IscsifsError, LoginTimeout, printable
 from iscsifs.fs.tree import Storage, TargetDescription, UnitDescription
+from iscsifs.initiator.dial import Poller
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.limits import ATTACH_TIMEOUT, LOGINS_AT_ONCE, MAX_TARGETS
@@ -112,8 +113,10 @@ class Network(Protocol):
     async def discover(self, portal: Portal, options: InitiatorOptions) -> Sequence[DiscoveredTarget]:
         """Ask *portal* for its targets."""
 
-    def open_initiator(self, options: InitiatorOptions) -> AbstractAsyncContextManager[Initiator]:
-        """Return an initiator, which logs out of everything when it is left."""
+    def open_initiator(
+        self, options: InitiatorOptions, poller: Poller
+    ) -> AbstractAsyncContextManager[Initiator]:
+        """Return an initiator, which logs out of everything when it is left; connections use *poller*."""
 
 
 class NoTargetError(IscsifsError):
