@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "unmount": {"errors", "exit_status", "fs", "terminal"},
     "mount_options": {"errors", "fs"},
     "config": {"errors", "initiator", "iscsi", "mount_options", "secret"},
-    "attach": {"config", "errors", "fs", "initiator", "iscsi", "limits"},
+    "attach": {"config", "errors", "fs", "initiator", "iscsi", "limits", "transport"},
 }
 """What the rooms may import of this package; secret and terminal are for target.cli only.
 
