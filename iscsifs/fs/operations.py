@@ -40,8 +40,9 @@ from iscsifs.errors import (
 )
 from iscsifs.fs.losses import Ledger, Losses
 from iscsifs.fs.open_files import OpenFile, OpenFiles
+from iscsifs.fs.storage import Storage
 from iscsifs.fs.times import Timetable
-from iscsifs.fs.tree import MAX_NAME, Directory, File, Link, Node, Storage, Tree
+from iscsifs.fs.tree import MAX_NAME, Directory, File, Link, Node, Tree
 from iscsifs.fs.truncation import Truncations
 
 log = logging.getLogger(__name__)
@@ -115,9 +116,9 @@ class Operations(pyfuse3.Operations):
     cache is left out, for units that others write to as well. With *sync* every handle is as if opened
     with O_SYNC. With *exclusive* a unit that is open for writing is not opened for writing once more.
 
-    Of the operations that are not here, those that would change the tree are refused, and the others answered
-    with ENOSYS, after which the kernel spares itself the question (the value of an extended attribute: one
-    for each write). Permissions are checked by the kernel (default_permissions).
+    Operations that would change the tree are answered with EPERM, others that are not here with ENOSYS: then
+    the kernel does not ask again (it asks for an extended attribute before each write). The kernel checks
+    permissions (default_permissions).
     """
 
     supports_dot_lookup = False
@@ -175,10 +176,9 @@ class Operations(pyfuse3.Operations):
             _forget_attributes(node.inode)
 
     def may_have_changed(self, storage: Storage) -> None:
-        """Take note that somebody else may have written to *storage*: its session is a new one.
+        """Take note that other initiators may have written to *storage*: its session is a new one.
 
-        Its times move on, and pages that were read before are dropped. Where nobody has it open the next open
-        does that.
+        Its times move on, and its cached pages are dropped: at once where it is open, else at the next open.
         """
         times = self._times.known(storage)
         if times is None:

@@ -12,7 +12,8 @@ from typing import Final
 from iscsifs.errors import InUseError, TruncationError
 from iscsifs.fs.open_files import OpenFile, OpenFiles
 from iscsifs.fs.platform.pages import drop_pages
-from iscsifs.fs.tree import File, Storage
+from iscsifs.fs.storage import Storage
+from iscsifs.fs.tree import File
 
 PAGE: Final = 4096
 """Bytes of a page on most machines: only a guess for which waiting is worthwhile."""

@@ -1,5 +1,7 @@
 """CmdSN, StatSN and the command window of a connection (RFC 7143 section 4.2.2)."""
 
+from collections.abc import Callable
+
 from iscsifs.errors import ProtocolError
 from iscsifs.iscsi import serial
 from iscsifs.iscsi.pdu import (
@@ -32,15 +34,23 @@ NumberedPdu = (
 class Numbering:
     """The numbers of the only connection of a session, at first those of its login.
 
-    *cmd_sn* is that of the next command, *exp_stat_sn* acknowledges all statuses before it.
+    *cmd_sn* is that of the next command, *exp_stat_sn* acknowledges all statuses before it. *may_repeat*
+    tells of a PDU whether its StatSN may be one that was counted before.
     """
 
-    __slots__ = ("_max_cmd_sn", "cmd_sn", "exp_stat_sn")
+    __slots__ = ("_max_cmd_sn", "_may_repeat", "cmd_sn", "exp_stat_sn")
 
-    def __init__(self, cmd_sn: int = 0, max_cmd_sn: int = 0, exp_stat_sn: int = 0) -> None:
+    def __init__(
+        self,
+        may_repeat: Callable[[NumberedPdu], bool],
+        cmd_sn: int = 0,
+        max_cmd_sn: int = 0,
+        exp_stat_sn: int = 0,
+    ) -> None:
         self.cmd_sn = cmd_sn
         self.exp_stat_sn = exp_stat_sn
         self._max_cmd_sn = max_cmd_sn
+        self._may_repeat = may_repeat
 
     @property
     def window_is_open(self) -> bool:
@@ -66,23 +76,16 @@ class Numbering:
         if serial.lt(self._max_cmd_sn, max_cmd_sn):
             self._max_cmd_sn = max_cmd_sn
 
-    def count_status(self, pdu: NumberedPdu) -> bool:
+    def count_status(self, pdu: NumberedPdu) -> None:
         """Count the StatSN of a *pdu* that has one of its own, and take its window (section 4.2.2.2).
 
-        Returns False for a number that was counted before: then no status is missing, and what is
-        acknowledged stays as it is.
-
-        Raises ProtocolError where one is missing: at ErrorRecoveryLevel 0 nothing can bring it back.
+        With a number that was counted before no status is missing, and what is acknowledged stays as it is.
+        Raises ProtocolError where it may not repeat, or where a status is missing: at ErrorRecoveryLevel 0
+        nothing can bring it back.
         """
-        due = pdu.stat_sn == self.exp_stat_sn
-        if due:
+        if pdu.stat_sn == self.exp_stat_sn:
             self.exp_stat_sn = serial.add(self.exp_stat_sn, 1)
-        elif not serial.lt(pdu.stat_sn, self.exp_stat_sn):
-            raise self.wrong_stat_sn(pdu)
+        elif not serial.lt(pdu.stat_sn, self.exp_stat_sn) or not self._may_repeat(pdu):
+            rule = f"StatSN {pdu.stat_sn} where {self.exp_stat_sn} was due"
+            raise ProtocolError(rule, section="4.2.2.2", pdu=opcode_of(pdu).name)
         self.update_window(pdu)
-        return due
-
-    def wrong_stat_sn(self, pdu: NumberedPdu) -> ProtocolError:
-        """Return the error for a StatSN that cannot be taken."""
-        rule = f"StatSN {pdu.stat_sn} where {self.exp_stat_sn} was due"
-        return ProtocolError(rule, section="4.2.2.2", pdu=opcode_of(pdu).name)

@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from iscsifs.fs.requests import Readiness
+from iscsifs.fs.platform.requests import Readiness
 
 
 class Requests:

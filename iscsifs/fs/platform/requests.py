@@ -26,7 +26,7 @@ MAX_BURST: Final = 16
 """Workers that are woken together, and requests that one takes in a row without letting others run."""
 
 _PAUSE: Final = 0.05
-"""Seconds until somebody looks whether there is memory again."""
+"""Seconds between two checks for free memory while there is none."""
 
 
 LOOK_INTERVAL: Final = 0.5
