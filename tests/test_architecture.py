@@ -1,17 +1,30 @@
 """ARCHITECTURE.rst and its picture say what the code is: every module, every arrow, every name."""
 
 import ast
+import os
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from types import FrameType
 
 import pytest
+import trio
+from memory_san import San
+from pyfuse3 import RequestContext
 from test_layers import MAY_IMPORT, MODULES, ROOT
+
+from iscsifs.fs.operations import Operations
+from iscsifs.fs.tree import TargetDescription, Tree, UnitDescription
+from iscsifs.target.disk import Disk
 
 TOP = Path(__file__).parents[1]
 PAGE = TOP / "ARCHITECTURE.rst"
 PICTURE = TOP / "docs" / "rooms.svg"
 GROUND = {"errors", "limits"}  # below nearly all rooms: the picture leaves these arrows out, and says so
+MIB = 1 << 20
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -125,3 +138,56 @@ def test_files_that_the_page_names_are_there() -> None:
     assert len(paths) > 50
     missing = [path for path in paths if not (ROOT / path).exists() and not (TOP / path).exists()]
     assert missing == []
+
+
+# The ways of a read, of a write and of fsync, as they are taken.
+
+
+def way(title: str) -> list[tuple[str, str]]:
+    """Return the functions in the tables under *title*, in their order, without what works around pyfuse3."""
+    rows = re.findall(r"^``([\w/]+\.py):([\w.]+)``  ", section(title), flags=re.MULTILINE)
+    assert rows
+    return [(module, name) for module, name in rows if not module.startswith("fs/platform/")]
+
+
+async def calls_of(work: Callable[[], Awaitable[object]]) -> list[tuple[str, str]]:
+    """Return the functions of ours that are called, or resumed, while *work* runs."""
+    calls: list[tuple[str, str]] = []
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(f"{ROOT}/"):
+            module = frame.f_code.co_filename.removeprefix(f"{ROOT}/")
+            calls.append((module, frame.f_code.co_qualname))
+
+    sys.setprofile(profile)
+    try:
+        await work()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def first_not_taken(way: list[tuple[str, str]], calls: list[tuple[str, str]]) -> tuple[str, str] | None:
+    """Return the first function of *way* that is not called after those before it."""
+    rest = iter(calls)
+    return next((step for step in way if step not in rest), None)
+
+
+async def test_a_read_and_a_write_go_the_ways_of_the_page(nursery: trio.Nursery) -> None:
+    san = San(nursery, Disk.in_memory(16 * MIB))
+    await san.log_in()
+    tree = Tree()
+    unit = UnitDescription("0", 0, "disk", "", "", "", None, None, 512, san.unit)
+    tree.add_targets([TargetDescription("host", "192.0.2.1", 3260, "iqn.2001-04.com.example:disk", (unit,))])
+    operations = Operations(tree, uid=0, gid=0, read_only=False, direct_io=False)
+    (file,) = tree.files()
+    handle = (await operations.open(file.inode, os.O_RDWR, RequestContext())).fh
+
+    async def write() -> None:
+        await operations.write(handle, 100, bytes(4 * MIB))
+        await operations.fsync(handle, True)
+
+    reads = await calls_of(partial(operations.read, handle, 8 * MIB, 4096))
+    assert first_not_taken(way("The way of a read"), reads) is None
+    writes = await calls_of(write)
+    assert first_not_taken(way("The way of a write"), writes) is None
