@@ -355,9 +355,9 @@ def test_it_stays_in_memory_and_says_what_it_is_not_permitted(
 WAITING = f"{NAME} LUN 1: not all that was written is on stable storage; trying for 30 seconds in all"
 
 
-def read_at(path: Path, offset: int) -> subprocess.Popen[str]:
-    """Begin to read past what the kernel has cached."""
-    words = ["dd", f"if={path}", "of=/dev/null", "bs=4k", "count=1", f"skip={offset // PAGE}", "iflag=direct"]
+def read_at(path: Path, offset: int, *flags: str) -> subprocess.Popen[str]:
+    """Begin to read, past what the kernel has cached where the *flags* of dd(1) say direct."""
+    words = ["dd", f"if={path}", "of=/dev/null", "bs=4k", "count=1", f"skip={offset // PAGE}", *flags]
     return subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
 
 
@@ -396,7 +396,7 @@ def test_a_read_that_waits_for_a_target_that_is_away_does_not_keep_the_process(
     mounted = mount_hosts(url, foreground=True)
     connection = fusectl / f"{os.minor(mounted.path.stat().st_dev)}"
     tgt.kill()
-    with read_at(mounted.storage(), MIB) as reader:
+    with read_at(mounted.storage(), MIB, "iflag=direct") as reader:
         wait_until(lambda: (connection / "waiting").read_text() != "0\n", "it waits")
         time.sleep(0.2)  # for the request to be taken
         assert reader.poll() is None
