@@ -402,7 +402,7 @@ async def _mount(
                 await _unless(signals.second, serve)
             finally:
                 record.begin_end()
-                safe = _all_is_safe(operations)
+                safe = _all_is_safe(operations) and mount.is_written_back
             if mount.fault is not None:
                 status = _complain(mount.fault)
             record.status = ExitStatus.OK if safe else ExitStatus.NOT_WRITTEN

@@ -19,6 +19,7 @@ from iscsifs.fs.operations import Operations
 from iscsifs.fs.platform.pages import PageDropper
 from iscsifs.fs.platform.platform import Platform
 from iscsifs.fs.record import MountEntry, Record, mount_at
+from iscsifs.fs.storage import Storage
 from iscsifs.limits import END_TIMEOUT
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,9 @@ _Ts = TypeVarTuple("_Ts")
 # A request that is in work keeps a task of pyfuse3 to itself. With its default of 99 as many processes that
 # wait for a unit that is away would stop all other units as well, so there is a task for every process.
 _MAX_TASKS: Final = 1 << 16
+
+_WRITTEN_AT_ONCE: Final = 16
+"""Files of which the kernel is to write the pages at once; there is a process for each."""
 
 _PATIENCE: Final = 0.5
 """Seconds between two looks at whether anybody still waits for an answer."""
@@ -89,10 +93,13 @@ class Mount:
         self._operations = operations
         self._mount_point = mount_point
         self._platform = platform
-        operations.drop_pages = PageDropper(mount_point).drop
+        self._pages = PageDropper(mount_point)
+        operations.drop_pages = self._pages.drop
         self._path = Path(os.path.realpath(mount_point))  # not later: a look at it would wait for us
         self.fault: IscsifsError | None = None
         """Why it could never be used, after `serve`."""
+        self.is_written_back = True
+        """Whether the kernel has written, or given up, all that mmap(2) has changed, after `serve`."""
         complaints = _StandardError()
         try:
             platform.reserve_memory(operations.relieve)
@@ -207,11 +214,31 @@ class Mount:
                 subprocess.run([*unmount, self._mount_point], stdin=subprocess.DEVNULL, check=False)
 
     async def _write_back(self) -> None:
-        """Have the kernel write the pages that mmap(2) has changed; all others were written at once."""
+        """Have the kernel write the pages that mmap(2) has changed; all others were written at once.
+
+        A target that is away is not waited for: what is written for it is kept, and counted, by its unit.
+        """
+        left = dict(self._operations.open_to_write())
+        at_once = trio.CapacityLimiter(_WRITTEN_AT_ONCE)
+
+        async def write_back(path: bytes, storage: Storage) -> None:
+            async with at_once:
+                if await self._pages.write_back(path, lambda: not storage.is_away) or storage.is_away:
+                    del left[path]
+
         try:
-            await self._in_thread(pyfuse3.syncfs, str(self._mount_point))
+            await self._in_thread(pyfuse3.syncfs, str(self._mount_point))  # of all at once, without waiting
+            async with trio.open_nursery() as nursery:
+                for path, storage in list(left.items()):
+                    nursery.start_soon(write_back, path, storage)
         except OSError as exc:
             log.error("%s: cannot write back: %s", self._mount_point, exc.strerror)
+        finally:
+            self.is_written_back = not left
+            for storage in left.values():
+                log.error(
+                    "%s: data may be lost: mmap(2) may have changed pages that are not written", storage.name
+                )
 
     async def _in_thread(self, work: Callable[[Unpack[_Ts]], _T], *arguments: *_Ts) -> _T:
         """Do *work* in a thread, as it waits for an answer of this file system; raises OSError."""

@@ -10,7 +10,7 @@ import functools
 import logging
 import os
 import stat
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from itertools import count
 from time import time_ns
 from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar
@@ -149,7 +149,7 @@ class Operations(pyfuse3.Operations):
         """Called with the path, below the mount point, of a file whose cached pages may be old."""
         self._handles = count(1)
         self._files = OpenFiles()
-        self._written: dict[Storage, None] = {}  # what was ever opened to be written
+        self._written: dict[Storage, None] = {}  # what was ever opened to be written, or truncated
         self._losses = Ledger(lambda storage: any(file.storage is storage for file in tree.files()))
         self._truncations = Truncations(
             self._files, lambda inode: pyfuse3.invalidate_inode(inode, attr_only=False)
@@ -165,6 +165,12 @@ class Operations(pyfuse3.Operations):
     def untold(self) -> list[Losses]:
         """The units of which writes were lost that no fsync and no synchronous write has reported."""
         return self._losses.unseen()
+
+    def open_to_write(self) -> Iterator[tuple[bytes, Storage]]:
+        """Yield the path below the mount point, and the storage, of each file that is open to write."""
+        for inode, storage in {file.inode: file.storage for file in self._files if file.writes}.items():
+            if (path := self._tree.path_of(inode)) is not None:
+                yield path, storage
 
     def has_work(self) -> bool:
         """Say whether any request is in work that does not wait for a target that is away."""
@@ -232,6 +238,7 @@ class Operations(pyfuse3.Operations):
             if self._is_read_only(node.storage):
                 raise FUSEError(errno.EROFS)
             file = None if fh is None else self._files[fh]
+            self._owes(node.storage)
             await self._truncations.truncate(node, attr.st_size, file, _thread(ctx))
             times.modify()
         if fields.update_atime:
@@ -301,7 +308,7 @@ class Operations(pyfuse3.Operations):
         if writes:
             if self._exclusive:
                 await self._require_free(lambda: not self._files.writers(storage))
-            self._written[storage] = None
+            self._owes(storage)
         file = OpenFile(
             storage,
             self._losses.open(storage),
@@ -449,6 +456,14 @@ class Operations(pyfuse3.Operations):
         if node is None:
             raise FUSEError(errno.ESTALE)
         return node
+
+    def _owes(self, storage: Storage) -> None:
+        """Take note that the end has to ask whether *storage* has everything and has lost nothing.
+
+        A truncation by name changes bytes without a handle.
+        """
+        self._written[storage] = None
+        self._losses.open(storage)
 
     def _is_read_only(self, storage: Storage) -> bool:
         return self._read_only or storage.read_only

@@ -35,7 +35,8 @@ class Truncations:
     async def truncate(self, node: File, size: int, file: OpenFile | None, pid: int) -> None:
         """Truncate *node* to *size* bytes for thread *pid*, through the open *file* or by its name.
 
-        Raises TruncationError, InUseError, and what `Storage.zero` raises.
+        Raises TruncationError, InUseError, and what `Storage.zero` raises. By name it also raises what its
+        zeros fail with when they are written: no handle reports that later.
 
         The kernel does not tell the handle of open(2) with O_TRUNC, but truncates next with the same thread.
         """
@@ -62,8 +63,11 @@ class Truncations:
         if file is None and not self._others(storage, None):
             # Nobody will close it, so it is now that all has to be zeros.
             storage.release()
+            failures = storage.failures
             await storage.zero()
             await storage.drain()
+            if storage.failures != failures and storage.last_failure is not None:
+                raise storage.last_failure
 
     async def drop_pages_behind(self, inode: int, offset: int, size: int) -> None:
         """Have the kernel drop the pages of *inode* before a write of *size* bytes at *offset* is answered.

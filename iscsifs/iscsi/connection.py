@@ -2,10 +2,12 @@
 4.2).
 
 The caller moves the bytes. It receives into `get_buffer()`, says `buffer_updated(n)` or `receive_eof()`,
-looks at `events()`, and sends what `data_to_send()` gives, which may have grown by any of these calls. At
-ErrorRecoveryLevel 0 every broken rule ends the connection: the calls raise ProtocolError, nothing more is
-sent, `events` still gives what had happened before, and `take_unfinished` the tasks that have no status, to
-be sent again in a new session.
+looks at `events()`, and sends what `data_to_send()` gives, which may have grown by any of these calls.
+
+The `state` is that of section 8.1, from IN_LOGIN on: the caller makes the transport connection first, and
+says `connection_lost()` at its end. At ErrorRecoveryLevel 0 every broken rule ends the connection: the calls
+raise ProtocolError, nothing more is sent, `events` still gives what had happened before, and
+`take_unfinished` the tasks that have no status, to be sent again in a new session.
 """
 
 from collections import deque
@@ -30,7 +32,7 @@ from iscsifs.iscsi.events import (
 from iscsifs.iscsi.framing import Buffer, Receiver, frame, frame_sequence, pdu_name
 from iscsifs.iscsi.keys import Parameters
 from iscsifs.iscsi.login import InitiatorLogin, Redirect
-from iscsifs.iscsi.numbering import NumberedPdu, Numbering
+from iscsifs.iscsi.numbering import CommandNumbering, NumberedPdu, StatusNumbering
 from iscsifs.iscsi.pdu import (
     BHS_LENGTH,
     FINAL,
@@ -43,6 +45,7 @@ from iscsifs.iscsi.pdu import (
     LogoutReason,
     LogoutRequest,
     LogoutResponse,
+    LogoutResponseCode,
     NopIn,
     NopOut,
     Pdu,
@@ -59,6 +62,7 @@ from iscsifs.iscsi.pdu import (
     TextResponse,
     unpack,
 )
+from iscsifs.iscsi.states import MAY_REQUEST, OVER, ConnectionEvent, ConnectionState, advance
 from iscsifs.iscsi.task import CHECK_CONDITION, DATA_IN_STATUS, Sequence, Task, read_sense
 from iscsifs.iscsi.text import Pair, TextCollector, encode_pairs
 from iscsifs.limits import (
@@ -92,21 +96,22 @@ Observer = Callable[[bool, Pdu, int], None]
 class Connection:
     """One connection of a session, the only one of it; see the module for its calls.
 
-    `parameters` hold what the login agreed on. `heard` is set by every byte that arrives, for whoever watches
-    the silence.
+    `state` is the standard's. `parameters` hold what the login agreed on. `heard` is set by every byte that
+    arrives; the keepalive timer clears it.
     """
 
     def __init__(self, login: InitiatorLogin, observer: Observer | None = None) -> None:
         self.login = login
         self._observer = observer
         self.heard = False
-        self.logged_in = False
+        self.state = advance(ConnectionState.XPT_WAIT, ConnectionEvent.CONNECTED)
         self.tasks_on_the_wire = 0
         """How many commands wait for their status; those still queued are not counted."""
         self._receiver = Receiver(self._header_arrived, self._pdu_arrived)
         self._out: list[Buffer] = []
         self._events: list[Event] = []
-        self._numbers = Numbering(self._may_repeat)
+        self._commands = CommandNumbering()  # of the session
+        self._statuses = StatusNumbering(self._may_repeat)
         self._queue: deque[Task] = deque()
         self._requests: dict[int, Request] = {}
         self._late_tags: dict[int, int] = {}  # of tasks that were aborted, with their LUNs
@@ -115,8 +120,6 @@ class Connection:
         self._unsent_texts: list[tuple[TextRequest, bytes]] = []
         self._oddities: set[str] = set()
         self._last_tag = 0
-        self._closing = False  # no new commands
-        self._logging_out = False  # no new requests of any kind
         self._send(*login.start())
 
     @property
@@ -148,16 +151,27 @@ class Connection:
         try:
             self._receiver.buffer_updated(count)
         except IscsifsError:
-            self._closing = self._logging_out = True
+            self.connection_lost()
             self._out.clear()
             raise
 
     def receive_eof(self) -> None:
         """Take note that the target closed the connection; raises ConnectionClosed unless that ends a
         logout."""
-        if not self._logging_out:
+        state = self.state
+        self.connection_lost()
+        if state not in (ConnectionState.IN_LOGOUT, ConnectionState.FREE):
             where = " in the middle of a PDU" if self._receiver.in_pdu else ""
             raise ConnectionClosed(f"the target closed the connection{where}")
+
+    def connection_lost(self) -> None:
+        """Take note that the transport connection is lost or given up; what is over stays as it is."""
+        self._move(ConnectionEvent.LOST)
+
+    def _move(self, event: ConnectionEvent) -> None:
+        """Change the state by *event*: what comes behind the end, in the same bytes, changes nothing."""
+        if self.state not in OVER:
+            self.state = advance(self.state, event)
 
     def events(self) -> list[Event]:
         """Return what has happened since the last call, in order; a task is there when it has ended."""
@@ -207,11 +221,16 @@ class Connection:
         return withdrawn
 
     def take_unfinished(self) -> list[Task]:
-        """Return all tasks without a status, in the order of `tasks`; the connection forgets them."""
+        """Return all tasks without a status, in the order of `tasks`; the connection forgets them.
+
+        That is the whole cleanup of a lost connection (section 8.2): the tasks end with the session.
+        """
         unfinished = list(self.tasks())
         self._queue.clear()
         self._requests.clear()
         self.tasks_on_the_wire = 0
+        if self.state is ConnectionState.CLEANUP_WAIT:
+            self.state = advance(self.state, ConnectionEvent.CLEANED_UP)
         return unfinished
 
     def abort_task(self, task: Task) -> Management:
@@ -290,8 +309,10 @@ class Connection:
         Whatever is asked for after that, also another logout, is never sent and has no answer.
         """
         logout = Logout(LogoutReason.CLOSE_SESSION)
-        self._request(LogoutRequest(logout.reason, self._new_tag(logout), self.login.config.cid))
-        self._closing = self._logging_out = True
+        request = LogoutRequest(logout.reason, self._new_tag(logout), self.login.config.cid)
+        if self.state in MAY_REQUEST:
+            self._request(request)
+            self._move(ConnectionEvent.LOGOUT_SENT)
         return logout
 
     # Sending.
@@ -331,10 +352,10 @@ class Connection:
     def _request(
         self, pdu: NopOut | TaskManagementRequest | TextRequest | LogoutRequest, data: bytes = b""
     ) -> None:
-        """Send a request with the numbers of now, unless it is too late for one."""
-        if not self._logging_out:
-            numbers = self._numbers
-            self._send(pdu._replace(cmd_sn=numbers.cmd_sn, exp_stat_sn=numbers.exp_stat_sn), data)
+        """Send a request with the numbers of now, unless the state forbids it."""
+        if self.state in MAY_REQUEST:
+            cmd_sn, exp_stat_sn = self._commands.cmd_sn, self._statuses.exp_stat_sn
+            self._send(pdu._replace(cmd_sn=cmd_sn, exp_stat_sn=exp_stat_sn), data)
 
     def _new_tag(self, request: Request) -> int:
         """Reserve an Initiator Task Tag for *request* (section 11.2.1.8)."""
@@ -349,31 +370,33 @@ class Connection:
 
     def _fill_window(self) -> None:
         """Send what is queued while the command window is open (section 4.2.2.1)."""
+        if self.state is not ConnectionState.LOGGED_IN:
+            return
         if self._unsent_texts:
             self._send_texts()
-        queue, numbers = self._queue, self._numbers
-        while queue and numbers.window_is_open and self.tasks_on_the_wire < MAX_TASKS and not self._closing:
+        queue, commands = self._queue, self._commands
+        while queue and commands.window_is_open and self.tasks_on_the_wire < MAX_TASKS:
             task = queue[0]
             tag = self._new_tag(task)  # before it leaves the queue: without memory it stays in one of the two
             queue.popleft()
             self.tasks_on_the_wire += 1
             command, ahs, immediate_data, burst = task.start(
-                self.login.parameters, tag, numbers.take_cmd_sn(), numbers.exp_stat_sn
+                self.login.parameters, tag, commands.take_cmd_sn(), self._statuses.exp_stat_sn
             )
             self._send(command, immediate_data, ahs)
             if burst is not None:
                 self._send_sequence(burst)
 
     def _send_texts(self) -> None:
-        numbers = self._numbers
-        while self._unsent_texts and numbers.window_is_open and not self._closing:
+        commands = self._commands
+        while self._unsent_texts and commands.window_is_open:
             self._request(*self._unsent_texts.pop(0))
-            numbers.take_cmd_sn()
+            commands.take_cmd_sn()
 
     # Receiving.
 
     def _header_arrived(self, pdu: Pdu, ahs: bytes, length: int) -> memoryview | None:
-        if type(pdu) is DataIn and self.logged_in:
+        if type(pdu) is DataIn and self.state is not ConnectionState.IN_LOGIN:
             task = self._task(pdu.initiator_task_tag, pdu)
             return None if task is None else task.data_in_announced(pdu, length)
         if length and isinstance(pdu, (R2T, TaskManagementResponse, LogoutResponse)):
@@ -383,9 +406,12 @@ class Connection:
     def _pdu_arrived(self, pdu: Pdu, ahs: bytes, data: memoryview) -> None:
         if self._observer is not None:
             self._observer(False, pdu, len(data))
-        if not self.logged_in:
+        if self.state is ConnectionState.IN_LOGIN:
             self._log_in(pdu, data)
             return
+        if not isinstance(pdu, NumberedPdu):
+            raise ProtocolError("not from a target in this phase", section="7.13", pdu=pdu_name(pdu))
+        self._commands.update_window(pdu)
         match pdu:
             case DataIn():
                 self._data_in(pdu, len(data))
@@ -405,23 +431,23 @@ class Connection:
                 self._reject(pdu, data)
             case LogoutResponse():
                 self._logout_response(pdu)
-            case _:
-                raise ProtocolError("not from a target in this phase", section="7.13", pdu=pdu_name(pdu))
 
     def _log_in(self, pdu: Pdu, data: memoryview) -> None:
         login = self.login
         outcome = login.receive(pdu, bytes(data))
         if isinstance(outcome, Redirect):
+            self._move(ConnectionEvent.LOGIN_FAILED)
             self._events.append(outcome)
             return
         if outcome is not None:
             self._send(*outcome)
             return
-        self._numbers = Numbering(self._may_repeat, login.config.cmd_sn, login.max_cmd_sn, login.exp_stat_sn)
+        self._commands = CommandNumbering(login.config.cmd_sn, login.max_cmd_sn)
+        self._statuses = StatusNumbering(self._may_repeat, login.exp_stat_sn)
         self._receiver.header_digest = login.parameters.header_digest
         self._receiver.data_digest = login.parameters.data_digest
         self._receiver.max_data_segment_length = login.parameters.max_recv_data_segment_length
-        self.logged_in = True
+        self._move(ConnectionEvent.LOGGED_IN)
         self._events.append(LoggedIn())
 
     def _unknown_tag(self, tag: int, pdu: Pdu) -> ProtocolError:
@@ -466,9 +492,7 @@ class Connection:
 
     def _data_in(self, pdu: DataIn, length: int) -> None:
         if pdu.flags & DATA_IN_STATUS:
-            self._numbers.count_status(pdu)
-        else:
-            self._numbers.update_window(pdu)
+            self._statuses.count(pdu)
         task = self._task(pdu.initiator_task_tag, pdu)
         if task is None or pdu.data_sn != task.next_data_sn:  # late, or a repetition
             return
@@ -477,7 +501,7 @@ class Connection:
             self._end_task(task)
 
     def _scsi_response(self, pdu: ScsiResponse, data: memoryview) -> None:
-        self._numbers.count_status(pdu)
+        self._statuses.count(pdu)
         task = self._task(pdu.initiator_task_tag, pdu)
         if task is not None:
             task.response_arrived(pdu, data)
@@ -488,12 +512,11 @@ class Connection:
             self._events.append(SenseReported(lun, read_sense(data, "SCSI_RESPONSE")))
 
     def _r2t(self, pdu: R2T) -> None:
-        self._numbers.update_window(pdu)
         task = self._task(pdu.initiator_task_tag, pdu)
         if task is None:
             return
         all_sent = not task.r2ts_unsent
-        burst = task.solicited(pdu, self.parameters, self._numbers.exp_stat_sn)
+        burst = task.solicited(pdu, self.parameters, self._statuses.exp_stat_sn)
         if burst is not None:
             self._send_sequence(burst)
         if all_sent and task.r2ts_unsent:
@@ -501,7 +524,6 @@ class Connection:
 
     def _nop_in(self, pdu: NopIn, data: memoryview) -> None:
         if pdu.initiator_task_tag == RESERVED_TAG:
-            self._numbers.update_window(pdu)
             if pdu.target_transfer_tag == RESERVED_TAG:
                 return
             if data:
@@ -515,15 +537,15 @@ class Connection:
                 pdu.lun,
                 RESERVED_TAG,
                 pdu.target_transfer_tag,
-                self._numbers.cmd_sn,
-                self._numbers.exp_stat_sn,
+                self._commands.cmd_sn,
+                self._statuses.exp_stat_sn,
                 immediate=True,
             )
             self._send(answer)
             return
         if pdu.target_transfer_tag != RESERVED_TAG:
             raise ProtocolError("both task tags are set", section="11.19", pdu="NOP_IN")
-        self._numbers.count_status(pdu)
+        self._statuses.count(pdu)
         ping = self._requests.get(pdu.initiator_task_tag)
         if not isinstance(ping, Ping):
             raise self._unknown_tag(pdu.initiator_task_tag, pdu)
@@ -531,7 +553,7 @@ class Connection:
         self._events.append(ping)
 
     def _management_response(self, pdu: TaskManagementResponse) -> None:
-        self._numbers.count_status(pdu)
+        self._statuses.count(pdu)
         management = self._requests.get(pdu.initiator_task_tag)
         if not isinstance(management, Management):
             raise self._unknown_tag(pdu.initiator_task_tag, pdu)
@@ -553,7 +575,7 @@ class Connection:
             del self._late_tags[next(iter(self._late_tags))]
 
     def _text_response(self, pdu: TextResponse, data: memoryview) -> None:
-        self._numbers.count_status(pdu)
+        self._statuses.count(pdu)
         text = self._requests.get(pdu.initiator_task_tag)
         if not isinstance(text, Text):
             raise self._unknown_tag(pdu.initiator_task_tag, pdu)
@@ -572,27 +594,29 @@ class Connection:
         self._events.append(text)
 
     def _logout_response(self, pdu: LogoutResponse) -> None:
-        self._numbers.count_status(pdu)
+        self._statuses.count(pdu)
         logout = self._requests.get(pdu.initiator_task_tag)
         if not isinstance(logout, Logout):
             raise self._unknown_tag(pdu.initiator_task_tag, pdu)
         del self._requests[pdu.initiator_task_tag]
         logout.response = pdu.response
         logout.time2wait = pdu.time2wait
+        succeeded = pdu.response == LogoutResponseCode.CLOSED
+        self._move(ConnectionEvent.LOGOUT_SUCCEEDED if succeeded else ConnectionEvent.LOGOUT_FAILED)
         self._events.append(logout)
 
     def _asynchronous(self, pdu: AsyncMessage, data: memoryview) -> None:
-        self._numbers.count_status(pdu)
+        self._statuses.count(pdu)
         match pdu.async_event:
             case AsyncEvent.SCSI:
                 self._events.append(SenseReported(pdu.lun, read_sense(data, "ASYNC_MESSAGE")))
             case AsyncEvent.LOGOUT_REQUESTED:
-                self._closing = True
+                self._move(ConnectionEvent.LOGOUT_REQUESTED)
                 self._events.append(LogoutRequested(pdu.parameter3))
             case AsyncEvent.CONNECTION_DROPPED if pdu.parameter1 != self.login.config.cid:
                 self._events.append(Noted(f"the target drops connection {pdu.parameter1}, which is not ours"))
             case AsyncEvent.CONNECTION_DROPPED | AsyncEvent.ALL_CONNECTIONS_DROPPED:
-                self._closing = True
+                self.connection_lost()
                 self._events.append(ConnectionDropped(pdu.parameter2))
             case AsyncEvent.NEGOTIATION_REQUESTED:
                 if not any(isinstance(request, Text) for request in self._requests.values()):
@@ -604,11 +628,11 @@ class Connection:
 
     def _reject(self, pdu: Reject, data: memoryview) -> None:
         """Draw the consequences for the PDU whose header the target sends back (sections 7.3 and 11.17)."""
-        self._numbers.count_status(pdu)
+        self._statuses.count(pdu)
         if len(data) < BHS_LENGTH:
             raise ProtocolError("the rejected header is cut short", section="11.17.4", pdu="REJECT")
         if pdu.reason == RejectReason.WAITING_FOR_LOGOUT:
-            self._closing = True
+            self._move(ConnectionEvent.LOGOUT_REQUESTED)
             self._events.append(LogoutRequested(0))
             return
         if pdu.reason not in FAILURE_OF_REJECT:
@@ -635,6 +659,7 @@ class Connection:
                 self._events.append(request)
             case LogoutRequest(), Logout() as logout:
                 del self._requests[tag]
+                self._move(ConnectionEvent.LOGOUT_FAILED)
                 self._events.append(logout)
             case _:
                 raise self._unknown_tag(tag, pdu)

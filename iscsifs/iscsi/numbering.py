@@ -1,4 +1,8 @@
-"""CmdSN, StatSN and the command window of a connection (RFC 7143 section 4.2.2)."""
+"""Command numbering and status numbering of the initiator (RFC 7143 section 4.2.2).
+
+Commands are numbered for a session, over all its connections (section 4.2.2.1). Statuses are numbered for
+each connection (section 4.2.2.2).
+"""
 
 from collections.abc import Callable
 
@@ -18,44 +22,35 @@ from iscsifs.iscsi.pdu import (
 )
 
 NumberedPdu = (
-    ScsiResponse
+    DataIn
+    | ScsiResponse
+    | R2T
+    | NopIn
     | TaskManagementResponse
     | TextResponse
-    | DataIn
     | LogoutResponse
-    | R2T
     | AsyncMessage
     | Reject
-    | NopIn
 )
-"""What a target sends in the full feature phase."""
+"""What a target sends in the full feature phase. Each carries the command window of the session."""
 
 
-class Numbering:
-    """The numbers of the only connection of a session, at first those of its login.
+class CommandNumbering:
+    """CmdSN and the command window of a session (section 4.2.2.1), at first those of its leading login.
 
-    *cmd_sn* is that of the next command, *exp_stat_sn* acknowledges all statuses before it. *may_repeat*
-    tells of a PDU whether its StatSN may be one that was counted before.
+    *cmd_sn* is the number of the next command, *max_cmd_sn* the last one that the target takes.
     """
 
-    __slots__ = ("_max_cmd_sn", "_may_repeat", "cmd_sn", "exp_stat_sn")
+    __slots__ = ("cmd_sn", "max_cmd_sn")
 
-    def __init__(
-        self,
-        may_repeat: Callable[[NumberedPdu], bool],
-        cmd_sn: int = 0,
-        max_cmd_sn: int = 0,
-        exp_stat_sn: int = 0,
-    ) -> None:
+    def __init__(self, cmd_sn: int = 0, max_cmd_sn: int = 0) -> None:
         self.cmd_sn = cmd_sn
-        self.exp_stat_sn = exp_stat_sn
-        self._max_cmd_sn = max_cmd_sn
-        self._may_repeat = may_repeat
+        self.max_cmd_sn = max_cmd_sn
 
     @property
     def window_is_open(self) -> bool:
-        """Whether the target takes another command (section 4.2.2.1)."""
-        return serial.le(self.cmd_sn, self._max_cmd_sn)
+        """Whether the target takes another command."""
+        return serial.le(self.cmd_sn, self.max_cmd_sn)
 
     def take_cmd_sn(self) -> int:
         """Return the CmdSN of a command that is sent now."""
@@ -64,7 +59,7 @@ class Numbering:
         return cmd_sn
 
     def update_window(self, pdu: NumberedPdu) -> None:
-        """Take the command window of *pdu*, unless it is none or an older one (section 4.2.2.1).
+        """Take the command window of *pdu*, unless it is none or an older one.
 
         Raises ProtocolError where it acknowledges what was not sent.
         """
@@ -73,11 +68,25 @@ class Numbering:
             return
         if serial.lt(self.cmd_sn, exp_cmd_sn):
             raise ProtocolError("ExpCmdSN is ahead of CmdSN", section="4.2.2.1", pdu=opcode_of(pdu).name)
-        if serial.lt(self._max_cmd_sn, max_cmd_sn):
-            self._max_cmd_sn = max_cmd_sn
+        if serial.lt(self.max_cmd_sn, max_cmd_sn):
+            self.max_cmd_sn = max_cmd_sn
 
-    def count_status(self, pdu: NumberedPdu) -> None:
-        """Count the StatSN of a *pdu* that has one of its own, and take its window (section 4.2.2.2).
+
+class StatusNumbering:
+    """StatSN of a connection (section 4.2.2.2), at first that of its login.
+
+    *exp_stat_sn* is the number of the next status; it acknowledges all statuses before it. *may_repeat* tells
+    of a PDU whether its StatSN may be one that was counted before.
+    """
+
+    __slots__ = ("_may_repeat", "exp_stat_sn")
+
+    def __init__(self, may_repeat: Callable[[NumberedPdu], bool], exp_stat_sn: int = 0) -> None:
+        self.exp_stat_sn = exp_stat_sn
+        self._may_repeat = may_repeat
+
+    def count(self, pdu: NumberedPdu) -> None:
+        """Count the StatSN of a *pdu* that has one of its own.
 
         With a number that was counted before no status is missing, and what is acknowledged stays as it is.
         Raises ProtocolError where it may not repeat, or where a status is missing: at ErrorRecoveryLevel 0
@@ -88,4 +97,3 @@ class Numbering:
         elif not serial.lt(pdu.stat_sn, self.exp_stat_sn) or not self._may_repeat(pdu):
             rule = f"StatSN {pdu.stat_sn} where {self.exp_stat_sn} was due"
             raise ProtocolError(rule, section="4.2.2.2", pdu=opcode_of(pdu).name)
-        self.update_window(pdu)

@@ -101,6 +101,7 @@ class Link:
         """End the link because of *failure*; the first one counts."""
         if self.failure is None:
             self.failure = failure
+            self.connection.connection_lost()
         self._moment.close()
         self._scope.cancel()
 

@@ -129,6 +129,24 @@ async def test_a_truncation_that_nobody_will_close_has_its_zeros_at_once(storage
     assert [operation for operation, _, _ in storage.requests] == ["truncate", "release", "zero", "drain"]
 
 
+async def test_the_end_of_the_mount_asks_for_what_was_truncated_by_name(storage: Memory) -> None:
+    operations = serve(storage)
+    await truncate(operations, 0)
+    assert operations.written == [storage]
+
+
+async def test_zeros_of_a_truncation_by_name_that_are_lost_fail_it(
+    storage: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def drain() -> None:
+        storage.lose(errors.MediumError("LBA 5 cannot be written", status=STATUS))
+
+    monkeypatch.setattr(storage, "drain", drain)
+    operations = serve(storage)
+    assert await errno_of(truncate(operations, 0)) == errno.EIO
+    assert [losses.unseen for losses in operations.untold] == [1]
+
+
 async def test_zeros_are_written_before_a_writer_has_closed_and_a_reader_waits_for_none(
     storage: Memory,
 ) -> None:

@@ -29,6 +29,7 @@ from iscsifs.iscsi.pdu import (
     pack,
     unpack,
 )
+from iscsifs.iscsi.states import ConnectionState
 from iscsifs.iscsi.task import Task
 from iscsifs.limits import MAX_LOGIN_EXCHANGES
 from iscsifs.scsi import cdb
@@ -129,7 +130,7 @@ def finish_login(connection: Connection) -> None:
     """Let the response arrive that ends the `FinishedLogin` of *connection*."""
     response = pack(LoginResponse(0, 0, 0, ISID, 1, 0))
     feed(connection.get_buffer, connection.buffer_updated, response, len(response))
-    assert connection.logged_in
+    assert connection.state is ConnectionState.LOGGED_IN
     connection.events()
     connection.data_to_send()
 

@@ -31,6 +31,7 @@ from iscsifs.iscsi.pdu import (
     TextResponse,
     pack,
 )
+from iscsifs.iscsi.states import ConnectionState
 from iscsifs.iscsi.task import Task
 
 DIGESTS: dict[str, Any] = {"HeaderDigest": ("CRC32C",), "DataDigest": ("CRC32C",)}
@@ -203,7 +204,7 @@ def test_a_pdu_of_the_full_feature_phase_during_login(kind: type[Any]) -> None:
     stream = b"".join(frame(kind(*[0] * len(kind._fields))))
     with pytest.raises(ProtocolError, match=r"4\.2\.4"):
         target.answer_login(behind=stream)
-    assert not target.connection.logged_in
+    assert target.connection.state is ConnectionState.FREE
     assert target.events() == []
     assert target.nothing_received()
 
@@ -214,7 +215,7 @@ def test_what_is_glued_behind_the_last_answer_of_the_login_counts() -> None:
     target.answer_login()
     ping = pack(NopIn(LUN, 0xFFFFFFFF, 7, 2, 1, 32))
     target.answer_login(behind=ping + digest(ping))
-    assert target.connection.logged_in
+    assert target.connection.state is ConnectionState.LOGGED_IN
     (sent,) = target.received(NopOut)
     assert sent.pdu.target_transfer_tag == 7
 
@@ -375,7 +376,7 @@ def test_garbage_during_the_login_is_an_error_of_ours(garbage: bytes, cut: int) 
         feed(connection, stream[:cut] + garbage + bytes(-len(garbage) % 4))
     except IscsifsError:
         assert not connection.data_to_send()
-    assert not connection.logged_in
+    assert connection.state in (ConnectionState.IN_LOGIN, ConnectionState.FREE)
 
 
 # How the bytes are cut makes no difference.
