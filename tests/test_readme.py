@@ -91,6 +91,8 @@ class Machine:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        # What other runs have mounted would stay in use, and their processes there, as long as this lives.
+        self.type("awk '$3 == \"fuse.iscsifs\" {print $2}' /proc/mounts | xargs -r umount --lazy || true")
         self.type("ip link set lo up; mount -t tmpfs none /mnt; mkdir /mnt/iscsi /mnt/disk")
 
     def type(self, command: str, lines: int = 0, *, status: int = 0) -> list[str]:

@@ -109,7 +109,9 @@ mutual | mutual | alice             | discovery |            |                 |
 mutual | mutual | alice and a proof |           |            |                 |
 """
 # What is said to a user who waits: istgt is busy with each login for a second, and others are at it too.
-WAITING = re.compile(r"iscsifs: waiting for [0-9.:]+: no \w+ yet, trying for 15 s in all$")
+WAITING = re.compile(
+    r"iscsifs: waiting for [0-9.:]+: no \w+ yet, trying for 15 s in all( \([0-9]+ more like this in .*\))?$"
+)
 
 COLUMNS: dict[type[Daemon], int] = {Embedded: 4, Tgt: 5, Istgt: 6}
 

@@ -116,7 +116,7 @@ def test_a_disk_ends(
     assert small_image.read_bytes() == bytes(4 * MIB)
 
 
-def test_truncation_leaves_the_size_and_what_is_on_the_disk(
+def test_truncation_leaves_the_size_and_what_is_behind_its_end(
     any_target: type[Daemon], serve: Serve, mount_hosts: MountHosts, small_image: Path, tmp_path: Path
 ) -> None:
     content = random.Random(1).randbytes(4 * MIB)
@@ -128,6 +128,7 @@ def test_truncation_leaves_the_size_and_what_is_on_the_disk(
     os.truncate(storage, 5)
     with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
         os.truncate(storage, 5 * MIB)
+    content = bytes(5) + content[5:]  # after 0 bytes, 5 are so many zeros
     assert storage.stat().st_size == 4 * MIB
     assert storage.read_bytes() == content
     mounted.unmount()
