@@ -142,7 +142,10 @@ class Session:
         """Withdraw *task* if it is not sent yet, else abort it: its buffer is the target's until it ends."""
         task.on_end = None
         if not self.link.connection.withdraw(task) and not task.ended and self.link.failure is None:
-            self._abort(task)
+            try:
+                self._abort(task)
+            except MemoryError:  # trio, which calls this for a caller that is cancelled, has no use for it
+                self.link.fail(TransportError("no memory to abort a command"))
 
     def recall(self, owner: object) -> None:
         """Hand back the commands of *owner* that are not sent yet."""
@@ -398,7 +401,12 @@ class Session:
         match event:
             case Task():
                 if event.status == CHECK_CONDITION and self.on_sense is not None:
-                    self.on_sense(SenseReported(event.lun, event.sense))
+                    try:
+                        self.on_sense(SenseReported(event.lun, event.sense))
+                    except MemoryError:
+                        # It must not be repeated as if nothing had been reported: the next login asks anew.
+                        self.link.fail(TransportError("no memory for what a unit reports"))
+                        event.fail(PathLost(sent=True))
                 event.tell()
             case Management():
                 self._managed(event)
