@@ -133,6 +133,13 @@ def test_what_the_page_names_is_there(module: str, name: str) -> None:
     assert name in names_in(ROOT / module)
 
 
+def test_methods_that_the_page_names_alone_are_there() -> None:
+    everything = {name for module in MODULES for name in names_in(module)}
+    alone = {name for name in literals(PAGE.read_text()) if re.fullmatch(r"[A-Z]\w+\.\w+", name)}
+    assert alone
+    assert alone - everything == set()
+
+
 @pytest.mark.parametrize(
     ("heading", "table"),
     [("CONNECTION_TRANSITIONS", CONNECTION_TRANSITIONS), ("SESSION_TRANSITIONS", SESSION_TRANSITIONS)],
