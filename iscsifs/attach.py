@@ -11,7 +11,9 @@ import trio
 
 from iscsifs.config import Config, Host
 from iscsifs.errors import IscsifsError, LoginTimeout, printable
-from iscsifs.fs.tree import Storage, TargetDescription, UnitDescription
+from iscsifs.fs.storage import Storage
+from iscsifs.fs.tree import TargetDescription, UnitDescription
+from iscsifs.initiator.dial import Poller
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.limits import ATTACH_TIMEOUT, LOGINS_AT_ONCE, MAX_TARGETS
@@ -112,8 +114,10 @@ class Network(Protocol):
     async def discover(self, portal: Portal, options: InitiatorOptions) -> Sequence[DiscoveredTarget]:
         """Ask *portal* for its targets."""
 
-    def open_initiator(self, options: InitiatorOptions) -> AbstractAsyncContextManager[Initiator]:
-        """Return an initiator, which logs out of everything when it is left."""
+    def open_initiator(
+        self, options: InitiatorOptions, poller: Poller
+    ) -> AbstractAsyncContextManager[Initiator]:
+        """Return an initiator, which logs out of everything when it is left; connections use *poller*."""
 
 
 class NoTargetError(IscsifsError):
@@ -129,6 +133,8 @@ class Failure:
 
     def __str__(self) -> str:
         reason = str(self.error)
+        if isinstance(self.error, LoginTimeout):
+            reason += "; does a target answer there? -o login_timeout=SECONDS waits longer"
         return reason if reason.startswith(f"{self.what}: ") else f"{self.what}: {reason}"
 
 
@@ -227,11 +233,11 @@ async def attach(
 ) -> tuple[list[Attached], list[Failure]]:
     """Log in to *targets*, each by the initiator for the options of its host.
 
-    Where somebody got in, a login that was only not finished in time is worth a second try, behind the others
-    of its host and without company.
+    A login that timed out is repeated once, if any other login has succeeded: after all others of its host,
+    and one at a time, as the target may take one login after the other.
 
-    Whatever a host tells of, this has an end: MAX_TARGETS of each host are tried, LOGINS_AT_ONCE of them at
-    once, for ATTACH_TIMEOUT and one login_timeout. What is left out is one failure for each host.
+    The number and the time are bounded: MAX_TARGETS of each host, LOGINS_AT_ONCE of them in parallel, for
+    ATTACH_TIMEOUT and one login_timeout in all. The targets left out are one failure for each host.
     """
     outcomes: dict[int, Attached | IscsifsError] = {}
     of_host: defaultdict[str, list[int]] = defaultdict(list)

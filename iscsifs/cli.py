@@ -24,9 +24,10 @@ from iscsifs.fs.background import Ready, run_in_background
 from iscsifs.fs.mount import Mount, check_mount_point
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.pidfile import pid_file
-from iscsifs.fs.process import keep_in_memory
-from iscsifs.fs.tree import Storage, TargetDirectory, Tree
-from iscsifs.fs.tuning import Limits
+from iscsifs.fs.platform.platform import LinuxPlatform, Platform
+from iscsifs.fs.platform.tuning import Limits
+from iscsifs.fs.storage import Storage
+from iscsifs.fs.tree import TargetDirectory, Tree
 from iscsifs.limits import ATTACH_TIMEOUT, END_TIMEOUT, LAST_LOGOUT_TIMEOUT
 from iscsifs.logs import log_to_file, log_to_file_too, log_to_syslog, log_to_terminal, tell_repeats
 from iscsifs.mount_options import OPTIONS, MountOptions
@@ -163,11 +164,13 @@ def main(
     argv: Sequence[str] | None = None,
     *,
     network: Network = service,
+    platform: Callable[[Limits], Platform] = LinuxPlatform,
     ask: Callable[[str], bytes] = ask_secret,
 ) -> int:
     """Run the command with *argv*, and return its exit status.
 
-    *network* takes the place of `iscsifs.service`, *ask* that of the terminal where a secret is asked for.
+    *network* takes the place of `iscsifs.service`, *platform* makes what takes the place of `LinuxPlatform`,
+    *ask* takes that of the terminal where a secret is asked for.
     """
     open_standard_streams()
     args = parser().parse_intermixed_args(argv)
@@ -187,7 +190,8 @@ def main(
         return _complain(exc)
     except KeyboardInterrupt:
         return ExitStatus.FAILED
-    mount = partial(_mount, config, config.mount_point, network)
+    limits = Limits(config.mount_options.max_background, config.mount_options.read_ahead)
+    mount = partial(_mount, config, config.mount_point, network, platform(limits))
     if config.foreground:
         return _run(partial(mount, lambda status: None))
 
@@ -337,10 +341,15 @@ def _tell(lines: Iterable[str]) -> bool:
 
 
 async def _mount(
-    config: Config, mount_point: Path, network: Network, ready: Ready, signals: _Signals
+    config: Config,
+    mount_point: Path,
+    network: Network,
+    platform: Platform,
+    ready: Ready,
+    signals: _Signals,
 ) -> ExitStatus:
     """Log in to all targets, serve the file system until its end, write everything back and log out."""
-    keep_in_memory()
+    platform.keep_in_memory()
     login_timeout = max(host.options.login_timeout for host in config.hosts)
     notify("STATUS=Logging in", extend=ATTACH_TIMEOUT + 2 * login_timeout)
     found = await _unless(signals.first, partial(find_targets, config, network))
@@ -355,7 +364,7 @@ async def _mount(
         async with AsyncExitStack() as sessions:
             # Credentials belong to an initiator, and hosts may differ in them.
             initiators = {
-                options: await sessions.enter_async_context(network.open_initiator(options))
+                options: await sessions.enter_async_context(network.open_initiator(options, platform.poller))
                 for options in dict.fromkeys(target.host.options for target in targets)
             }
             result = await _unless(signals.first, partial(attach, targets, initiators))
@@ -371,7 +380,8 @@ async def _mount(
             tree = Tree()
             operations = _operations(tree, config.mount_options)
             try:
-                mount = Mount(operations, mount_point, config.mount_options.fuse_options(config.source))
+                fuse_options = config.mount_options.fuse_options(config.source)
+                mount = Mount(operations, mount_point, fuse_options, platform)
             except ConfigError as exc:
                 return _complain(exc)
             record = last.enter_context(mount.record())
@@ -383,18 +393,16 @@ async def _mount(
                 ready(status)
                 notify("READY=1", f"STATUS={summary}")
 
-            limits = Limits(config.mount_options.max_background, config.mount_options.read_ahead)
-
             async def write_back() -> None:
                 record.begin_end()
                 await _write_back(operations)
 
-            serve = partial(mount.serve, signals.first, mounted, limits, write_back)
+            serve = partial(mount.serve, signals.first, mounted, write_back)
             try:
                 await _unless(signals.second, serve)
             finally:
                 record.begin_end()
-                safe = _all_is_safe(operations)
+                safe = _all_is_safe(operations) and mount.is_written_back
             if mount.fault is not None:
                 status = _complain(mount.fault)
             record.status = ExitStatus.OK if safe else ExitStatus.NOT_WRITTEN

@@ -9,7 +9,8 @@ A target may be broken or hostile. Whatever it sends, one session with it keeps 
 - 64 answers to pings, 48 bytes each, and 1024 tags of aborted commands;
 - what it says of 16,384 logical units, 8 KiB each: 128 MiB;
 - for each of these, 96 MiB that were written by those who use it. They are not copied to be sent, but have
-  a header for every segment: with the shortest, 512 bytes, these take two thirds of that again.
+  a header for every segment: with the shortest, 512 bytes, these take two thirds of that again;
+- and 65,536 ranges that a truncation by its users makes zeros, some 100 bytes each.
 
 A discovery session keeps one answer to SendTargets: 16 MiB while it arrives, and with its 262,144 pairs up to
 eight times as much while it is read.
@@ -54,8 +55,8 @@ MAX_TARGETS: Final = 4096
 """Targets of one host that are logged in to; a hostile one may tell of thirty times as many."""
 
 ATTACH_TIMEOUT: Final = 300.0
-"""Seconds that all logins at the start may take, and the time of one more; what has not let us in by then,
-and shown its units, is left out. Thousands of targets that answer take less than a minute."""
+"""Seconds that all logins at the start may take, plus one login time-out. A target is left out if its login
+and the discovery of its units are not complete by then. Thousands that answer take less than a minute."""
 
 # Discovery: the answer to SendTargets.
 
@@ -97,13 +98,14 @@ MAX_STEPS: Final = 512
 read may bring 1365 PDUs, and one R2T ask for 2048. Each takes some microseconds, a reported error more."""
 
 NOTES_A_MINUTE: Final = 20
-"""Lines in the log for what the target does by itself; the rest is left out."""
+"""Lines in the log about a target's unsolicited messages and oddities; the rest is left out."""
 
 LINES_A_MINUTE: Final = 200
 """Lines in the log from each place in the code that writes any, whoever caused them; the rest is counted."""
 
 REPEATS_INTERVAL: Final = 60.0
-"""Seconds in which messages of one kind are one line in the log, and a second one that counts the others."""
+"""Seconds in which messages of one kind are one line in the log, and a second one that counts the others; the
+embedded target counts so as well."""
 
 MAX_KINDS: Final = 4096
 """Kinds of messages that are counted at once; others are logged as they come."""
@@ -114,8 +116,7 @@ NOTES_A_LIST: Final = 20
 # A session over several connections, and the commands that it repeats.
 
 MAX_ATTEMPTS: Final = 5
-"""Sessions that may be lost while one command is on the wire: one that ends every session is not worth
-more."""
+"""Sessions that may be lost while one command is on the wire; then that command fails."""
 
 MAX_REPEATS: Final = 8
 """How often a command is repeated at once because of unit attentions and the like."""
@@ -136,8 +137,7 @@ LOGOUT_TIMEOUT: Final = 5.0
 it."""
 
 LAST_LOGOUT_TIMEOUT: Final = 2.0
-"""Seconds for the logout at the end of a session of any kind: all is done by then, so nothing is lost without
-it."""
+"""Seconds for the logout at the end of any session: no data depend on its answer."""
 
 ATTEMPT_PATIENCE: Final = 3.0
 """Seconds that a command may wait for the login that it has caused, where the target has been away for longer
@@ -184,13 +184,10 @@ MAX_CONNECTIONS: Final = 512
 have open. When there are so many, a new one takes the place of one that has not logged in."""
 
 LOGIN_TIMEOUT: Final = 10.0
-"""Seconds that a login may take: it is some exchanges of short texts, for which nobody has to think."""
-
-REPEAT_INTERVAL: Final = 60.0
-"""Seconds in which a line like one that is in the log already is counted instead."""
+"""Seconds that a login may take: a few exchanges of short texts."""
 
 MAX_KINDS_OF_LINES: Final = 256
-"""Kinds of lines that are told apart for that: each address of a peer makes its own."""
+"""Kinds of lines that the target tells apart in counting them: each address of a peer makes its own."""
 
 KEEPALIVE_IDLE: Final = 60
 """Seconds of silence after which TCP asks whether the initiator is still there, so that one without power

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Self
 
 from iscsifs.errors import ConfigError, printable
-from iscsifs.fs.tuning import MAX_BACKGROUND, READ_AHEAD_KIB
+from iscsifs.fs.platform.tuning import MAX_BACKGROUND, READ_AHEAD_KIB
 
 FUSE_OPTIONS: Final = frozenset(
     (

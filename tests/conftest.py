@@ -20,7 +20,7 @@ from mounting import Mounted, MountHosts
 from subjects import Subject, device, storage
 from targets import D, Daemon, Istgt, Serve, Tgt, make_image
 
-pytest_plugins = ["conformance"]
+pytest_plugins = ["bounds", "conformance"]
 
 EVERYTHING = os.environ.get("CI") == "true" or os.environ.get("ISCSIFS_TEST_ALL") == "1"
 

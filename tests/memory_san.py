@@ -8,6 +8,7 @@ from typing import cast
 import trio
 
 from iscsifs.errors import TransportError
+from iscsifs.fs.platform.busy_poll import BusyPoller
 from iscsifs.initiator.dial import Dialler
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.initiator.session import Session as InitiatorSession
@@ -186,6 +187,7 @@ class San:
         self.server = Server([self._device], config=config, script=self.trouble)
         self._nursery = nursery
         self._memory = ChallengeMemory()
+        self._poller = BusyPoller()
         self._options = InitiatorOptions(OPTIONS.initiator_name, write_behind=write_behind)
 
     async def log_in(self) -> None:
@@ -254,7 +256,7 @@ class San:
             },
         )
         login = InitiatorLogin(config, random_bytes=os.urandom, memory=self._memory)
-        link = Link(ours, Connection(login))
+        link = Link(ours, Connection(login), self._poller)
         try:
             with trio.fail_after(self._options.login_timeout):
                 await link.log_in()

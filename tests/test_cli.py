@@ -846,7 +846,8 @@ def test_a_host_that_does_not_answer_is_waited_for_aloud(
         assert main(["-D", "-o", "login_timeout=3", host]) == ExitStatus.UNREACHABLE
     assert capsys.readouterr().err.splitlines() == [
         f"iscsifs: waiting for {host}: no login yet, trying for 3 s in all",
-        f"iscsifs: {host}: no login within 3 s (SECURITY stage of the login)",
+        f"iscsifs: {host}: no login within 3 s (SECURITY stage of the login);"
+        " does a target answer there? -o login_timeout=SECONDS waits longer",
     ]
 
 

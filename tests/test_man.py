@@ -12,8 +12,8 @@ import pytest
 
 import iscsifs.cli
 import iscsifs.target.cli
-from iscsifs.fs.headroom import RESERVE
-from iscsifs.fs.tuning import Limits
+from iscsifs.fs.platform.headroom import RESERVE
+from iscsifs.fs.platform.tuning import Limits
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.limits import (
     ANSWER_TIMEOUT,
@@ -62,6 +62,16 @@ def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 def options_in(macros: str) -> set[str]:
     """Return the options of a line such as ``Fl h , Fl Fl help``."""
     return {"-" * flags.count("Fl") + name for flags, name in re.findall(r"((?:Fl )+)([\w-]+)", macros)}
+
+
+def test_the_commands_have_the_same_names_for_the_same() -> None:
+    first, second = (
+        {option: set(action.option_strings) for option, action in options_of(parser).items()}
+        for parser, _ in COMMANDS.values()
+    )
+    same = first.keys() & second.keys()
+    assert {"--port", "--user", "--secret-file", "--target-user", "--read-only", "-V"} <= same
+    assert {option: first[option] for option in same} == {option: second[option] for option in same}
 
 
 @each_command

@@ -14,7 +14,7 @@ result, so the loss is shown and stays unseen.
 from collections.abc import Callable
 from typing import Final
 
-from iscsifs.fs.tree import Storage
+from iscsifs.fs.storage import Storage
 
 
 class Losses:

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar, TypeVarTuple, Unpack
@@ -16,14 +15,11 @@ import pyfuse3
 import trio
 
 from iscsifs.errors import ConfigError, IscsifsError, reason
-from iscsifs.fs.headroom import Headroom
 from iscsifs.fs.operations import Operations
-from iscsifs.fs.platform.init_reply import AmendedInit
 from iscsifs.fs.platform.pages import PageDropper
-from iscsifs.fs.process import give_memory_back, keep_freed_memory
+from iscsifs.fs.platform.platform import Platform
 from iscsifs.fs.record import MountEntry, Record, mount_at
-from iscsifs.fs.requests import Readiness, take_requests_in_bursts
-from iscsifs.fs.tuning import Limits, tune
+from iscsifs.fs.storage import Storage
 from iscsifs.limits import END_TIMEOUT
 
 log = logging.getLogger(__name__)
@@ -35,24 +31,14 @@ _Ts = TypeVarTuple("_Ts")
 # wait for a unit that is away would stop all other units as well, so there is a task for every process.
 _MAX_TASKS: Final = 1 << 16
 
+_WRITTEN_AT_ONCE: Final = 16
+"""Files of which the kernel is to write the pages at once; there is a process for each."""
+
 _PATIENCE: Final = 0.5
 """Seconds between two looks at whether anybody still waits for an answer."""
 
 # Idle tasks that are kept: fewer, and under a queue of 32 requests tasks are made and ended all the time.
 _MIN_TASKS: Final = 32
-
-
-_LOOK_INTERVAL: Final = 5.0
-"""Seconds between two looks at whether it has become quiet."""
-
-_TIME_TO_LEAVE: Final = 0.1
-"""Seconds for idle workers to end."""
-
-_QUIET: Final = 0.02
-"""Share of the processor's time below which it is."""
-
-_WORK: Final = 0.25
-"""Seconds of the processor's time after which there may be memory to give back."""
 
 
 def check_mount_point(mount_point: Path, nonempty: bool = False) -> None:
@@ -96,37 +82,27 @@ def _is_news(record: logging.LogRecord) -> bool:
     return "fuse_reply" not in record.msg or record.args != (os.strerror(errno.ENOENT),)
 
 
-async def _tidy_up(workers: Readiness | None) -> None:
-    """Give memory back each time that it has become quiet after some work, and not before."""
-    keep_freed_memory()
-    last = tidied = time.process_time()
-    while True:
-        await trio.sleep(_LOOK_INTERVAL)
-        used = time.process_time()
-        if used - last < _QUIET * _LOOK_INTERVAL and used - tidied > _WORK:
-            if workers is not None:
-                workers.dismiss_idle()
-                await trio.sleep(_TIME_TO_LEAVE)
-            give_memory_back()
-            tidied = time.process_time()
-        last = used
-
-
 class Mount:
     """A mounted file system. There is one for each process: pyfuse3 keeps its state in globals."""
 
-    def __init__(self, operations: Operations, mount_point: Path, options: Sequence[str]) -> None:
+    def __init__(
+        self, operations: Operations, mount_point: Path, options: Sequence[str], platform: Platform
+    ) -> None:
         """Mount on *mount_point* with FUSE's *options*; raise ConfigError."""
         logging.getLogger(pyfuse3.__name__).addFilter(_is_news)
         self._operations = operations
         self._mount_point = mount_point
-        operations.drop_pages = PageDropper(mount_point).drop
+        self._platform = platform
+        self._pages = PageDropper(mount_point)
+        operations.drop_pages = self._pages.drop
         self._path = Path(os.path.realpath(mount_point))  # not later: a look at it would wait for us
         self.fault: IscsifsError | None = None
         """Why it could never be used, after `serve`."""
+        self.is_written_back = True
+        """Whether the kernel has written, or given up, all that mmap(2) has changed, after `serve`."""
         complaints = _StandardError()
         try:
-            self._headroom = Headroom(operations.relieve)
+            platform.reserve_memory(operations.relieve)
             with complaints:
                 pyfuse3.init(
                     operations,
@@ -152,20 +128,17 @@ class Mount:
         self,
         stop: trio.Event,
         mounted: Callable[[], None],
-        limits: Limits,
         write_back: Callable[[], Awaitable[None]],
     ) -> None:
         """Answer requests until the file system is unmounted from outside, or until *stop*.
 
-        *mounted* is called when the first request was answered, unless *stop* came first. Where the kernel
-        ended the connection before that, `fault` says so. After *stop* what mmap(2) has changed is
-        written back, and new requests stay unread. In the end *write_back* is called, to put what was written
-        on stable storage, and requests in work are given time: all of this together has END_TIMEOUT seconds.
-        Those that nobody waits for any more, and those that wait for a target that is away, are not waited
-        for, but where *write_back* waits for that target as well.
+        *mounted* is called when the first request was answered, unless *stop* came first. `fault` is set if
+        the kernel ended the connection before that. After *stop* the pages that mmap(2) has changed are
+        written back, and no new request is read. Then *write_back* is called, to put what was written on
+        stable storage, and requests in work are completed: all of this together has END_TIMEOUT seconds.
+        Requests that the kernel has given up, and requests to a target that is away, are not completed.
         """
-        init = AmendedInit(limits.max_background)
-        readiness = take_requests_in_bursts(self._headroom.has_room, init)
+        self._platform.take_requests()
         over, answered = trio.Event(), trio.Event()
         is_ready = False
         failure: Exception | None = None
@@ -176,14 +149,14 @@ class Mount:
                 await pyfuse3.main(_MIN_TASKS, _MAX_TASKS)
             except Exception as exc:
                 failure = exc  # raised when what was written is safe
-            init.end()  # where libfuse has refused the kernel's version, and waits for nothing more
+            self._platform.requests_ended()
             answered.set()
             over.set()
 
         async def leave() -> None:
             nonlocal is_ready
             try:
-                await self._in_thread(tune, self._mount_point, limits, lambda: init.is_in_force)
+                await self._in_thread(self._platform.tune, self._mount_point)
             except OSError as exc:
                 log.warning("%s: the kernel's limits stay as they are: %s", self._mount_point, exc.strerror)
             try:
@@ -206,17 +179,14 @@ class Mount:
                 pyfuse3.terminate()
                 over.set()
 
-        async def watch(readiness: Readiness) -> None:
-            await readiness.disconnected()
+        def disconnected() -> None:
             answered.set()
             over.set()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(answer)
             nursery.start_soon(leave)
-            if readiness is not None:
-                nursery.start_soon(watch, readiness)
-            nursery.start_soon(_tidy_up, readiness)
+            nursery.start_soon(self._platform.attend, disconnected)
             await over.wait()
             nursery.cancel_scope.deadline = min(
                 nursery.cancel_scope.deadline, trio.current_time() + END_TIMEOUT
@@ -244,15 +214,35 @@ class Mount:
                 subprocess.run([*unmount, self._mount_point], stdin=subprocess.DEVNULL, check=False)
 
     async def _write_back(self) -> None:
-        """Have the kernel write the pages that mmap(2) has changed; all others were written at once."""
+        """Have the kernel write the pages that mmap(2) has changed; all others were written at once.
+
+        A target that is away is not waited for: what is written for it is kept, and counted, by its unit.
+        """
+        left = dict(self._operations.open_to_write())
+        at_once = trio.CapacityLimiter(_WRITTEN_AT_ONCE)
+
+        async def write_back(path: bytes, storage: Storage) -> None:
+            async with at_once:
+                if await self._pages.write_back(path, lambda: not storage.is_away) or storage.is_away:
+                    del left[path]
+
         try:
-            await self._in_thread(pyfuse3.syncfs, str(self._mount_point))
+            await self._in_thread(pyfuse3.syncfs, str(self._mount_point))  # of all at once, without waiting
+            async with trio.open_nursery() as nursery:
+                for path, storage in list(left.items()):
+                    nursery.start_soon(write_back, path, storage)
         except OSError as exc:
             log.error("%s: cannot write back: %s", self._mount_point, exc.strerror)
+        finally:
+            self.is_written_back = not left
+            for storage in left.values():
+                log.error(
+                    "%s: data may be lost: mmap(2) may have changed pages that are not written", storage.name
+                )
 
     async def _in_thread(self, work: Callable[[Unpack[_Ts]], _T], *arguments: *_Ts) -> _T:
         """Do *work* in a thread, as it waits for an answer of this file system; raises OSError."""
-        self._headroom.has_room()  # for its stack: otherwise the reserve is given up
+        self._platform.make_room_for_thread()
         try:
             return await trio.to_thread.run_sync(work, *arguments, abandon_on_cancel=True)
         except RuntimeError as exc:

@@ -7,8 +7,8 @@ from typing import Final, Self
 import trio
 
 from iscsifs.fs.losses import Handle
+from iscsifs.fs.storage import Storage
 from iscsifs.fs.times import Times
-from iscsifs.fs.tree import Storage
 
 RELEASE_TIME: Final = 1.0
 """Seconds that the kernel may take to send RELEASE: it does so some time after close(2) has returned."""

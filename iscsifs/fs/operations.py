@@ -10,7 +10,7 @@ import functools
 import logging
 import os
 import stat
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from itertools import count
 from time import time_ns
 from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar
@@ -40,8 +40,9 @@ from iscsifs.errors import (
 )
 from iscsifs.fs.losses import Ledger, Losses
 from iscsifs.fs.open_files import OpenFile, OpenFiles
+from iscsifs.fs.storage import Storage
 from iscsifs.fs.times import Timetable
-from iscsifs.fs.tree import MAX_NAME, Directory, File, Link, Node, Storage, Tree
+from iscsifs.fs.tree import MAX_NAME, Directory, File, Link, Node, Tree
 from iscsifs.fs.truncation import Truncations
 
 log = logging.getLogger(__name__)
@@ -115,9 +116,9 @@ class Operations(pyfuse3.Operations):
     cache is left out, for units that others write to as well. With *sync* every handle is as if opened
     with O_SYNC. With *exclusive* a unit that is open for writing is not opened for writing once more.
 
-    Of the operations that are not here, those that would change the tree are refused, and the others answered
-    with ENOSYS, after which the kernel spares itself the question (the value of an extended attribute: one
-    for each write). Permissions are checked by the kernel (default_permissions).
+    Operations that would change the tree are answered with EPERM, others that are not here with ENOSYS: then
+    the kernel does not ask again (it asks for an extended attribute before each write). The kernel checks
+    permissions (default_permissions).
     """
 
     supports_dot_lookup = False
@@ -148,7 +149,7 @@ class Operations(pyfuse3.Operations):
         """Called with the path, below the mount point, of a file whose cached pages may be old."""
         self._handles = count(1)
         self._files = OpenFiles()
-        self._written: dict[Storage, None] = {}  # what was ever opened to be written
+        self._written: dict[Storage, None] = {}  # what was ever opened to be written, or truncated
         self._losses = Ledger(lambda storage: any(file.storage is storage for file in tree.files()))
         self._truncations = Truncations(
             self._files, lambda inode: pyfuse3.invalidate_inode(inode, attr_only=False)
@@ -165,6 +166,12 @@ class Operations(pyfuse3.Operations):
         """The units of which writes were lost that no fsync and no synchronous write has reported."""
         return self._losses.unseen()
 
+    def open_to_write(self) -> Iterator[tuple[bytes, Storage]]:
+        """Yield the path below the mount point, and the storage, of each file that is open to write."""
+        for inode, storage in {file.inode: file.storage for file in self._files if file.writes}.items():
+            if (path := self._tree.path_of(inode)) is not None:
+                yield path, storage
+
     def has_work(self) -> bool:
         """Say whether any request is in work that does not wait for a target that is away."""
         return any(file.in_work and not file.storage.is_away for file in self._files)
@@ -175,10 +182,9 @@ class Operations(pyfuse3.Operations):
             _forget_attributes(node.inode)
 
     def may_have_changed(self, storage: Storage) -> None:
-        """Take note that somebody else may have written to *storage*: its session is a new one.
+        """Take note that other initiators may have written to *storage*: its session is a new one.
 
-        Its times move on, and pages that were read before are dropped. Where nobody has it open the next open
-        does that.
+        Its times move on, and its cached pages are dropped: at once where it is open, else at the next open.
         """
         times = self._times.known(storage)
         if times is None:
@@ -232,6 +238,7 @@ class Operations(pyfuse3.Operations):
             if self._is_read_only(node.storage):
                 raise FUSEError(errno.EROFS)
             file = None if fh is None else self._files[fh]
+            self._owes(node.storage)
             await self._truncations.truncate(node, attr.st_size, file, _thread(ctx))
             times.modify()
         if fields.update_atime:
@@ -301,7 +308,7 @@ class Operations(pyfuse3.Operations):
         if writes:
             if self._exclusive:
                 await self._require_free(lambda: not self._files.writers(storage))
-            self._written[storage] = None
+            self._owes(storage)
         file = OpenFile(
             storage,
             self._losses.open(storage),
@@ -449,6 +456,14 @@ class Operations(pyfuse3.Operations):
         if node is None:
             raise FUSEError(errno.ESTALE)
         return node
+
+    def _owes(self, storage: Storage) -> None:
+        """Take note that the end has to ask whether *storage* has everything and has lost nothing.
+
+        A truncation by name changes bytes without a handle.
+        """
+        self._written[storage] = None
+        self._losses.open(storage)
 
     def _is_read_only(self, storage: Storage) -> bool:
         return self._read_only or storage.read_only

@@ -29,5 +29,5 @@ def pid_file(path: Path | None) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            if path.read_text() == content:
+            if path.read_bytes() == content.encode():
                 path.unlink()

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from time import time_ns
 from weakref import WeakKeyDictionary
 
-from iscsifs.fs.tree import File, Storage
+from iscsifs.fs.storage import Storage
+from iscsifs.fs.tree import File
 
 
 @dataclass(slots=True)

@@ -12,7 +12,8 @@ from typing import Final
 from iscsifs.errors import InUseError, TruncationError
 from iscsifs.fs.open_files import OpenFile, OpenFiles
 from iscsifs.fs.platform.pages import drop_pages
-from iscsifs.fs.tree import File, Storage
+from iscsifs.fs.storage import Storage
+from iscsifs.fs.tree import File
 
 PAGE: Final = 4096
 """Bytes of a page on most machines: only a guess for which waiting is worthwhile."""
@@ -34,7 +35,8 @@ class Truncations:
     async def truncate(self, node: File, size: int, file: OpenFile | None, pid: int) -> None:
         """Truncate *node* to *size* bytes for thread *pid*, through the open *file* or by its name.
 
-        Raises TruncationError, InUseError, and what `Storage.zero` raises.
+        Raises TruncationError, InUseError, and what `Storage.zero` raises. By name it also raises what its
+        zeros fail with when they are written: no handle reports that later.
 
         The kernel does not tell the handle of open(2) with O_TRUNC, but truncates next with the same thread.
         """
@@ -61,8 +63,11 @@ class Truncations:
         if file is None and not self._others(storage, None):
             # Nobody will close it, so it is now that all has to be zeros.
             storage.release()
+            failures = storage.failures
             await storage.zero()
             await storage.drain()
+            if storage.failures != failures and storage.last_failure is not None:
+                raise storage.last_failure
 
     async def drop_pages_behind(self, inode: int, offset: int, size: int) -> None:
         """Have the kernel drop the pages of *inode* before a write of *size* bytes at *offset* is answered.

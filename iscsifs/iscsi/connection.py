@@ -111,7 +111,7 @@ class Connection:
         self._out: list[Buffer] = []
         self._events: list[Event] = []
         self._commands = CommandNumbering()  # of the session
-        self._statuses = StatusNumbering()
+        self._statuses = StatusNumbering(self._may_repeat)
         self._queue: deque[Task] = deque()
         self._requests: dict[int, Request] = {}
         self._late_tags: dict[int, int] = {}  # of tasks that were aborted, with their LUNs
@@ -443,7 +443,7 @@ class Connection:
             self._send(*outcome)
             return
         self._commands = CommandNumbering(login.config.cmd_sn, login.max_cmd_sn)
-        self._statuses = StatusNumbering(login.exp_stat_sn)
+        self._statuses = StatusNumbering(self._may_repeat, login.exp_stat_sn)
         self._receiver.header_digest = login.parameters.header_digest
         self._receiver.data_digest = login.parameters.data_digest
         self._receiver.max_data_segment_length = login.parameters.max_recv_data_segment_length
@@ -463,16 +463,17 @@ class Connection:
             return None
         raise self._unknown_tag(tag, pdu)
 
-    def _stat_sn_repeats(self, pdu: NumberedPdu) -> None:
-        """Take a StatSN that was counted before where *pdu* answers a request that waits for that.
+    def _may_repeat(self, pdu: NumberedPdu) -> bool:
+        """Say whether *pdu* may have a StatSN that was counted before: it answers a request that waits.
 
         NetBSD's iscsi-target counts so while several commands are under way. Without such a request it may
-        be anything: raises ProtocolError.
+        be anything.
         """
         tag = pdu.initiator_task_tag
         if tag not in self._requests and tag not in self._late_tags:
-            raise self._statuses.wrong_stat_sn(pdu)
+            return False
         self._note_once("the StatSN of the target does not count up, against RFC 7143 section 4.2.2.2")
+        return True
 
     def _note_once(self, oddity: str) -> None:
         """Have an *oddity* of the target logged that costs nothing, once for each connection."""
@@ -490,8 +491,8 @@ class Connection:
             )
 
     def _data_in(self, pdu: DataIn, length: int) -> None:
-        if pdu.flags & DATA_IN_STATUS and not self._statuses.count(pdu):
-            self._stat_sn_repeats(pdu)
+        if pdu.flags & DATA_IN_STATUS:
+            self._statuses.count(pdu)
         task = self._task(pdu.initiator_task_tag, pdu)
         if task is None or pdu.data_sn != task.next_data_sn:  # late, or a repetition
             return
@@ -500,8 +501,7 @@ class Connection:
             self._end_task(task)
 
     def _scsi_response(self, pdu: ScsiResponse, data: memoryview) -> None:
-        if not self._statuses.count(pdu):
-            self._stat_sn_repeats(pdu)
+        self._statuses.count(pdu)
         task = self._task(pdu.initiator_task_tag, pdu)
         if task is not None:
             task.response_arrived(pdu, data)
@@ -545,8 +545,7 @@ class Connection:
             return
         if pdu.target_transfer_tag != RESERVED_TAG:
             raise ProtocolError("both task tags are set", section="11.19", pdu="NOP_IN")
-        if not self._statuses.count(pdu):
-            self._stat_sn_repeats(pdu)
+        self._statuses.count(pdu)
         ping = self._requests.get(pdu.initiator_task_tag)
         if not isinstance(ping, Ping):
             raise self._unknown_tag(pdu.initiator_task_tag, pdu)
@@ -554,8 +553,7 @@ class Connection:
         self._events.append(ping)
 
     def _management_response(self, pdu: TaskManagementResponse) -> None:
-        if not self._statuses.count(pdu):
-            self._stat_sn_repeats(pdu)
+        self._statuses.count(pdu)
         management = self._requests.get(pdu.initiator_task_tag)
         if not isinstance(management, Management):
             raise self._unknown_tag(pdu.initiator_task_tag, pdu)
@@ -577,8 +575,7 @@ class Connection:
             del self._late_tags[next(iter(self._late_tags))]
 
     def _text_response(self, pdu: TextResponse, data: memoryview) -> None:
-        if not self._statuses.count(pdu):
-            self._stat_sn_repeats(pdu)
+        self._statuses.count(pdu)
         text = self._requests.get(pdu.initiator_task_tag)
         if not isinstance(text, Text):
             raise self._unknown_tag(pdu.initiator_task_tag, pdu)
@@ -597,8 +594,7 @@ class Connection:
         self._events.append(text)
 
     def _logout_response(self, pdu: LogoutResponse) -> None:
-        if not self._statuses.count(pdu):
-            self._stat_sn_repeats(pdu)
+        self._statuses.count(pdu)
         logout = self._requests.get(pdu.initiator_task_tag)
         if not isinstance(logout, Logout):
             raise self._unknown_tag(pdu.initiator_task_tag, pdu)
@@ -610,8 +606,7 @@ class Connection:
         self._events.append(logout)
 
     def _asynchronous(self, pdu: AsyncMessage, data: memoryview) -> None:
-        if not self._statuses.count(pdu):
-            self._stat_sn_repeats(pdu)
+        self._statuses.count(pdu)
         match pdu.async_event:
             case AsyncEvent.SCSI:
                 self._events.append(SenseReported(pdu.lun, read_sense(data, "ASYNC_MESSAGE")))
@@ -633,8 +628,7 @@ class Connection:
 
     def _reject(self, pdu: Reject, data: memoryview) -> None:
         """Draw the consequences for the PDU whose header the target sends back (sections 7.3 and 11.17)."""
-        if not self._statuses.count(pdu):
-            self._stat_sn_repeats(pdu)
+        self._statuses.count(pdu)
         if len(data) < BHS_LENGTH:
             raise ProtocolError("the rejected header is cut short", section="11.17.4", pdu="REJECT")
         if pdu.reason == RejectReason.WAITING_FOR_LOGOUT:

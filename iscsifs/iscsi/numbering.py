@@ -4,6 +4,8 @@ Commands are numbered for a session, over all its connections (section 4.2.2.1).
 each connection (section 4.2.2.2).
 """
 
+from collections.abc import Callable
+
 from iscsifs.errors import ProtocolError
 from iscsifs.iscsi import serial
 from iscsifs.iscsi.pdu import (
@@ -73,30 +75,25 @@ class CommandNumbering:
 class StatusNumbering:
     """StatSN of a connection (section 4.2.2.2), at first that of its login.
 
-    *exp_stat_sn* is the number of the next status; it acknowledges all statuses before it.
+    *exp_stat_sn* is the number of the next status; it acknowledges all statuses before it. *may_repeat* tells
+    of a PDU whether its StatSN may be one that was counted before.
     """
 
-    __slots__ = ("exp_stat_sn",)
+    __slots__ = ("_may_repeat", "exp_stat_sn")
 
-    def __init__(self, exp_stat_sn: int = 0) -> None:
+    def __init__(self, may_repeat: Callable[[NumberedPdu], bool], exp_stat_sn: int = 0) -> None:
         self.exp_stat_sn = exp_stat_sn
+        self._may_repeat = may_repeat
 
-    def count(self, pdu: NumberedPdu) -> bool:
+    def count(self, pdu: NumberedPdu) -> None:
         """Count the StatSN of a *pdu* that has one of its own.
 
-        Returns False for a number that was counted before: then no status is missing, and what is
-        acknowledged stays as it is.
-
-        Raises ProtocolError where one is missing: at ErrorRecoveryLevel 0 nothing can bring it back.
+        With a number that was counted before no status is missing, and what is acknowledged stays as it is.
+        Raises ProtocolError where it may not repeat, or where a status is missing: at ErrorRecoveryLevel 0
+        nothing can bring it back.
         """
-        due = pdu.stat_sn == self.exp_stat_sn
-        if due:
+        if pdu.stat_sn == self.exp_stat_sn:
             self.exp_stat_sn = serial.add(self.exp_stat_sn, 1)
-        elif not serial.lt(pdu.stat_sn, self.exp_stat_sn):
-            raise self.wrong_stat_sn(pdu)
-        return due
-
-    def wrong_stat_sn(self, pdu: NumberedPdu) -> ProtocolError:
-        """Return the error for a StatSN that cannot be taken."""
-        rule = f"StatSN {pdu.stat_sn} where {self.exp_stat_sn} was due"
-        return ProtocolError(rule, section="4.2.2.2", pdu=opcode_of(pdu).name)
+        elif not serial.lt(pdu.stat_sn, self.exp_stat_sn) or not self._may_repeat(pdu):
+            rule = f"StatSN {pdu.stat_sn} where {self.exp_stat_sn} was due"
+            raise ProtocolError(rule, section="4.2.2.2", pdu=opcode_of(pdu).name)

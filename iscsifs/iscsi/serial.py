@@ -22,8 +22,3 @@ def lt(left: int, right: int) -> bool:
 def le(left: int, right: int) -> bool:
     """Tell whether *left* comes before *right* or is equal to it."""
     return ((right - left) & _MASK) < _HALF
-
-
-def distance(start: int, end: int) -> int:
-    """Return how many steps lead from *start* to *end*: -2**31 to 2**31 - 1, negative for backwards."""
-    return ((end - start + _HALF) & _MASK) - _HALF

@@ -1,4 +1,8 @@
-"""Log lines that peers cause: the first of each kind is logged, those like it are counted (trio)."""
+"""Log lines that peers cause: the first of each kind is logged, those like it are counted (trio).
+
+The command ``iscsifs`` counts in the handlers of its log (`iscsifs.logs`). The embedded target is a library
+as well, and there the handlers belong to the program that uses it: so it counts before it logs.
+"""
 
 import logging
 from collections.abc import Hashable
@@ -7,7 +11,7 @@ from typing import Final
 
 import trio
 
-from iscsifs.limits import MAX_KINDS_OF_LINES, REPEAT_INTERVAL
+from iscsifs.limits import MAX_KINDS_OF_LINES, REPEATS_INTERVAL
 
 _OTHERS: Final = object()
 """The kind of all lines for whose own kind there is no room."""
@@ -21,7 +25,7 @@ class _Kind:
 
 
 class Repeats:
-    """Warnings to *log*: one of each kind in REPEAT_INTERVAL, with the count of those left out before it."""
+    """Warnings to *log*: one of each kind in REPEATS_INTERVAL, with the count of those left out before it."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
@@ -33,7 +37,7 @@ class Repeats:
             kind = _OTHERS
         known = self._kinds.get(kind)
         now = trio.current_time()
-        if known is not None and now - known.since < REPEAT_INTERVAL:
+        if known is not None and now - known.since < REPEATS_INTERVAL:
             known.more += 1
             return
         self._kinds[kind] = _Kind(message, now)

@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import stat
+import weakref
 from pathlib import Path
 from typing import Final, Self
 
@@ -25,7 +26,7 @@ _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int6
 
 
 class Store:
-    """A range of bytes behind a file descriptor, which it owns.
+    """A range of bytes behind a file descriptor, which is closed with the last reference to the store.
 
     Offsets, lengths and `size` are in bytes. `read` and `write` go to the page cache and never block for
     long; `sync` does. All of them raise OSError, also where the file has become shorter than `size`: what is
@@ -37,6 +38,7 @@ class Store:
         self, fd: int, size: int, *, in_memory: bool = False, name: str = "memory", made: bool = False
     ) -> None:
         self._fd = fd
+        self._closing = weakref.finalize(self, os.close, fd)
         self._cuttable = stat.S_ISREG(os.fstat(fd).st_mode)
         self._said: set[tuple[str, int | None]] = set()
         self._unsynchronised: OSError | None = None
@@ -161,8 +163,8 @@ class Store:
             raise self._unsynchronised from None
 
     def close(self) -> None:
-        """Give the file back; the store is not to be used any more."""
-        os.close(self._fd)
+        """Give the file back; the store is not to be used any more. A second time does nothing."""
+        self._closing()
 
     def _require(self, end: int) -> None:
         """Raise OSError unless the file still reaches to *end*: a write would make it longer, with a hole."""

@@ -13,7 +13,6 @@ It listens at a free port of loopback and keeps its disks in memory. pytest has 
 """
 
 import threading
-from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -23,12 +22,11 @@ import trio
 
 from iscsifs.errors import ConfigError
 from iscsifs.iscsi.names import check_name
-from iscsifs.limits import LOGGED_COMMANDS, LOGGED_DATA
-from iscsifs.scsi import cdb as commands
 from iscsifs.scsi.cdb import OperationCode
 from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.status import Status
 from iscsifs.target import compare, unit
+from iscsifs.target.command_log import CommandLog, LoggedCommand
 from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
 from iscsifs.target.login import TargetConfig
@@ -36,6 +34,8 @@ from iscsifs.target.server import ANY_PORT, Server
 from iscsifs.target.session import Session
 from iscsifs.target.store import Store
 from iscsifs.target.unit import Fault, Identity, Nexus, Operation, Result
+
+__all__ = ["Codes", "LoggedCommand", "ServedDisk", "TestTarget"]
 
 T = TypeVar("T")
 
@@ -62,76 +62,10 @@ _NOT_FOR_ANY: Final = frozenset(
 )
 
 Codes = Literal["read", "write", "flush", "unmap", "any"] | Collection[int]
-"""Which commands: a group of them, or operation codes. "any" is all but INQUIRY and REQUEST SENSE."""
+"""Which commands: a group of them, or operation codes. "any" is all but INQUIRY, REPORT LUNS and
+REQUEST SENSE."""
 
 _START_TIMEOUT: Final = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class LoggedCommand:
-    """A SCSI command that was carried out, or refused: its *cdb*, the *data* that came with it, its end."""
-
-    lun: int
-    cdb: bytes
-    data: bytes
-    status: int
-    sense: Sense | None
-
-    @property
-    def name(self) -> str:
-        """The name of the command: ``WRITE(10)``."""
-        return commands.command_name(self.cdb)
-
-    @property
-    def lba(self) -> int | None:
-        """The first block that it addresses, None for a command without blocks."""
-        found = commands.block_range(self.cdb)
-        return None if found is None else found[0]
-
-    @property
-    def blocks(self) -> int | None:
-        """How many blocks it addresses, None for a command without blocks."""
-        found = commands.block_range(self.cdb)
-        return None if found is None else found[1]
-
-    def __str__(self) -> str:
-        return f"{commands.describe(self.cdb)}: {Status(self.status).name}"
-
-
-class _Log:
-    """The last commands, in order; the oldest go when there are too many, or too many data."""
-
-    def __init__(self) -> None:
-        self._commands: deque[LoggedCommand] = deque()
-        self._length = 0
-        self._changed = threading.Condition()
-
-    def append(self, command: LoggedCommand) -> None:
-        with self._changed:
-            self._commands.append(command)
-            self._length += len(command.data)
-            while len(self._commands) > LOGGED_COMMANDS or self._length > LOGGED_DATA:
-                self._length -= len(self._commands.popleft().data)
-            self._changed.notify_all()
-
-    def copy(self) -> list[LoggedCommand]:
-        with self._changed:
-            return list(self._commands)
-
-    def clear(self) -> None:
-        with self._changed:
-            self._commands.clear()
-            self._length = 0
-
-    def wait_for(self, wanted: Callable[[LoggedCommand], bool], timeout: float) -> LoggedCommand:
-        def find() -> LoggedCommand | None:
-            return next((command for command in self._commands if wanted(command)), None)
-
-        with self._changed:
-            found = self._changed.wait_for(find, timeout)
-        if found is None:
-            raise TimeoutError(f"no such command within {timeout:g} s")
-        return found
 
 
 @dataclass(slots=True)
@@ -154,7 +88,7 @@ class _Disk(Disk):
     """A disk that logs what is done to it, and has rules."""
 
     lun = 0
-    log: _Log
+    log: CommandLog
 
     def __init__(self, size: int, *, block_size: int, write_cache: bool, dpo_fua: bool) -> None:
         super().__init__(
@@ -364,7 +298,7 @@ class TestTarget:
             raise ConfigError("user and secret belong together; give both or none")
         check_name(name, "target name")
         self.name = name
-        self._log = _Log()
+        self._log = CommandLog()
         self._ending = threading.Event()
         self._config = TargetConfig(
             target_names=frozenset(),

@@ -1,4 +1,4 @@
-"""What is said to a user who waits."""
+"""Messages to a user who waits for a host."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -10,12 +10,12 @@ import trio
 log = logging.getLogger(__name__)
 
 PATIENCE: Final = 2.0
-"""Seconds after which somebody who waits is told for what."""
+"""Seconds of waiting before a message says for what."""
 
 
 @contextmanager
 def explained(what: Callable[[], str]) -> Iterator[None]:
-    """Say ``waiting for WHAT`` when this takes longer than PATIENCE."""
+    """Log ``waiting for WHAT`` when the body takes longer than PATIENCE; *what* is called then."""
     scope = trio.CancelScope()
 
     async def explain() -> None:

@@ -14,7 +14,7 @@ sockets, sessions or numbers.
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 import trio
@@ -212,9 +212,11 @@ class Queue:
 
         What the target has already goes on: it cannot be called back.
         """
-        if self._suspended_since is None:
-            now, lost = trio.current_time(), self.path.down_since
-            self._suspended_since = lost if now < lost + self._replacement_timeout else now
+        now, lost, timeout = trio.current_time(), self.path.down_since, self._replacement_timeout
+        since = self._suspended_since
+        # After a long absence it begins anew: what comes now has time until it is known what the unit is.
+        if since is None or (self.path.is_away and now >= since + timeout):
+            self._suspended_since = lost if now < lost + timeout else now
         self.path.recall()
 
     @property
@@ -232,7 +234,7 @@ class Queue:
         self._doubt = failure
         self.path.recall()
         for number, command in sorted(self._waiting.items()):
-            if changes_blocks(command.cdb):
+            if number in self._waiting and changes_blocks(command.cdb):
                 del self._waiting[number]
                 command.end(copy_of(failure))
 
@@ -259,25 +261,26 @@ class Queue:
     # Attempts.
 
     def _send(self, command: Command) -> None:
-        """Make an attempt at *command*, or let it wait."""
-        if self.failure is not None:
-            command.end(copy_of(self.failure))
-            return
-        if command.doubts != self.doubts and self._doubt is not None and changes_blocks(command.cdb):
-            command.end(copy_of(self._doubt))
-            return
-        if self._suspended_since is None:
-            try:
-                attempt = self.path.send(command.cdb, command.data_in, command.data_out, command.answered)
-                if not attempt.ended:
-                    command.attempt = attempt
+        """Make an attempt at *command*, or let it wait; where there is no memory for that, end it."""
+        try:
+            if self.failure is not None:
+                command.end(copy_of(self.failure))
                 return
-            except PathLost:
-                pass
-            except MemoryError as error:
+            if command.doubts != self.doubts and self._doubt is not None and changes_blocks(command.cdb):
+                command.end(copy_of(self._doubt))
+                return
+            if self._suspended_since is None:
+                try:
+                    attempt = self.path.send(command.cdb, command.data_in, command.data_out, command.answered)
+                    if not attempt.ended:
+                        command.attempt = attempt
+                    return
+                except PathLost:
+                    pass
+            self._wait(command)
+        except MemoryError as error:
+            if not command.ended:
                 command.end(error)
-                return
-        self._wait(command)
 
     def attempt_failed(self, command: Command, attempt: Attempt) -> None:
         """Repeat *command* after an *attempt* without success, where that is worth it, or end it."""
@@ -350,7 +353,7 @@ class Queue:
         if self.path.is_closed:
             command.end(self._closed())
             return
-        if not self._probes and self._suspended_since is None:
+        if not self._probes and (self._suspended_since is None or self.path.is_away):
             self._attempt_until = self.path.want()
         if trio.current_time() >= self._give_up_at():
             command.end(self._expired())
@@ -358,8 +361,10 @@ class Queue:
         if not self._watching:
             self._in_background(self._watch)
             self._watching = True
-        self._waiting[command.number] = command
         self._listen()
+        # Last: what there is no memory for has ended, and must not be sent later.
+        self._waiting[command.number] = command
+        command.busy_until -= trio.current_time()  # while it waits: what is left of that time
 
     async def _end_of(self, command: Command) -> None:
         """Wait until *command* has ended; a caller that is cancelled takes it back."""
@@ -393,19 +398,26 @@ class Queue:
 
     def _listen(self) -> None:
         if not self._listening:
-            self._listening = True
             self.path.listen(self._path_changed)
+            self._listening = True
+
+    def _take_waiting(self) -> Iterator[Command]:
+        """Take what waits, in its order, and one by one: what is done with one may end another."""
+        for number in sorted(self._waiting):
+            command = self._waiting.pop(number, None)
+            if command is not None:
+                yield command
 
     def _send_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for number in sorted(waiting):
-            self._send(waiting[number])
+        now = trio.current_time()
+        for command in self._take_waiting():
+            command.busy_until += now
+            self._send(command)
 
     def _fail_waiting(self, failure: Callable[[], IscsifsError]) -> None:
         """Fail what waits, each command with an exception of its own."""
-        waiting, self._waiting = self._waiting, {}
-        for number in sorted(waiting):
-            waiting[number].end(failure())
+        for command in self._take_waiting():
+            command.end(failure())
 
     async def _watch(self) -> None:
         """Fail what has waited for as long as the replacement time-out."""
@@ -420,9 +432,8 @@ class Queue:
             self._watching = False
 
     def _give_up_at(self) -> float:
-        if self._suspended_since is not None:
-            return self._suspended_since + self._replacement_timeout
-        return max(self.path.down_since + self._replacement_timeout, self._attempt_until)
+        since = self.path.down_since if self._suspended_since is None else self._suspended_since
+        return max(since + self._replacement_timeout, self._attempt_until)
 
     def _in_background(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
         self._nursery.start_soon(work, *arguments)

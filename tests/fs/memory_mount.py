@@ -16,8 +16,9 @@ from memory_unit import Memory
 from iscsifs.fs.mount import Mount, check_mount_point
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.platform import init_reply
+from iscsifs.fs.platform.platform import LinuxPlatform
+from iscsifs.fs.platform.tuning import Limits
 from iscsifs.fs.tree import TargetDescription, Tree, UnitDescription
-from iscsifs.fs.tuning import Limits
 
 
 class Stuck(Memory):
@@ -50,7 +51,7 @@ async def serve(tree: Tree, mount_point: Path, uid: int, switches: set[str], opt
         direct_io="direct_io" in switches,
         exclusive="exclusive" in switches,
     )
-    mount = Mount(operations, mount_point, options)
+    mount = Mount(operations, mount_point, options, LinuxPlatform(Limits()))
     stop = trio.Event()
     storages = [file.storage for file in tree.files()]
 
@@ -74,7 +75,7 @@ async def serve(tree: Tree, mount_point: Path, uid: int, switches: set[str], opt
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(on_signals)
-            await mount.serve(stop, lambda: print("mounted", flush=True), Limits(), trio.lowlevel.checkpoint)
+            await mount.serve(stop, lambda: print("mounted", flush=True), trio.lowlevel.checkpoint)
             nursery.cancel_scope.cancel()
     finally:
         mount.close()

@@ -13,12 +13,13 @@ import pytest
 import trio
 from mounting import ENVIRONMENT
 
-from iscsifs.fs import headroom
-from iscsifs.fs.headroom import MIB, RESERVE, Headroom
 from iscsifs.fs.mount import Mount
 from iscsifs.fs.operations import Operations
+from iscsifs.fs.platform import headroom
+from iscsifs.fs.platform.headroom import MIB, RESERVE, Headroom
+from iscsifs.fs.platform.platform import LinuxPlatform
+from iscsifs.fs.platform.tuning import Limits
 from iscsifs.fs.tree import Tree
-from iscsifs.fs.tuning import Limits
 
 LOT = 1 << 40
 
@@ -118,7 +119,7 @@ def test_without_memory_for_the_reserve_there_is_no_start(addresses: Addresses) 
 
 # In a process of its own, whose memory no other test has used.
 _OWN = """import mmap, resource
-from iscsifs.fs.headroom import MIB, Headroom
+from iscsifs.fs.platform.headroom import MIB, Headroom
 def limit(size):
     with open("/proc/self/statm") as statm:
         used = int(statm.read().split()[0]) * mmap.PAGESIZE
@@ -163,9 +164,9 @@ async def test_without_memory_for_a_thread_a_mount_does_what_it_can(
     monkeypatch.setattr(pyfuse3, "trio", trio)
     monkeypatch.setattr(trio.to_thread, "run_sync", start_thread)
     operations = Operations(Tree(), uid=0, gid=0, read_only=False, direct_io=False)
-    mount = Mount(operations, tmp_path, ())
+    mount = Mount(operations, tmp_path, (), LinuxPlatform(Limits()))
     stop = trio.Event()
-    await mount.serve(stop, stop.set, Limits(), trio.lowlevel.checkpoint)
+    await mount.serve(stop, stop.set, trio.lowlevel.checkpoint)
     assert says() == [
         f"{tmp_path}: the kernel's limits stay as they are: can't start new thread",
         f"{tmp_path}: cannot write back: can't start new thread",

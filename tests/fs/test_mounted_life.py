@@ -18,6 +18,7 @@ from mounting import Mounted, MountHosts, iscsifs, run, wait_until
 from targets import Chap, Serve, Target, Tgt, Unit
 
 from iscsifs.limits import LAST_LOGOUT_TIMEOUT
+from iscsifs.target.testing import TestTarget
 
 NAME = "iqn.2026-01.example:disk"
 MIB = 1 << 20
@@ -52,6 +53,16 @@ for number, line in enumerate(sys.stdin):
     except OSError as error:
         print(error.strerror, flush=True)
 os.close(descriptor)
+"""
+
+
+# Changes so many bytes of a mapping, and keeps it.
+_MAPPER = """import mmap, os, sys, time
+size = int(sys.argv[2])
+pages = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), size)
+pages[:] = b"m" * size
+print("done", flush=True)
+time.sleep(1000)
 """
 
 
@@ -387,6 +398,27 @@ def test_a_read_that_waits_for_a_target_that_is_away_does_not_keep_the_process(
     assert took < 3
     assert mounted.status() == 0
     assert not mounted.is_mounted()
+
+
+@pytest.mark.parametrize("options", [(), ("-o", "direct_io"), ("-o", "writebehind=0")])
+def test_what_a_mapping_has_changed_is_written_at_a_signal(
+    options: tuple[str, ...], mount_hosts: MountHosts
+) -> None:
+    size = 48 * MIB
+    with TestTarget(name=NAME, size=64 * MIB) as target:
+        mounted = mount_hosts(*options, target.url, foreground=True)
+        mapper = subprocess.Popen(
+            [sys.executable, "-c", _MAPPER, mounted.storage(), str(size)], stdout=subprocess.PIPE
+        )
+        try:
+            assert mapper.stdout is not None
+            assert mapper.stdout.readline() == b"done\n"
+            mounted.signal(signal.SIGTERM)
+            assert mounted.status() == 0
+        finally:
+            mapper.kill()
+            mapper.communicate()
+        assert target.disk.read(0, size).count(b"m") == size
 
 
 def end_with_writes_owed(mounted: Mounted, tgt: Tgt, holder: Holder) -> None:

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from mounting import ENVIRONMENT, TIME, Mounted, MountHosts, iscsifs, run, wait_until
+from mounting import ENVIRONMENT, ISCSIFS, TIME, Mounted, MountHosts, iscsifs, run, wait_until
 from targets import Serve, Target, Tgt, Unit
 
 from iscsifs.exit_status import ExitStatus
@@ -186,12 +186,14 @@ def test_detaching_does_not_wait_and_can_be_waited_for_later(
     with mounted.storage().open("rb"):
         assert umount(mounted, "-l").returncode == ExitStatus.OK
         assert not mounted.is_mounted()
-        waiting = pool.submit(unmount, mounted)
-        time.sleep(3.5)
-        assert not waiting.done()
-    done = waiting.result()
-    assert done.returncode == ExitStatus.OK
-    assert "still serves it: files are open, or it is mounted elsewhere too; waiting" in done.stderr
+        words = [*ISCSIFS, "--unmount", str(mounted.path)]
+        waiting = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=os.environ | ENVIRONMENT)
+        assert waiting.stderr is not None
+        said = pool.submit(waiting.stderr.readline).result(TIME)
+        assert "still serves it: files are open, or it is mounted elsewhere too; waiting" in said
+        assert waiting.poll() is None
+    waiting.communicate(timeout=TIME)
+    assert waiting.returncode == ExitStatus.OK
     assert ended(mounted)
 
 

@@ -6,10 +6,13 @@ import sys
 
 import pytest
 
-from iscsifs.fs import process
+from iscsifs.fs.platform import process
 
 CAP_SYS_RESOURCE = 24
-PRELUDE = "import ctypes, logging; from iscsifs.fs.process import *; libc = ctypes.CDLL(None);"
+PRELUDE = (
+    "import ctypes, logging; from iscsifs.fs.platform.process import *; "
+    "memory = ProcessMemory(); libc = ctypes.CDLL(None);"
+)
 
 
 def outcome(code: str) -> str:
@@ -28,7 +31,7 @@ def test_no_core_is_dumped_while_there_are_secrets() -> None:
 def test_root_s_process_stays_in_memory_and_does_not_wait_for_write_back() -> None:
     get_io_flusher = 58
     ask = f"print(libc.prctl({get_io_flusher}, 0, 0, 0, 0)); print(open('/proc/self/status').read())"
-    flusher, *status = outcome(f"keep_in_memory(); {ask}").splitlines()
+    flusher, *status = outcome(f"memory.keep(); {ask}").splitlines()
     # A container's root may lack the capability: then the kernel does not even answer the question.
     (capabilities,) = [line for line in status if line.startswith("CapEff:")]
     assert flusher == ("1" if int(capabilities.split()[1], 16) >> CAP_SYS_RESOURCE & 1 else "-1")
@@ -43,10 +46,9 @@ def test_where_all_is_permitted_all_is_asked_for(
     pr_set_io_flusher, mcl_current, mcl_future, mcl_onfault = 57, 1, 2, 4
     asked: list[tuple[object, ...]] = []
     monkeypatch.setattr(process, "_call", lambda *call: asked.append(call))
-    monkeypatch.setattr(process, "_locked", False)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     caplog.set_level("INFO")
-    process.keep_in_memory()
+    process.ProcessMemory().keep()
     assert asked == [
         ("prctl", pr_set_io_flusher, 1, 0, 0, 0),
         ("mlockall", mcl_current | mcl_future | mcl_onfault),
@@ -57,7 +59,7 @@ def test_where_all_is_permitted_all_is_asked_for(
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_what_is_not_permitted_is_said_and_does_no_harm() -> None:
     loud = "import os, sys; logging.basicConfig(level='INFO', stream=sys.stdout); os.setuid(65534);"
-    assert "CAP_SYS_RESOURCE" in (said := outcome(f"{loud} keep_in_memory()"))
+    assert "CAP_SYS_RESOURCE" in (said := outcome(f"{loud} memory.keep()"))
     assert "ulimit -l" in said or "locked" in said
 
 
@@ -66,12 +68,12 @@ def test_memory_is_given_back_between_what_is_in_use() -> None:
     size = "int(re.search(r'VmRSS:\\s+(\\d+)', open('/proc/self/status').read())[1]) // 1024"
     code = f"""
 import re
-keep_in_memory()
+memory.keep()
 before = {size}
 buffers = [bytes(4096 if number % 2 else 64) for number in range(40_000)]
 buffers = [buffer for buffer in buffers if len(buffer) == 64]
 full = {size}
-give_memory_back()
+memory.give_back()
 print(full - before, {size} - before)
 """
     full, left = map(int, outcome(code).split())
@@ -82,7 +84,7 @@ print(full - before, {size} - before)
 def test_freed_memory_is_used_again_without_asking_the_kernel() -> None:
     code = """
 import resource
-keep_freed_memory()
+memory.keep_freed()
 faults = []
 for _ in range(2):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

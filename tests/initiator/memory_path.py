@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import trio
 
-from iscsifs.errors import IscsifsError
+from iscsifs.errors import IscsifsError, PathLost
 from iscsifs.scsi.sense import Sense
 from iscsifs.scsi.status import Status
 from iscsifs.units.path import Attempt
@@ -30,11 +30,9 @@ class MemoryAttempt:
 class MemoryPath:
     """Answers each command by *answer*, which gets the CDB, after as many seconds as *delay* says.
 
-    `times` are when the commands came, `asked` are their CDBs.
+    `times` are when the commands came, `asked` are their CDBs. With a `window` that is not open, commands
+    are taken and not sent. `lose`, `fail_attempt`, `restore` and `close` are what may happen to a path.
     """
-
-    is_away = False
-    is_closed = False
 
     def __init__(
         self, answer: Callable[[bytes], Answer], delay: Callable[[bytes], float] = lambda _: 0.0
@@ -43,19 +41,76 @@ class MemoryPath:
         self._delay = delay
         self.times: list[float] = []
         self.asked: list[bytes] = []
+        self.is_away = False
+        self.is_closed = False
+        self.window = True
+        self.patience = -math.inf
+        """How many seconds an attempt to restore the path may take; -inf: there is none."""
+        self.wanted = 0
+        """How often somebody asked for the path."""
+        self.cancelled: list[Attempt] = []
+        self._lost_at = 0.0
+        self._listeners: list[Callable[[], None]] = []
+        self._unsent: dict[MemoryAttempt, Callable[[Attempt], None]] = {}
+        self._sent: dict[MemoryAttempt, Callable[[Attempt], None]] = {}
+
+    # What happens to the path.
+
+    def lose(self) -> None:
+        """The connection is lost."""
+        self.is_away, self._lost_at = True, trio.current_time()
+        self._hand_back(self._sent, sent=True)
+        self._hand_back(self._unsent, sent=False)
+
+    def fail_attempt(self) -> None:
+        """An attempt to restore the path has failed."""
+        self._tell()
+
+    def restore(self, first: Callable[[], None] = lambda: None) -> None:
+        """The path is up again; *first* is what the owner of its units does before anything is sent."""
+        first()
+        self.is_away = False
+        self._tell()
+
+    def close(self) -> None:
+        """The path is closed for good."""
+        self.is_closed = True
+        self.lose()
+        self._tell()
+
+    def _tell(self) -> None:
+        listeners, self._listeners = self._listeners, []
+        for changed in listeners:
+            changed()
+
+    def _hand_back(self, attempts: "dict[MemoryAttempt, Callable[[Attempt], None]]", *, sent: bool) -> None:
+        for attempt, on_end in list(attempts.items()):
+            del attempts[attempt]
+            attempt.failure, attempt.ended = PathLost(sent=sent), True
+            on_end(attempt)
+
+    # What a path is asked for.
 
     @property
     def down_since(self) -> float:
-        return trio.current_time()
+        return self._lost_at if self.is_away else trio.current_time()
 
     def send(
         self, cdb: bytes, data_in: memoryview, data_out: memoryview, on_end: Callable[[Attempt], None]
     ) -> Attempt:
+        if self.is_away:
+            raise PathLost(sent=False)
+        attempt = MemoryAttempt(ended=False)
+        if not self.window:
+            self._unsent[attempt] = on_end
+            return attempt
         self.times.append(trio.current_time())
         self.asked.append(cdb)
-        attempt = MemoryAttempt(ended=False)
+        self._sent[attempt] = on_end
 
         def end() -> None:
+            if self._sent.pop(attempt, None) is None:
+                return
             answer = self._answer(cdb)
             if isinstance(answer, IscsifsError):
                 attempt.failure = answer
@@ -82,16 +137,17 @@ class MemoryPath:
         return attempt
 
     def cancel(self, attempt: Attempt) -> None:
-        raise NotImplementedError
+        self.cancelled.append(attempt)
 
     def recall(self) -> None:
-        pass
+        self._hand_back(self._unsent, sent=False)
 
     def listen(self, changed: Callable[[], None]) -> None:
-        pass
+        self._listeners.append(changed)
 
     def want(self) -> float:
-        return -math.inf
+        self.wanted += 1
+        return trio.current_time() + self.patience
 
     def linger(self) -> None:
         pass
@@ -103,7 +159,10 @@ def queue_of(
     *,
     name: str = "disk LUN 0",
     patience: float = 30.0,
+    replacement_timeout: float = 120.0,
     probes: bool = False,
 ) -> Queue:
     """Return a queue on *path*."""
-    return Queue(name, path, nursery, patience=patience, replacement_timeout=120.0, probes=probes)
+    return Queue(
+        name, path, nursery, patience=patience, replacement_timeout=replacement_timeout, probes=probes
+    )

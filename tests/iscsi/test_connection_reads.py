@@ -305,6 +305,15 @@ def test_a_residual_of_a_read_whose_data_are_all_there_is_taken_with_one_warning
     ]
 
 
+def test_a_residual_of_a_command_that_failed_is_nothing_odd() -> None:
+    target = MemoryTarget()
+    task = target.read(1024)
+    target.data_in(task, 0, pattern(1024), 0)
+    target.respond(task, flags=FINAL | ResponseFlag.UNDERFLOW, status=BUSY, residual_count=512, exp_data_sn=1)
+    assert target.events() == [task]
+    assert task.status == BUSY
+
+
 def end_read(arrived: int, flags: int, count: int, in_data_in: bool) -> Task:
     """Read 1024 bytes, of which *arrived* come, with GOOD status; the session goes on."""
     target = MemoryTarget()

@@ -31,6 +31,7 @@ REFUSED = {
         1,
         ["127.0.0.1:$web", "port of an iSCSI target?"],
     ),
+    "silent port": ("-o login_timeout=1 127.0.0.1:$silent $mnt", 3, ["127.0.0.1:$silent", "waits longer"]),
     "link-local address": ("fe80::1 $mnt", 2, ["fe80::1", "[fe80::1%eth0]"]),
     "what contradicts": ("-u alice -o user=bob $portal $mnt", 2, ["--user", "leave one of them out"]),
     "list and unmount": ("-D --unmount $portal", 2, ["-D", "leave one of them out"]),
@@ -90,7 +91,16 @@ def web() -> Iterator[int]:
 
 
 @pytest.fixture
-def values(tmp_path: Path, image: Path, serve: Serve, mount_hosts: MountHosts, web: int) -> dict[str, str]:
+def silent() -> Iterator[int]:
+    """A port that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def values(
+    tmp_path: Path, image: Path, serve: Serve, mount_hosts: MountHosts, web: int, silent: int
+) -> dict[str, str]:
     """A target, files and directories for the placeholders of the table."""
     chap = Chap("alice", "secret of alice")
     tgt = serve(Tgt(tmp_path, Target(NAME, [Unit(image)]), Target(LOCKED, [Unit(image)], chap)))
@@ -112,6 +122,7 @@ def values(tmp_path: Path, image: Path, serve: Serve, mount_hosts: MountHosts, w
     names = ("mnt", "directory", "full", "missing", *secrets)
     return {name: str(tmp_path / name) for name in names} | {
         "closed": str(closed),
+        "silent": str(silent),
         "web": str(web),
         "locked": LOCKED,
         "name": NAME,

@@ -30,7 +30,7 @@ def test_it_shows_everything_and_leaves_nothing_behind(tmp_path: Path) -> None:
     # Whoever follows it has seen how to mount, and how to take it all down.
     commands = [line for line in done.stdout.splitlines() if line.startswith("$ ")]
     assert any(command.startswith("$ iscsifs 127.0.0.1:") for command in commands)
-    assert commands[-1].startswith("$ fusermount3 -u ")
+    assert commands[-1].startswith("$ iscsifs --unmount ")
     assert list(tmp_path.iterdir()) == []
     for listing in (Path("/proc/mounts").read_text(), run("losetup", "-a"), run("ps", "-eo", "args")):
         assert str(tmp_path) not in listing

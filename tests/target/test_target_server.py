@@ -44,7 +44,7 @@ from iscsifs.iscsi.pdu import (
     TextRequest,
     TextResponse,
 )
-from iscsifs.limits import MAX_KINDS_OF_LINES, REPEAT_INTERVAL
+from iscsifs.limits import MAX_KINDS_OF_LINES, REPEATS_INTERVAL
 from iscsifs.scsi import cdb as commands
 from iscsifs.scsi.luns import lun_from_number
 from iscsifs.scsi.sense import Sense
@@ -492,7 +492,7 @@ async def test_a_refused_login_is_logged_once_and_counted(
             f"login of {INITIATOR} from 127.0.0.1 to iqn.2001-04.com.example:other refused: "
             "there is no such target here"
         ]
-        await trio.sleep(REPEAT_INTERVAL)
+        await trio.sleep(REPEATS_INTERVAL)
         await refused(2)
         assert said(caplog)[3:] == [f"{name}: it does not offer CHAP (2 more like this)"]
     assert said(caplog)[4:] == [

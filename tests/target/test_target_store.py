@@ -1,8 +1,10 @@
 """Where the bytes are: files and memory, and the log that makes a volatile cache of them."""
 
 import errno
+import gc
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,12 +21,40 @@ BLOCK = 512
 BLOCKS = 8
 
 
+def memories() -> set[int]:
+    """Return the descriptors of this process that are the memory of a store."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # it was the directory itself
+            if "memfd:iscsifs-target" in os.readlink(f"/proc/self/fd/{name}"):
+                found.add(int(name))
+    return found
+
+
 def test_memory_is_zeros_until_it_is_written() -> None:
     store = Store.memory(1 << 40)
     store.write((1 << 40) - 3, b"end")
     assert store.read((1 << 40) - 6, 6) == b"\0\0\0end"
     assert store.read(0, 16) == bytes(16)
     store.close()
+
+
+def test_a_store_is_closed_once_and_with_the_last_reference_to_it() -> None:
+    gc.collect()  # what other tests have left is closed now, and not in between
+    before = memories()
+    store = Store.memory(BLOCK)
+    (fd,) = memories() - before
+    store.close()
+    assert memories() == before
+    other = os.open(os.devnull, os.O_RDONLY)
+    assert other == fd
+    store.close()
+    del store
+    os.close(other)  # the number was somebody else's by then
+    store = Store.memory(BLOCK)
+    assert memories() == before | {fd}
+    del store
+    assert memories() == before
 
 
 def test_a_file_that_does_not_exist_is_made_sparse_with_the_given_size(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The target for tests of other programs: its faults and its log, its fixtures, and the page on it."""
 
+import gc
 import os
 import re
 import subprocess
@@ -22,7 +23,7 @@ from iscsifs.scsi.capacity import Capacity
 from iscsifs.scsi.luns import lun_from_number
 from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.status import Status
-from iscsifs.target import testing, unit
+from iscsifs.target import command_log, testing, unit
 from iscsifs.target.testing import TestTarget
 
 BLOCK = 512
@@ -207,20 +208,22 @@ def test_what_cannot_be_served(options: dict[str, Any]) -> None:
 
 
 def test_nothing_is_left_of_it() -> None:
+    gc.collect()  # what other tests have left is closed now, and not in between
     before = len(os.listdir("/proc/self/fd")), threading.active_count()
-    with TestTarget(disks=3):
+    target = TestTarget(disks=3)
+    with target:
         pass
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
 
 
 async def test_the_log_is_bounded(iscsi_target: TestTarget, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(testing, "LOGGED_COMMANDS", 3)
+    monkeypatch.setattr(command_log, "LOGGED_COMMANDS", 3)
     async with raw_initiator(portal(iscsi_target)) as initiator:
         await ready(initiator, iscsi_target)
         for lba in range(5):
             await initiator.execute(commands.write_10(lba, 1), DATA)
         assert [command.lba for command in iscsi_target.commands] == [2, 3, 4]
-        monkeypatch.setattr(testing, "LOGGED_DATA", 2 * BLOCK)
+        monkeypatch.setattr(command_log, "LOGGED_DATA", 2 * BLOCK)
         await initiator.execute(commands.write_10(5, 1), DATA)
     assert [command.lba for command in iscsi_target.commands] == [4, 5]
 

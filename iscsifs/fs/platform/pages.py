@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 _OPEN: Final = ("/bin/sh", "-c", ': <"$1"', "iscsifs-open")
 
+_LOOK_INTERVAL: Final = 0.01
+"""Seconds between two looks at whether a process has ended."""
+
 
 async def drop_pages(invalidate: Callable[[int], None], inode: int, patience: float) -> bool:
     """Have the kernel drop the pages of *inode*; return whether it has done so within *patience* seconds.
@@ -59,12 +62,32 @@ class PageDropper:
         if path in self._openers:
             return
         try:
-            self._openers[path] = subprocess.Popen(
-                [*_OPEN, self._mount_point + b"/" + path],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            self._openers[path] = self._open(path)
         except (OSError, MemoryError) as exc:
             log.info("%s: what is cached stays until the next open (%s)", os.fsdecode(path), exc)
+
+    async def write_back(self, path: bytes, is_wanted: Callable[[], bool]) -> bool:
+        """Return whether the kernel has written what mmap(2) has changed of the file at *path*.
+
+        A close has it written, and waits for that; syncfs(2) does not wait. Gives up when it is no longer
+        wanted.
+        """
+        try:
+            opener = self._open(path)
+        except (OSError, MemoryError) as exc:
+            log.info("%s: %s", os.fsdecode(path), exc)
+            return False
+        while opener.poll() is None:
+            if not is_wanted():
+                return False
+            await trio.sleep(_LOOK_INTERVAL)
+        return opener.returncode == 0
+
+    def _open(self, path: bytes) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*_OPEN, self._mount_point + b"/" + path],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )

@@ -1,0 +1,153 @@
+"""The platform of a mount: one interface to what serves only speed or scarcity."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Protocol
+
+import trio
+
+from iscsifs.fs.platform.busy_poll import BusyPoller
+from iscsifs.fs.platform.headroom import Headroom
+from iscsifs.fs.platform.init_reply import AmendedInit
+from iscsifs.fs.platform.process import ProcessMemory
+from iscsifs.fs.platform.requests import Readiness, take_requests_in_bursts
+from iscsifs.fs.platform.tuning import Limits, tune
+
+_LOOK_INTERVAL: Final = 5.0
+"""Seconds between two looks at whether the process has become quiet."""
+
+_TIME_TO_LEAVE: Final = 0.1
+"""Seconds for idle workers to end."""
+
+_QUIET: Final = 0.02
+"""Share of the processor's time below which the process is quiet."""
+
+_WORK: Final = 0.25
+"""Seconds of the processor's time after which there may be memory to give back."""
+
+
+class Platform(Protocol):
+    """What the life of a mount asks for, in the order in which it does. All of it may do nothing."""
+
+    poller: BusyPoller
+    """For all that wait for an answer which may come soon."""
+
+    def keep_in_memory(self) -> None:
+        """Keep the process in memory, as far as permitted."""
+
+    def reserve_memory(self, relieve: Callable[[], None]) -> None:
+        """Set memory for requests aside, before there are any.
+
+        *relieve* is called, again and again, while the memory that is left is too little for a request.
+        Raises OSError where there is not even enough to begin with.
+        """
+
+    def take_requests(self) -> None:
+        """Prepare the main loop of pyfuse3: how it takes requests, and the answer to FUSE_INIT."""
+
+    def requests_ended(self) -> None:
+        """Clean up after the main loop."""
+
+    def tune(self, mount_point: Path) -> None:
+        """Set the kernel's limits for what is mounted on *mount_point*.
+
+        It waits for answers of the mount, so it is called in a thread. Raises OSError.
+        """
+
+    def make_room_for_thread(self) -> None:
+        """Make room for the stack of a thread, where memory is short."""
+
+    async def attend(self, disconnected: Callable[[], None]) -> None:
+        """Work beside the requests, until cancelled; call *disconnected* when the kernel takes no answers any
+        more."""
+
+
+class NoPlatform:
+    """Does nothing: pyfuse3 takes requests one by one, and libfuse and the kernel keep their defaults."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.poller = BusyPoller(max_watched=0)  # which never polls
+
+    def keep_in_memory(self) -> None:
+        """Leave the process as it is."""
+
+    def reserve_memory(self, relieve: Callable[[], None]) -> None:
+        """Set nothing aside."""
+
+    def take_requests(self) -> None:
+        """Leave pyfuse3 as it is."""
+
+    def requests_ended(self) -> None:
+        """Do nothing."""
+
+    def tune(self, mount_point: Path) -> None:
+        """Leave the limits as they are."""
+
+    def make_room_for_thread(self) -> None:
+        """Do nothing."""
+
+    async def attend(self, disconnected: Callable[[], None]) -> None:
+        """Do nothing: pyfuse3 sees the end of the connection when it takes the next request."""
+
+
+class LinuxPlatform:
+    """Does what Linux, libfuse 3 and glibc permit; *limits* are what the kernel is told."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.poller = BusyPoller()
+        self._limits = limits
+        self._memory = ProcessMemory()
+        self._init = AmendedInit(limits.max_background)
+        self._has_room: Callable[[], bool] = lambda: True
+        self._readiness: Readiness | None = None  # None where pyfuse3 takes requests one by one
+
+    def keep_in_memory(self) -> None:
+        """Lock the memory of the process, and have its allocations not wait for write-back."""
+        self._memory.keep()
+
+    def reserve_memory(self, relieve: Callable[[], None]) -> None:
+        """Hold a reserve, and look for memory before a request is taken."""
+        self._has_room = Headroom(relieve).has_room
+
+    def take_requests(self) -> None:
+        """Have requests taken in bursts, and only when there is memory; have the answer to FUSE_INIT
+        amended."""
+        self._readiness = take_requests_in_bursts(self._has_room, self._init, self.poller)
+
+    def requests_ended(self) -> None:
+        """Answer FUSE_INIT where libfuse has refused the kernel's version, and waits for nothing more."""
+        self._init.end()
+
+    def tune(self, mount_point: Path) -> None:
+        """Set max_background and the read-ahead; raises OSError where *mount_point* does not answer."""
+        tune(mount_point, self._limits, lambda: self._init.is_in_force)
+
+    def make_room_for_thread(self) -> None:
+        """Give up the reserve where memory is short."""
+        self._has_room()
+
+    async def attend(self, disconnected: Callable[[], None]) -> None:
+        """Watch the connection, and give memory back each time that it has become quiet after some work."""
+        async with trio.open_nursery() as nursery:
+            if self._readiness is not None:
+                nursery.start_soon(self._watch, self._readiness, disconnected)
+            nursery.start_soon(self._tidy_up)
+
+    async def _watch(self, readiness: Readiness, disconnected: Callable[[], None]) -> None:
+        await readiness.disconnected()
+        disconnected()
+
+    async def _tidy_up(self) -> None:
+        self._memory.keep_freed()
+        last = tidied = time.process_time()
+        while True:
+            await trio.sleep(_LOOK_INTERVAL)
+            used = time.process_time()
+            if used - last < _QUIET * _LOOK_INTERVAL and used - tidied > _WORK:
+                if self._readiness is not None:
+                    self._readiness.dismiss_idle()
+                    await trio.sleep(_TIME_TO_LEAVE)
+                self._memory.give_back()
+                tidied = time.process_time()
+            last = used
