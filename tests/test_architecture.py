@@ -18,6 +18,7 @@ from test_layers import MAY_IMPORT, MODULES, ROOT
 
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.tree import TargetDescription, Tree, UnitDescription
+from iscsifs.iscsi.states import CONNECTION_TRANSITIONS, SESSION_TRANSITIONS, ConnectionEvent, SessionEvent
 from iscsifs.target.disk import Disk
 
 TOP = Path(__file__).parents[1]
@@ -129,6 +130,14 @@ def test_the_picture_needs_nothing_from_elsewhere() -> None:
 @pytest.mark.parametrize(("module", "name"), names_of_the_page())
 def test_what_the_page_names_is_there(module: str, name: str) -> None:
     assert name in names_in(ROOT / module)
+
+
+def test_the_states_of_the_page_are_those_of_the_tables() -> None:
+    rows = {tuple(line.split()[:3]) for line in section("The states").splitlines()}
+    events = {event.name for event in ConnectionEvent} | {event.name for event in SessionEvent}
+    transitions = [*CONNECTION_TRANSITIONS.items(), *SESSION_TRANSITIONS.items()]
+    expected = {(state.name, event.name, following.name) for (state, event), following in transitions}
+    assert {row for row in rows if len(row) == 3 and row[1] in events} == expected
 
 
 def test_files_that_the_page_names_are_there() -> None:

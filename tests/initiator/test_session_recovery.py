@@ -23,7 +23,7 @@ from iscsifs.iscsi.pdu import (
     ScsiCommand,
     TaskManagementRequest,
 )
-from iscsifs.iscsi.states import SessionState
+from iscsifs.iscsi.states import ConnectionState, SessionState
 from iscsifs.limits import ATTEMPT_PATIENCE, ATTEMPT_PAUSE, MAX_ATTEMPTS
 from iscsifs.scsi import cdb
 from iscsifs.scsi.sense import Sense, SenseKey
@@ -852,8 +852,10 @@ async def test_a_silent_target_is_pinged_and_then_given_up(autojump_clock: MockC
         await line.peer.expect(NopOut)
         assert 5.0 <= trio.current_time() - echoed <= 8.0
         pinged = trio.current_time()
+        given_up = line.session.link.connection
         await line.peer.closed()
         assert 7.0 <= trio.current_time() - pinged <= 9.0
+        assert given_up.state is ConnectionState.FREE  # by CLEANUP_WAIT: its tasks were taken back
         await back(line)
 
 
