@@ -12,7 +12,6 @@ from iscsifs.fs.platform.busy_poll import BusyPoller
 from iscsifs.initiator.dial import Dialler
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.initiator.session import Session as InitiatorSession
-from iscsifs.initiator.session import State
 from iscsifs.iscsi import serial
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.connection import Connection
@@ -206,7 +205,7 @@ class San:
     @property
     def is_up(self) -> bool:
         """Whether commands are sent as they come."""
-        return self._session.state is State.UP and not self.unit.queue.is_suspended
+        return not self._session.is_away and not self.unit.queue.is_suspended
 
     def exchange(self, report: Sense) -> None:
         """Put an empty disk in the place of the disk, and have *report* be all that tells of it."""

@@ -5,7 +5,8 @@ import os
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -18,6 +19,7 @@ from test_layers import MAY_IMPORT, MODULES, ROOT
 
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.tree import TargetDescription, Tree, UnitDescription
+from iscsifs.iscsi.states import CONNECTION_TRANSITIONS, SESSION_TRANSITIONS
 from iscsifs.target.disk import Disk
 
 TOP = Path(__file__).parents[1]
@@ -129,6 +131,26 @@ def test_the_picture_needs_nothing_from_elsewhere() -> None:
 @pytest.mark.parametrize(("module", "name"), names_of_the_page())
 def test_what_the_page_names_is_there(module: str, name: str) -> None:
     assert name in names_in(ROOT / module)
+
+
+def test_methods_that_the_page_names_alone_are_there() -> None:
+    everything = {name for module in MODULES for name in names_in(module)}
+    alone = {name for name in literals(PAGE.read_text()) if re.fullmatch(r"[A-Z]\w+\.\w+", name)}
+    assert alone
+    assert alone - everything == set()
+
+
+@pytest.mark.parametrize(
+    ("heading", "table"),
+    [("CONNECTION_TRANSITIONS", CONNECTION_TRANSITIONS), ("SESSION_TRANSITIONS", SESSION_TRANSITIONS)],
+)
+def test_the_states_of_the_page_are_those_of_the_code(
+    heading: str, table: Mapping[tuple[Enum, Enum], Enum]
+) -> None:
+    _, _, text = section("The states").partition(f"``iscsi/states.py:{heading}``")
+    _, _, rows, _ = re.split(r"^=+ .*=$", text, maxsplit=3, flags=re.MULTILINE)
+    shown = [tuple(re.split(" {2,}", row)[:3]) for row in rows.strip().splitlines()]
+    assert shown == [(state.name, event.name, after.name) for (state, event), after in table.items()]
 
 
 def test_files_that_the_page_names_are_there() -> None:
