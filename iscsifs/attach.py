@@ -13,11 +13,11 @@ from iscsifs.config import Config, Host
 from iscsifs.errors import IscsifsError, LoginTimeout, printable
 from iscsifs.fs.storage import Storage
 from iscsifs.fs.tree import TargetDescription, UnitDescription
-from iscsifs.initiator.dial import Poller
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.limits import ATTACH_TIMEOUT, LOGINS_AT_ONCE, MAX_TARGETS
 from iscsifs.transport.lookup import look_up
+from iscsifs.transport.polling import Poller
 from iscsifs.transport.waiting import explained
 
 _R = TypeVar("_R")
