@@ -41,14 +41,12 @@ async def discover(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
-        text = link.connection.send_text([("SendTargets", "All")])
-        link.kick()
+        text = link.send_text([("SendTargets", "All")])
         what = f"the list of targets of {portal}, for up to {ANSWER_TIMEOUT:g} s"
         with trio.move_on_after(ANSWER_TIMEOUT), explained(lambda: what):
             await answered.wait()
         failure = link.failure
-        link.connection.log_out()
-        link.kick()
+        link.log_out()
         with trio.move_on_after(LAST_LOGOUT_TIMEOUT):
             await logged_out.wait()
         link.close()
