@@ -17,6 +17,7 @@ from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.limits import ATTACH_TIMEOUT, LOGINS_AT_ONCE, MAX_TARGETS
 from iscsifs.transport.lookup import look_up
+from iscsifs.transport.polling import Poller
 from iscsifs.transport.waiting import explained
 
 _R = TypeVar("_R")
@@ -113,8 +114,10 @@ class Network(Protocol):
     async def discover(self, portal: Portal, options: InitiatorOptions) -> Sequence[DiscoveredTarget]:
         """Ask *portal* for its targets."""
 
-    def open_initiator(self, options: InitiatorOptions) -> AbstractAsyncContextManager[Initiator]:
-        """Return an initiator, which logs out of everything when it is left."""
+    def open_initiator(
+        self, options: InitiatorOptions, poller: Poller
+    ) -> AbstractAsyncContextManager[Initiator]:
+        """Return an initiator, which logs out of everything when it is left; connections use *poller*."""
 
 
 class NoTargetError(IscsifsError):

@@ -364,7 +364,7 @@ async def _mount(
         async with AsyncExitStack() as sessions:
             # Credentials belong to an initiator, and hosts may differ in them.
             initiators = {
-                options: await sessions.enter_async_context(network.open_initiator(options))
+                options: await sessions.enter_async_context(network.open_initiator(options, platform.poller))
                 for options in dict.fromkeys(target.host.options for target in targets)
             }
             result = await _unless(signals.first, partial(attach, targets, initiators))

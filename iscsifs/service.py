@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from iscsifs.initiator import discover as discovery
-from iscsifs.initiator.dial import Dialler
+from iscsifs.initiator.dial import NO_POLLER, Dialler, Poller
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.initiator.session import Session
 from iscsifs.initiator.target import Target
@@ -105,8 +105,9 @@ class ManagedTarget:
 class Initiator:
     """Sessions with targets, as the initiator that *options* describe; see `open_initiator`."""
 
-    def __init__(self, options: InitiatorOptions, nursery: trio.Nursery) -> None:
+    def __init__(self, options: InitiatorOptions, nursery: trio.Nursery, poller: Poller) -> None:
         self._options = options
+        self._poller = poller
         self._nursery = nursery
         self._sessions: list[Session] = []
 
@@ -116,7 +117,7 @@ class Initiator:
         Raises TransportError, ProtocolError, LoginError or CommandError; nothing is left behind then.
         """
         addresses = [TargetAddress(portal) for portal in portals]
-        dialler = Dialler(self._options, _challenges, target_name, addresses, new_isid())
+        dialler = Dialler(self._options, _challenges, target_name, addresses, new_isid(), self._poller)
         session = Session(target_name, dialler, self._options, await dialler())
         self._nursery.start_soon(session.run)
         self._sessions.append(session)
@@ -138,13 +139,16 @@ class Initiator:
 
 
 @asynccontextmanager
-async def open_initiator(options: InitiatorOptions) -> AsyncIterator[Initiator]:
-    """Give an initiator; leaving the context, also by cancellation, logs out of all its targets."""
+async def open_initiator(options: InitiatorOptions, poller: Poller = NO_POLLER) -> AsyncIterator[Initiator]:
+    """Give an initiator; leaving the context, also by cancellation, logs out of all its targets.
+
+    Its connections busy-poll by *poller*.
+    """
     manager = trio.open_nursery()
     outer = await manager.__aenter__()
     try:
         nursery: trio.Nursery = await outer.start(_shelter)
-        initiator = Initiator(options, nursery)
+        initiator = Initiator(options, nursery, poller)
         try:
             yield initiator
         finally:

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from iscsifs.attach import LogicalUnit
+from iscsifs.initiator.dial import Poller
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.discovery import DiscoveredTarget
 from iscsifs.iscsi.names import Portal, TargetAddress
@@ -118,7 +119,9 @@ class FakeNetwork:
         return found
 
     @asynccontextmanager
-    async def open_initiator(self, options: InitiatorOptions) -> AsyncIterator["FakeInitiator"]:
+    async def open_initiator(
+        self, options: InitiatorOptions, poller: Poller
+    ) -> AsyncIterator["FakeInitiator"]:
         yield FakeInitiator(self, options)
         self.logouts += 1
 

@@ -8,10 +8,10 @@ from typing import cast
 import trio
 
 from iscsifs.errors import TransportError
+from iscsifs.fs.platform.busy_poll import BusyPoller
 from iscsifs.initiator.dial import Dialler
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.initiator.session import Session as InitiatorSession
-from iscsifs.initiator.session import State
 from iscsifs.iscsi import serial
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.connection import Connection
@@ -187,6 +187,7 @@ class San:
         self.server = Server([self._device], config=config, script=self.trouble)
         self._nursery = nursery
         self._memory = ChallengeMemory()
+        self._poller = BusyPoller()
         self._options = InitiatorOptions(OPTIONS.initiator_name, write_behind=write_behind)
 
     async def log_in(self) -> None:
@@ -204,7 +205,7 @@ class San:
     @property
     def is_up(self) -> bool:
         """Whether commands are sent as they come."""
-        return self._session.state is State.UP and not self.unit.queue.is_suspended
+        return not self._session.is_away and not self.unit.queue.is_suspended
 
     def exchange(self, report: Sense) -> None:
         """Put an empty disk in the place of the disk, and have *report* be all that tells of it."""
@@ -255,7 +256,7 @@ class San:
             },
         )
         login = InitiatorLogin(config, random_bytes=os.urandom, memory=self._memory)
-        link = Link(ours, Connection(login))
+        link = Link(ours, Connection(login), self._poller)
         try:
             with trio.fail_after(self._options.login_timeout):
                 await link.log_in()

@@ -14,14 +14,13 @@ MAY_IMPORT = {
     "limits": set(),
     "iscsi": {"errors", "limits"},
     "scsi": {"errors", "limits"},
-    "moment": set(),
     "notify": set(),
-    "transport": {"errors", "limits", "moment", "iscsi"},
+    "transport": {"errors", "limits", "iscsi"},
     "initiator": {"errors", "limits", "transport", "iscsi", "scsi"},
     "units": {"errors", "limits", "scsi"},
     "service": {"errors", "limits", "initiator", "iscsi", "units"},
     "target": {"errors", "limits", "iscsi", "scsi", "secret", "terminal"},
-    "fs": {"errors", "limits", "moment"},
+    "fs": {"errors", "limits"},
     "exit_status": set(),
     "logs": {"limits", "terminal"},
     "secret": {"errors"},
@@ -48,7 +47,6 @@ OUTSIDE = {
     "limits": set[str](),
     "iscsi": {"crc32c"},
     "scsi": set[str](),
-    "moment": {"trio"},
     "notify": set[str](),
     "transport": {"trio"},
     "initiator": {"trio"},
@@ -123,7 +121,7 @@ def test_what_works_around_the_platform_knows_nothing_of_the_rest(module: Path) 
     """It can be taken away without touching anything else."""
     names = {name for name in imports(module) if name.split(".")[0] == "iscsifs"}
     own = {name for name in names if name.startswith("iscsifs.fs.platform.")}
-    assert {name.split(".")[1] for name in names - own} <= {"errors", "limits", "moment"}
+    assert {name.split(".")[1] for name in names - own} <= {"errors", "limits"}
 
 
 def test_few_modules_know_pyfuse3() -> None:

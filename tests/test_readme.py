@@ -188,17 +188,6 @@ def test_what_else_readme_has_typed_is_there() -> None:
             assert os.access(TOP / word, os.X_OK), word
 
 
-def test_the_code_is_where_readme_says() -> None:
-    """Each room and module of the package is in the list, but for those that every package has."""
-    (text,) = re.findall(r"^The code\n-+\n\n::\n\n(.*?)\n\n\S", README.read_text(), re.DOTALL | re.MULTILINE)
-    listed = set(re.findall(r"\b[a-z_]+(?:/|\.py)", text)) - {"iscsifs/"}
-    package = TOP / "iscsifs"
-    rooms = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
-    modules = {path.name for path in package.glob("*.py")}
-    assert listed - rooms - modules == set()
-    assert rooms | modules == listed | {"__init__.py", "__main__.py", "errors.py", "exit_status.py"}
-
-
 # The manual page.
 
 _SECRET = "a secret of some length"

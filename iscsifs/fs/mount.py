@@ -1,5 +1,6 @@
 """The life of a mount: the mount point is looked at, the file system mounted, served and unmounted."""
 
+import ctypes
 import errno
 import logging
 import os
@@ -16,7 +17,7 @@ import trio
 
 from iscsifs.errors import ConfigError, IscsifsError, reason
 from iscsifs.fs.operations import Operations
-from iscsifs.fs.platform.pages import PageDropper
+from iscsifs.fs.platform.pages import PageDropper, is_thread_waiting
 from iscsifs.fs.platform.platform import Platform
 from iscsifs.fs.record import MountEntry, Record, mount_at
 from iscsifs.fs.storage import Storage
@@ -30,6 +31,8 @@ _Ts = TypeVarTuple("_Ts")
 # A request that is in work keeps a task of pyfuse3 to itself. With its default of 99 as many processes that
 # wait for a unit that is away would stop all other units as well, so there is a task for every process.
 _MAX_TASKS: Final = 1 << 16
+
+_MNT_FORCE: Final = 1  # umount2(2): abort the connection
 
 _WRITTEN_AT_ONCE: Final = 16
 """Files of which the kernel is to write the pages at once; there is a process for each."""
@@ -203,6 +206,9 @@ class Mount:
 
     def close(self) -> None:
         """Unmount, even when files are still open; do nothing where that has been done from outside."""
+        if is_thread_waiting() and mount_at(self._path) == self._entry:
+            # Nothing is answered any more, so it would wait for ever. An ordinary user has no way to do this.
+            ctypes.CDLL(None).umount2(os.fsencode(self._path), _MNT_FORCE)
         pyfuse3.close()
         try:
             os.statvfs(self._mount_point)  # which nothing caches

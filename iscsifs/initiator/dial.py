@@ -29,6 +29,8 @@ from iscsifs.iscsi.login import InitiatorLogin, LoginConfig, Redirect, Redirecti
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.transport.link import Link
 from iscsifs.transport.lookup import look_up
+from iscsifs.transport.polling import NO_POLLER as NO_POLLER
+from iscsifs.transport.polling import Poller as Poller
 from iscsifs.transport.waiting import explained
 
 log = logging.getLogger(__name__)
@@ -60,7 +62,7 @@ class Dialler:
     """Logs in to one target, or for discovery to none, again and again as the same initiator port.
 
     The *addresses* are tried in their order. *isid* stays the same, so that a new session takes the place of
-    a lost one (RFC 7143 section 6.3.5). `portal` is the one that answered last.
+    a lost one (RFC 7143 section 6.3.5). `portal` is the one that answered last. The links use *poller*.
     """
 
     def __init__(
@@ -70,8 +72,10 @@ class Dialler:
         target_name: str | None,
         addresses: Sequence[TargetAddress],
         isid: bytes,
+        poller: Poller = NO_POLLER,
     ) -> None:
         self._options = options
+        self._poller = poller
         self._memory = memory
         self._addresses = tuple(addresses)
         self._target_name = target_name
@@ -143,7 +147,7 @@ class Dialler:
                 portal = _alternative(redirect, redirections, error)
                 continue
             self._login = InitiatorLogin(config, random_bytes=os.urandom, memory=self._memory)
-            link = Link(sock, Connection(self._login, tracer(str(portal))))
+            link = Link(sock, Connection(self._login, tracer(str(portal))), self._poller)
             try:
                 redirect = await link.log_in()
                 if redirect is None:

@@ -57,5 +57,5 @@ class LunPath:
         return self._session.want()
 
     def linger(self) -> None:
-        """Receive answers that come within a moment."""
+        """Busy-poll for answers."""
         self._session.link.linger()

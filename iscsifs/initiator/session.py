@@ -4,13 +4,16 @@ A session logs in, numbers and times commands, and stays alive: when its connect
 again with the same ISID, which makes the target forget the old session (section 6.3.5). It keeps no
 command. What a lost connection leaves unanswered it hands back with `PathLost`, in the order of sending;
 whether and when that is sent again is the business of the unit's queue.
+
+`Session.state` is the standard's (`iscsi.states`). Two things are not the standard's: a session is *away* as
+long as it hands commands back, which begins with a logout that the target asks for; and it is *closed* for
+good.
 """
 
 import logging
 import math
 import random
 from collections.abc import Awaitable, Callable
-from enum import Enum, auto
 from typing import Final
 
 import trio
@@ -28,6 +31,7 @@ from iscsifs.iscsi.events import (
     SenseReported,
 )
 from iscsifs.iscsi.pdu import LogoutResponseCode, TaskFunction
+from iscsifs.iscsi.states import ConnectionState, SessionEvent, SessionState, advance_session
 from iscsifs.iscsi.task import CHECK_CONDITION, Task
 from iscsifs.limits import (
     ATTEMPT_PATIENCE,
@@ -57,17 +61,6 @@ _RESET: Final = Sense(SenseKey.UNIT_ATTENTION, 0x29, 0x03).pack()
 """The sense data of a unit that was reset (SPC-3 section 4.5.6)."""
 
 
-class State(Enum):
-    """What a session does with a command."""
-
-    UP = auto()
-    """It sends it."""
-    DOWN = auto()
-    """It hands it back; it is logging in again."""
-    CLOSED = auto()
-    """It hands it back, for good."""
-
-
 class Session:
     """The commands of one initiator to one target; `run` has to run for anything to happen.
 
@@ -83,7 +76,8 @@ class Session:
         self.name = name
         self.link = link
         """The connection, or the last one that there was."""
-        self.state = State.UP
+        self.state = advance_session(SessionState.FREE, SessionEvent.LOGGED_IN)
+        """The state of section 8.3; between two sessions it is FAILED, or FREE after a logout."""
         self.logins = 1
         """How many logins there were."""
         self.on_login: Callable[[], None] | None = None
@@ -96,7 +90,7 @@ class Session:
         self._options = options
         self._listeners: list[Callable[[], None]] = []
         self._managements: dict[Management, float] = {}
-        self._lost_at = 0.0
+        self._away_since: float | None = None
         self._told_of_absence = False
         self._time2wait: float | None = None  # None: what the login agreed on
         self._backoff = 0.0
@@ -107,7 +101,6 @@ class Session:
         self._stuck_ticks = 0
         self._notes = 0
         self._closing = False
-        self._leaving_since: float | None = None
         self._logged_out = trio.Event()
         self._wanted = trio.Event()
         self._dialling = trio.CancelScope()
@@ -117,7 +110,7 @@ class Session:
     @property
     def is_away(self) -> bool:
         """Whether there is no connection to send anything on."""
-        return self.state is not State.UP
+        return self._away_since is not None
 
     @property
     def is_closed(self) -> bool:
@@ -127,14 +120,14 @@ class Session:
     @property
     def down_since(self) -> float:
         """When the connection was lost, by trio's clock; now, while there is one."""
-        return trio.current_time() if self.state is State.UP else self._lost_at
+        return trio.current_time() if self._away_since is None else self._away_since
 
     def submit(self, task: Task) -> None:
         """Send *task*; its `on_end` is called when it has ended, perhaps before this returns.
 
         Raises PathLost where there is no connection.
         """
-        if self.state is not State.UP or self._closing or self.link.failure is not None:
+        if self._away_since is not None or self._closing or self.link.failure is not None:
             raise PathLost(sent=False)
         self.link.submit(task)
 
@@ -142,7 +135,10 @@ class Session:
         """Withdraw *task* if it is not sent yet, else abort it: its buffer is the target's until it ends."""
         task.on_end = None
         if not self.link.connection.withdraw(task) and not task.ended and self.link.failure is None:
-            self._abort(task)
+            try:
+                self._abort(task)
+            except MemoryError:  # trio, which calls this for a caller that is cancelled, has no use for it
+                self.link.fail(TransportError("no memory to abort a command"))
 
     def recall(self, owner: object) -> None:
         """Hand back the commands of *owner* that are not sent yet."""
@@ -159,7 +155,7 @@ class Session:
         After the replacement time-out there is a pause of ATTEMPT_PAUSE behind each attempt that has failed.
         """
         now = trio.current_time()
-        expired = now >= self._lost_at + self._options.replacement_timeout
+        expired = now >= self.down_since + self._options.replacement_timeout
         if self._attempt_began is None and expired and now < self._attempt_ended + ATTEMPT_PAUSE:
             return -math.inf
         self._wanted.set()
@@ -189,22 +185,26 @@ class Session:
                     await self._log_in_again()
             finally:
                 self._closing = True
-                self.state = State.CLOSED
-                self.link.close()
+                self._end()
                 self._tell_listeners()
                 nursery.cancel_scope.cancel()
 
     async def close(self) -> None:
         """Log out (section 11.14), in bounded time, and end `run`; commands still under way fail."""
         self._closing = True
-        if self.state is State.UP:
+        if self._away_since is None:
             with trio.move_on_after(LAST_LOGOUT_TIMEOUT) as scope:
                 await self._log_out()
             if scope.cancelled_caught:
                 log.warning("%s: no answer to the logout in %g seconds", self.name, LAST_LOGOUT_TIMEOUT)
-        self.state = State.CLOSED
-        self.link.close()
+        self._end()
         self._dialling.cancel()
+
+    def _end(self) -> None:
+        """End the session for good: what is left of it is discarded."""
+        self._fail()
+        self._discard()
+        self.link.close()
 
     async def _log_out(self) -> None:
         self.link.log_out()
@@ -215,15 +215,14 @@ class Session:
         link, started = self.link, trio.current_time()
         self._keepalive = Keepalive(link, self._options, started)
         self._stuck_ticks = 0
-        self._leaving_since = None
         self._logged_out = trio.Event()
-        if self.state is State.DOWN:
-            self._resume()
+        if self._away_since is not None:
+            self._resume(self._away_since)
         try:
             await link.run(self._on_event)
         finally:
             self._logged_out.set()  # the end of the connection answers a logout as well
-            self._go_down()
+            self._fail()
             self._managements.clear()
             self._hand_back(link.connection.take_unfinished())
         if trio.current_time() - started >= LONGEST_DELAY:
@@ -232,20 +231,31 @@ class Session:
             kind = {"kind": f"{self.name}: {type(link.failure)}"}
             log.warning("%s: %s; logging in again", self.name, link.failure, extra=kind)
 
-    def _go_down(self) -> None:
-        if self.state is State.UP:
-            self._lost_at = trio.current_time()
-        if self.state is not State.CLOSED:
-            self.state = State.DOWN
+    def _go_away(self) -> None:
+        """Hand commands back from now on."""
+        if self._away_since is None:
+            self._away_since = trio.current_time()
 
-    def _resume(self) -> None:
-        """After a new login."""
+    def _fail(self) -> None:
+        """Take note that the connection has ended; after a logout the session is closed already."""
+        self._go_away()
+        if self.state is SessionState.LOGGED_IN:
+            self.state = advance_session(self.state, SessionEvent.FAILED)
+
+    def _discard(self) -> None:
+        if self.state is SessionState.FAILED:
+            self.state = advance_session(self.state, SessionEvent.CLEARED)
+
+    def _resume(self, away_since: float) -> None:
+        """Go on after a new login, which has cleared what was left of the old session (section 6.3.5)."""
         self.logins += 1
         if self.on_login is not None:
             self.on_login()
-        self.state = State.UP
+        self._discard()
+        self.state = advance_session(self.state, SessionEvent.LOGGED_IN)
+        self._away_since = None
         self._told_of_absence = False
-        seconds = trio.current_time() - self._lost_at
+        seconds = trio.current_time() - away_since
         log.info("%s: back after %.1f s", self.name, seconds, extra={"kind": self.name})
         self._tell_listeners()
 
@@ -306,19 +316,19 @@ class Session:
             ticks += 1
             if ticks % 60 == 0:
                 self._notes = 0
-            now = trio.current_time()
-            if self._leaving_since is not None:
-                if now - self._leaving_since >= LOGOUT_TIMEOUT:
+            now, away_since = trio.current_time(), self._away_since
+            if away_since is not None:
+                leaving = self.link.connection.state is ConnectionState.IN_LOGOUT
+                if leaving and now - away_since >= LOGOUT_TIMEOUT:
                     self.link.fail(TransportError(f"no answer to the logout in {LOGOUT_TIMEOUT:g} s"))
-            elif self.state is State.UP and self.link.failure is None:
+                if not self._closing and now - away_since >= self._options.replacement_timeout:
+                    self._tell_of_absence()
+            elif self.link.failure is None:
                 if self._keepalive is not None:
                     self._keepalive.look(now)
                 self._watch_commands()
                 self._watch_managements(now)
                 self.link.kick()
-            absence = now - self._lost_at
-            if self.state is State.DOWN and absence >= self._options.replacement_timeout:
-                self._tell_of_absence()
 
     def _tell_of_absence(self) -> None:
         if not self._told_of_absence:
@@ -398,7 +408,12 @@ class Session:
         match event:
             case Task():
                 if event.status == CHECK_CONDITION and self.on_sense is not None:
-                    self.on_sense(SenseReported(event.lun, event.sense))
+                    try:
+                        self.on_sense(SenseReported(event.lun, event.sense))
+                    except MemoryError:
+                        # It must not be repeated as if nothing had been reported: the next login asks anew.
+                        self.link.fail(TransportError("no memory for what a unit reports"))
+                        event.fail(PathLost(sent=True))
                 event.tell()
             case Management():
                 self._managed(event)
@@ -427,14 +442,14 @@ class Session:
     def _leave(self, seconds: int) -> None:
         """Log out because the target asks for it (section 11.9.1); what is unanswered goes to the next
         session."""
-        if self._leaving_since is None and not self._closing:
+        if self._away_since is None and not self._closing:
             log.warning("%s: the target asks for a logout within %d s", self.name, seconds)
-            self._leaving_since = trio.current_time()
-            self._go_down()
+            self._go_away()
             self.link.log_out()
 
     def _logged_out_by(self, logout: Logout) -> None:
         if logout.response == LogoutResponseCode.CLOSED:
+            self.state = advance_session(self.state, SessionEvent.CLOSED)
             self._time2wait = 0.0
         else:
             log.warning("%s: the logout ended with response %s", self.name, logout.response)

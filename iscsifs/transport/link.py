@@ -25,7 +25,7 @@ from iscsifs.iscsi.pdu import TaskFunction
 from iscsifs.iscsi.task import Task
 from iscsifs.iscsi.text import Pair
 from iscsifs.limits import MAX_READS
-from iscsifs.moment import Moment
+from iscsifs.transport.polling import NO_POLLER, Poller
 
 _R = TypeVar("_R")
 
@@ -39,17 +39,18 @@ QUIET: Final = 2
 class Link:
     """A `Connection` on a connected, non-blocking socket.
 
-    Any failure ends the link for good: `failure` then holds the reason, and `run` returns.
+    Any failure ends the link for good: `failure` then holds the reason, and `run` returns. *poller* is
+    for `linger`.
     """
 
-    def __init__(self, sock: socket.socket, connection: Connection) -> None:
+    def __init__(self, sock: socket.socket, connection: Connection, poller: Poller = NO_POLLER) -> None:
         self.connection = connection
         self.failure: IscsifsError | None = None
         self._socket = sock
         self._early: list[Event] = []  # what came right behind the last login response
         self._unsent: list[Buffer] = []  # taken from the connection, but the socket is full
         self._sent = 0
-        self._moment = Moment(sock.fileno())
+        self._watched = poller.watch(sock.fileno())
         self._alone = False  # there was only one command under way lately
         self._drained = True  # the last read took all that there was
         self._idle_sender: trio.lowlevel.Task | None = None
@@ -91,7 +92,7 @@ class Link:
                 on_event(event)
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    self._moment.serve = partial(self._serve, on_event, nursery)
+                    self._watched.callback = partial(self._receive_once, on_event, nursery)
                     nursery.start_soon(self._guarded, self._send_loop)
                     nursery.start_soon(self._guarded, self._receive_loop, on_event)
         finally:
@@ -102,7 +103,7 @@ class Link:
         if self.failure is None:
             self.failure = failure
             self.connection.connection_lost()
-        self._moment.close()
+        self._watched.close()
         self._scope.cancel()
 
     def close(self) -> None:
@@ -162,16 +163,16 @@ class Link:
             self._wake_sender()
 
     def linger(self) -> None:
-        """Receive what comes within a moment, if one command alone is under way, and so was the last."""
+        """Busy-poll for the answer, if one command alone is under way, and so was the last."""
         connection = self.connection
         alone, self._alone = self._alone, connection.tasks_on_the_wire == 1
         if alone and not connection.has_rest:
             connection.begin_turn()
-            moment = self._moment
-            while connection.tasks_on_the_wire == 1 and moment.serve is not None and moment.wait():
-                moment.serve()
+            watched = self._watched
+            while connection.tasks_on_the_wire == 1 and watched.callback is not None and watched.poll():
+                watched.callback()
 
-    def _serve(self, on_event: Callable[[Event], None], nursery: trio.Nursery) -> None:
+    def _receive_once(self, on_event: Callable[[Event], None], nursery: trio.Nursery) -> None:
         """Receive once, outside of the receive loop."""
         if self.connection.has_rest:
             return

@@ -115,6 +115,7 @@ class Inventory:
         self._suspects: dict[LogicalUnit, Suspicion] = {}
         self._introduced: WeakSet[LogicalUnit] = WeakSet()  # those that were told of
         self._missing: dict[LogicalUnit, float] = {}  # not reported by the target, and until when that may be
+        self._looked_at: dict[LogicalUnit, int] = {}  # those that were found last, and after which login
         self._looks = trio.CapacityLimiter(PROBES_AT_ONCE)
         self._stale: set[LogicalUnit] = set()
         self._luns_stale = False
@@ -131,8 +132,15 @@ class Inventory:
 
         Raises CommandError where the target does not answer at all.
         """
-        self._units = await self._look_at(await report_luns(self._probes))
+        self._updating = True  # after a new login nobody else looks for the same units
+        try:
+            self._units = await self._look_at(await report_luns(self._probes))
+        finally:
+            self._updating = False
+        self._suspect(self._outdated())
         self._compare_names()
+        if self._luns_stale:
+            self._update_soon()
 
     def _compare_names(self) -> None:
         """Find out which names several units have, and say which units cannot be identified."""
@@ -173,6 +181,7 @@ class Inventory:
     async def _look_at(self, luns: Iterable[int]) -> dict[int, LogicalUnit]:
         """Return the units of *luns* that answer."""
         found: dict[int, LogicalUnit] = {}
+        self._looked_at = {}
         left_out = 0
 
         async def look(lun: int) -> None:
@@ -196,11 +205,16 @@ class Inventory:
                 write_behind=self._settings.write_behind,
             )
             found[lun] = unit
+            self._looked_at[unit] = logins
 
         await _for_each(luns, look)
         if left_out > NOTES_A_LIST:
             log.warning("%s: left out %d more logical units", self._nexus.name, left_out - NOTES_A_LIST)
         return dict(sorted(found.items()))
+
+    def _outdated(self) -> list[LogicalUnit]:
+        """Return those that were looked at before the last login, of which they were not told."""
+        return [unit for unit, logins in self._looked_at.items() if logins != self._nexus.logins]
 
     def _queue(self, lun: int, *, probes: bool = False) -> Queue:
         return Queue(
@@ -336,13 +350,14 @@ class Inventory:
                     self._renewed = False
                     self.on_change()
                 stale, self._stale = self._stale, set()
-                if self._luns_stale:
-                    self._luns_stale = False
-                    await self._rescan()
-                await _for_each(stale.intersection(self._units.values()), self._refresh)
+                try:
+                    if self._luns_stale:
+                        self._luns_stale = False
+                        await self._rescan()
+                    await _for_each(stale.intersection(self._units.values()), self._refresh)
+                except IscsifsError as error:  # and again, if there was another reason in the meantime
+                    log.warning("%s; what has changed is not known", error, extra={"kind": error.kind})
                 await trio.sleep(PAUSE)
-        except IscsifsError as error:
-            log.warning("%s; what has changed is not known", error, extra={"kind": error.kind})
         finally:
             self._updating = False
 
@@ -362,6 +377,7 @@ class Inventory:
         units |= await self._look_at(lun for lun in luns if lun not in units)
         if units != self._units:
             self._units = dict(sorted(units.items()))
+            self._suspect(self._outdated())
             self._compare_names()
             self.on_change()
 

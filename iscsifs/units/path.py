@@ -78,4 +78,4 @@ class Path(Protocol):
         """Have the path come back soon, as there is a command for it; return until when that may happen."""
 
     def linger(self) -> None:
-        """Receive answers that come within a moment."""
+        """Busy-poll for answers."""

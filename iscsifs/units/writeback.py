@@ -47,7 +47,7 @@ class WriteBuffer:
 
     *write(offset, data, fua, done)* writes and tells *done* what that failed with, or None, at once or later.
     *synchronise()* raises IscsifsError where it fails; it runs in *nursery* where nobody has asked for it.
-    *linger()* receives an answer that comes within a moment. *longest* is the number of bytes up to which
+    *linger()* busy-polls for an answer. *longest* is the number of bytes up to which
     neighbours are joined. With *behind* False a write returns when the target has it. *volatile*: what the
     target has, it may still lose. *fua*: the unit honours FUA.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import trio
 
 from iscsifs.errors import IscsifsError
+from iscsifs.fs.platform.busy_poll import BusyPoller
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal
 from iscsifs.limits import MAX_UNWRITTEN
@@ -148,7 +149,7 @@ async def main(what: str, good: int, hostile: int) -> None:
     """Be flooded."""
     log_to_terminal(logging.INFO)
     async with trio.open_nursery() as nursery:
-        initiator = Initiator(OPTIONS, nursery)
+        initiator = Initiator(OPTIONS, nursery, BusyPoller())
         target = await initiator.login(GOOD, [Portal("127.0.0.1", good)])
         await discover(Portal("127.0.0.1", good), OPTIONS)  # whatever that takes the first time
         neighbour = Neighbour(target.units[0])

@@ -22,6 +22,7 @@ from iscsifs.attach import Attached, Wanted
 from iscsifs.config import Host, HostSpec
 from iscsifs.errors import TransportError
 from iscsifs.fs.operations import Operations
+from iscsifs.fs.platform.busy_poll import BusyPoller
 from iscsifs.fs.tree import ROOT_INODE, Tree
 from iscsifs.initiator import dial
 from iscsifs.initiator.options import InitiatorOptions
@@ -317,7 +318,7 @@ async def open_world(
             mock.patch.object(dial, "connect", connect),
             mock.patch.object(pyfuse3, "invalidate_inode"),
         ):
-            async with open_initiator(initiator_options) as initiator:
+            async with open_initiator(initiator_options, BusyPoller()) as initiator:
                 await world.log_in(initiator)
                 yield world
                 for each in sites.values():

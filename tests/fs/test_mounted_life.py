@@ -66,6 +66,16 @@ time.sleep(1000)
 """
 
 
+# Truncates to nothing and back when it is told to.
+_TRUNCATER = """import os, sys
+descriptor = os.open(sys.argv[1], os.O_RDWR)
+print("open", flush=True)
+sys.stdin.readline()
+for size in 0, os.fstat(descriptor).st_size:
+    os.ftruncate(descriptor, size)
+"""
+
+
 class Holder:
     """A process of its own that has a file open, for a fork would close the files of the tests."""
 
@@ -345,9 +355,9 @@ def test_it_stays_in_memory_and_says_what_it_is_not_permitted(
 WAITING = f"{NAME} LUN 1: not all that was written is on stable storage; trying for 30 seconds in all"
 
 
-def read_at(path: Path, offset: int) -> subprocess.Popen[str]:
-    """Begin to read past what the kernel has cached."""
-    words = ["dd", f"if={path}", "of=/dev/null", "bs=4k", "count=1", f"skip={offset // PAGE}", "iflag=direct"]
+def read_at(path: Path, offset: int, *flags: str) -> subprocess.Popen[str]:
+    """Begin to read, past what the kernel has cached where the *flags* of dd(1) say direct."""
+    words = ["dd", f"if={path}", "of=/dev/null", "bs=4k", "count=1", f"skip={offset // PAGE}", *flags]
     return subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
 
 
@@ -386,7 +396,7 @@ def test_a_read_that_waits_for_a_target_that_is_away_does_not_keep_the_process(
     mounted = mount_hosts(url, foreground=True)
     connection = fusectl / f"{os.minor(mounted.path.stat().st_dev)}"
     tgt.kill()
-    with read_at(mounted.storage(), MIB) as reader:
+    with read_at(mounted.storage(), MIB, "iflag=direct") as reader:
         wait_until(lambda: (connection / "waiting").read_text() != "0\n", "it waits")
         time.sleep(0.2)  # for the request to be taken
         assert reader.poll() is None
@@ -419,6 +429,36 @@ def test_what_a_mapping_has_changed_is_written_at_a_signal(
             mapper.kill()
             mapper.communicate()
         assert target.disk.read(0, size).count(b"m") == size
+
+
+def test_a_truncation_that_waits_for_a_page_does_not_keep_the_process(
+    mount_hosts: MountHosts, require_root: None
+) -> None:
+    with TestTarget(name=NAME) as target:
+        mounted = mount_hosts(target.url, foreground=True)
+        truncater = subprocess.Popen(
+            [sys.executable, "-c", _TRUNCATER, mounted.storage()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert truncater.stdout is not None
+        assert truncater.stdout.readline() == b"open\n"
+        target.clear()
+        target.disk.delay("read", 3600)
+        with read_at(mounted.storage(), MIB):
+            target.wait_for("read")
+            assert truncater.stdin is not None
+            truncater.stdin.write(b"\n")
+            truncater.stdin.flush()
+            time.sleep(0.5)  # for the kernel to wait for that page
+            assert truncater.poll() is None
+            mounted.signal(signal.SIGINT)
+            time.sleep(0.2)
+            mounted.signal(signal.SIGINT)
+            assert mounted.status() == 7
+            truncater.communicate(timeout=10)
+        assert not mounted.is_mounted()
 
 
 def end_with_writes_owed(mounted: Mounted, tgt: Tgt, holder: Holder) -> None:

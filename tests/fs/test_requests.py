@@ -7,6 +7,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from iscsifs.fs.platform.busy_poll import BusyPoller
 from iscsifs.fs.platform.requests import Readiness
 
 
@@ -15,7 +16,7 @@ class Requests:
 
     def __init__(self) -> None:
         self.fd, self.in_end = os.pipe()
-        self.readiness = Readiness(lambda: self.has_room)
+        self.readiness = Readiness(lambda: self.has_room, BusyPoller())
         self.has_room = True
         self.taken = 0
         self.ended = 0
@@ -61,7 +62,7 @@ async def test_all_requests_are_taken(requests: Requests, nursery: trio.Nursery)
 
 async def test_the_end_of_the_connection_is_noticed_by_whoever_does_not_read(nursery: trio.Nursery) -> None:
     peer, fd = os.pipe()
-    readiness = Readiness(lambda: True)
+    readiness = Readiness(lambda: True, BusyPoller())
     nursery.start_soon(readiness.wait_readable, fd)
     os.close(peer)  # an error on the other end, as that of FUSE when it was unmounted
     with trio.fail_after(5):

@@ -11,6 +11,7 @@ import trio
 from peer import Peer
 
 from iscsifs.errors import IscsifsError
+from iscsifs.fs.platform.busy_poll import BusyPoller
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.initiator.path import LunPath
 from iscsifs.initiator.session import Session
@@ -48,6 +49,7 @@ class Line:
         self.gate.set()
         self.buffer_size = 0
         """Bytes that may be under way in each direction; 0: the usual."""
+        self._poller = BusyPoller()
         self._send, self._receive = trio.open_memory_channel[trio.socket.SocketType](1000)
 
     def getsockname(self) -> tuple[str, int]:
@@ -79,9 +81,8 @@ class Line:
             isid=ISID,
             offer={**INITIATOR_OFFER, "DefaultTime2Wait": 0},
         )
-        link = Link(
-            ours, Connection(InitiatorLogin(config, random_bytes=os.urandom, memory=ChallengeMemory()))
-        )
+        login = InitiatorLogin(config, random_bytes=os.urandom, memory=ChallengeMemory())
+        link = Link(ours, Connection(login), self._poller)
         if self.hang_up:
             theirs.close()
         else:

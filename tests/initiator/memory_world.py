@@ -9,6 +9,7 @@ from typing import Any
 import trio
 
 from iscsifs.errors import TransportError
+from iscsifs.fs.platform.busy_poll import BusyPoller
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.initiator.session import Session
 from iscsifs.iscsi.chap import ChallengeMemory
@@ -70,6 +71,7 @@ class World:
         self.target: ManagedTarget
         self._nursery = nursery
         self._options = options
+        self._poller = BusyPoller()
 
     async def __call__(self) -> Link:
         await trio.lowlevel.checkpoint()
@@ -85,7 +87,7 @@ class World:
             offer={**INITIATOR_OFFER, "DefaultTime2Wait": 0},
         )
         login = InitiatorLogin(config, random_bytes=os.urandom, memory=ChallengeMemory())
-        link = Link(ours, Connection(login))
+        link = Link(ours, Connection(login), self._poller)
         try:
             await link.log_in()
         except BaseException:

@@ -76,10 +76,7 @@ async def test_a_flood_of_small_pdus_is_looked_at_turn_by_turn(autojump_clock: M
     assert MAX_STEPS // 2 <= turns.longest <= MAX_STEPS
 
 
-async def test_so_it_is_by_who_lingers_for_an_answer(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("iscsifs.moment._watched", {})  # not what other tests have left
+async def test_so_it_is_by_who_lingers_for_an_answer(autojump_clock: MockClock) -> None:
     async with pair() as line:
         call = line.call()  # the first that is alone
         await line.peer.status(await line.peer.expect(ScsiCommand))

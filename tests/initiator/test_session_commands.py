@@ -27,7 +27,7 @@ from iscsifs.iscsi.pdu import (
 )
 from iscsifs.limits import LAST_LOGOUT_TIMEOUT, MANAGEMENT_TIMEOUT
 from iscsifs.scsi import cdb
-from iscsifs.scsi.sense import Condition, Sense
+from iscsifs.scsi.sense import Condition, Sense, SenseKey
 from iscsifs.scsi.status import Status
 
 READ = cdb.read_10(0, 1)
@@ -568,3 +568,56 @@ async def test_a_session_that_is_cancelled_fails_its_commands_and_closes_its_soc
         line.scope.cancel()
         await line.peer.closed()
         assert isinstance(await call.failed(), TransportError)
+
+
+# Without memory.
+
+
+async def test_an_abort_that_there_is_no_memory_for_ends_the_connection_and_no_more(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """trio calls `cancel` where it delivers a cancellation; what is raised there ends the program."""
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    async with pair() as line:
+        other = line.call()
+        await line.peer.expect(ScsiCommand)
+        call = line.call(READ, read=512)
+        await line.peer.expect(ScsiCommand)
+        with monkeypatch.context() as patch:
+            patch.setattr(line.session.link.connection, "abort_task", fail)
+            call.scope.cancel()
+            await wait_all_tasks_blocked()
+        await line.peer.closed()
+        await line.peer.login()
+        await line.peer.status(await line.peer.expect(ScsiCommand))
+        await other.succeeded()
+        await line.peer.nothing(1.0)
+
+
+async def test_a_report_that_there_is_no_memory_for_is_not_taken_for_none(
+    autojump_clock: MockClock,
+) -> None:
+    """The command that it came with ends, and is repeated after the next login, which asks what is there."""
+
+    def fail(_: SenseReported) -> None:
+        raise MemoryError
+
+    async with pair() as line:
+        line.session.on_sense = fail
+        call = line.call(WRITE, write=bytes(512))
+        command = await line.peer.expect(ScsiCommand)
+        sense = Sense(SenseKey.UNIT_ATTENTION, 0x29, 0x00).pack()
+        await line.peer.status(command, Status.CHECK_CONDITION, sense)
+        await line.peer.closed()
+        assert not call.done.is_set()
+        logins = line.session.logins
+        suspended: list[int] = []
+        line.session.on_login = lambda: suspended.append(line.session.logins)
+        await line.peer.login()
+        again = await line.peer.expect(ScsiCommand)
+        assert suspended == [logins + 1]
+        await line.peer.status(again)
+        await call.succeeded()

@@ -8,7 +8,6 @@ from memory_line import LUN, TARGET, pair
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import TaskAborted
-from iscsifs.initiator.session import State
 from iscsifs.iscsi.events import SenseReported
 from iscsifs.iscsi.pdu import (
     FINAL,
@@ -23,6 +22,7 @@ from iscsifs.iscsi.pdu import (
     TaskManagementRequest,
     TextRequest,
 )
+from iscsifs.iscsi.states import SessionState
 from iscsifs.limits import LOGOUT_TIMEOUT, MAX_TIME2WAIT, NOTES_A_MINUTE
 from iscsifs.scsi import cdb
 from iscsifs.scsi.sense import Sense, SenseKey
@@ -105,9 +105,15 @@ async def test_time2wait_of_a_logout_counts_where_it_failed(
     async with pair() as line:
         await line.peer.async_message(AsyncEvent.LOGOUT_REQUESTED, parameter3=5)
         asked = trio.current_time()
-        await line.peer.logged_out(await line.peer.expect(LogoutRequest), response, time2wait=7)
+        request = await line.peer.expect(LogoutRequest)
+        assert line.session.state is SessionState.LOGGED_IN
+        await line.peer.logged_out(request, response, time2wait=7)
+        await line.peer.closed()
+        assert line.session.state is (SessionState.FAILED if response else SessionState.FREE)
         await line.peer.login()
         assert line.line.dialled == [pytest.approx(asked + earliest, abs=0.1)]
+        await wait_all_tasks_blocked()
+        assert line.session.state is SessionState.LOGGED_IN
 
 
 async def test_a_logout_is_asked_for_while_the_units_are_held(autojump_clock: MockClock) -> None:
@@ -123,7 +129,9 @@ async def test_a_logout_is_asked_for_while_the_units_are_held(autojump_clock: Mo
         logout = await line.peer.expect(LogoutRequest)
         line.queue().resume()
         await line.peer.nothing(1.0)
-        assert line.session.state is State.DOWN
+        assert line.session.state is SessionState.LOGGED_IN
+        assert line.session.is_away
+        assert not line.session.is_closed
         await line.peer.logged_out(logout)
         await line.peer.login()
         await wait_all_tasks_blocked()
@@ -282,7 +290,9 @@ async def test_time2wait_holds_up_neither_the_failure_of_commands_nor_the_end(
         assert call.ended_at - lost <= 21.0
         await line.session.close()
         await wait_all_tasks_blocked()
-        assert line.session.state is State.CLOSED
+        assert line.session.state is SessionState.FREE
+        assert line.session.is_away
+        assert line.session.is_closed
         assert trio.current_time() - lost <= 21.0
         assert line.line.dialled == []
 

@@ -11,7 +11,7 @@ from peer import Closed
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import CommandTimeout, LoginRefused, TransportError, UnitError
-from iscsifs.initiator.session import FIRST_DELAY, LONGEST_DELAY, TICK, State
+from iscsifs.initiator.session import FIRST_DELAY, LONGEST_DELAY, TICK
 from iscsifs.iscsi.pdu import (
     RESERVED_TAG,
     DataIn,
@@ -23,6 +23,7 @@ from iscsifs.iscsi.pdu import (
     ScsiCommand,
     TaskManagementRequest,
 )
+from iscsifs.iscsi.states import ConnectionState, SessionState
 from iscsifs.limits import ATTEMPT_PATIENCE, ATTEMPT_PAUSE, MAX_ATTEMPTS
 from iscsifs.scsi import cdb
 from iscsifs.scsi.sense import Sense, SenseKey
@@ -37,7 +38,8 @@ async def back(line: Pair) -> None:
     """Let the session log in, and wait until it is up."""
     await line.peer.login()
     await wait_all_tasks_blocked()
-    assert line.session.state is State.UP
+    assert line.session.state is SessionState.LOGGED_IN
+    assert not line.session.is_away
 
 
 # The new login.
@@ -790,12 +792,16 @@ async def test_a_session_without_a_connection_is_closed_at_once(
         if state == "dialling":
             await line.peer.login()
         await trio.sleep(40.0 if state == "given up" else 1.0)
+        before = line.session.state
+        assert before is SessionState.FAILED
         started = trio.current_time()
         await line.session.close()
         await wait_all_tasks_blocked()
         assert trio.current_time() == started
         assert isinstance(await call.failed(), CommandTimeout if state == "given up" else TransportError)
-        assert line.session.state is State.CLOSED
+        assert line.session.state is SessionState.FREE
+        assert line.session.is_away
+        assert line.session.is_closed
         if state == "dialling":
             await line.peer.closed()
         attempts_until_then = len(line.line.dialled)
@@ -813,7 +819,9 @@ async def test_closing_in_the_moment_in_which_a_login_has_succeeded(autojump_clo
         await line.session.close()
         await line.peer.closed()
         await wait_all_tasks_blocked()
-        assert line.session.state is State.CLOSED
+        assert line.session.state is SessionState.FREE
+        assert line.session.is_away
+        assert line.session.is_closed
 
 
 async def test_closing_while_the_units_are_checked(autojump_clock: MockClock) -> None:
@@ -844,8 +852,10 @@ async def test_a_silent_target_is_pinged_and_then_given_up(autojump_clock: MockC
         await line.peer.expect(NopOut)
         assert 5.0 <= trio.current_time() - echoed <= 8.0
         pinged = trio.current_time()
+        given_up = line.session.link.connection
         await line.peer.closed()
         assert 7.0 <= trio.current_time() - pinged <= 9.0
+        assert given_up.state is ConnectionState.FREE  # by CLEANUP_WAIT: its tasks were taken back
         await back(line)
 
 

@@ -13,9 +13,9 @@ from stepwise import Loop
 from trio.testing import MockClock
 
 from iscsifs.errors import CommandTimeout, DataLostError, MediumError, StatusError, UnitError
+from iscsifs.fs.platform.busy_poll import Watched
 from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.task import Task
-from iscsifs.moment import Moment
 from iscsifs.scsi.cdb import OperationCode, parse_rw, parse_write_same
 from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.status import Status
@@ -405,8 +405,8 @@ async def test_no_memory_for_what_comes_costs_the_connection_and_no_more(
 ) -> None:
     san = await connect()
     await san.unit.read(0, BLOCK)
-    moments = iter([lingering])
-    monkeypatch.setattr(Moment, "wait", lambda _: next(moments, False))
+    polls = iter([lingering])
+    monkeypatch.setattr(Watched, "poll", lambda _: next(polls, False))
     get_buffer = Connection.get_buffer
 
     def fail_once(connection: Connection) -> memoryview:
@@ -416,7 +416,7 @@ async def test_no_memory_for_what_comes_costs_the_connection_and_no_more(
     monkeypatch.setattr(Connection, "get_buffer", fail_once)
     assert await san.unit.read(0, BLOCK) == bytes(BLOCK)
     assert "no memory for what comes; logging in again" in caplog.text
-    assert list(moments) == []
+    assert list(polls) == []
 
 
 async def test_a_write_that_there_is_no_memory_to_send_goes_to_the_next_session(

@@ -12,7 +12,8 @@ wait for pages that are being read, that is for this program. So there are two w
     For pages that programs would take for zeros: the request that makes zeros of them is answered when they
     are gone. This has to be certain, and it comes with each write behind a hole. So a thread tells the
     kernel the inode, in microseconds: a process takes milliseconds, and a path can lead to another mount.
-    What is said above of a SIGKILL holds for the time that the request waits.
+    What is said above of a SIGKILL holds for the time that the request waits; ``umount -f`` ends that. Any
+    other end does so itself, where it may (`is_thread_waiting`).
 """
 
 import logging
@@ -32,6 +33,9 @@ _LOOK_INTERVAL: Final = 0.01
 """Seconds between two looks at whether a process has ended."""
 
 
+_waiting: Final[list[int]] = []
+
+
 async def drop_pages(invalidate: Callable[[int], None], inode: int, patience: float) -> bool:
     """Have the kernel drop the pages of *inode*; return whether it has done so within *patience* seconds.
 
@@ -40,13 +44,26 @@ async def drop_pages(invalidate: Callable[[int], None], inode: int, patience: fl
     """
     with trio.move_on_after(patience):
         try:
-            await trio.to_thread.run_sync(invalidate, inode, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(_in_kernel, invalidate, inode, abandon_on_cancel=True)
         except RuntimeError as exc:
             raise MemoryError(str(exc)) from None
         except OSError as exc:  # the kernel knows no such inode, so it has no pages of it
             log.debug("inode %d: %s", inode, exc)
         return True
     return False
+
+
+def _in_kernel(invalidate: Callable[[int], None], inode: int) -> None:
+    _waiting.append(inode)
+    try:
+        invalidate(inode)
+    finally:
+        _waiting.remove(inode)
+
+
+def is_thread_waiting() -> bool:
+    """Say whether a thread of `drop_pages` waits for a page: until it returns the process cannot end."""
+    return bool(_waiting)
 
 
 class PageDropper:

@@ -7,6 +7,7 @@ from typing import Final, Protocol
 
 import trio
 
+from iscsifs.fs.platform.busy_poll import BusyPoller
 from iscsifs.fs.platform.headroom import Headroom
 from iscsifs.fs.platform.init_reply import AmendedInit
 from iscsifs.fs.platform.process import ProcessMemory
@@ -28,6 +29,9 @@ _WORK: Final = 0.25
 
 class Platform(Protocol):
     """What the life of a mount asks for, in the order in which it does. All of it may do nothing."""
+
+    poller: BusyPoller
+    """For all that wait for an answer which may come soon."""
 
     def keep_in_memory(self) -> None:
         """Keep the process in memory, as far as permitted."""
@@ -63,7 +67,7 @@ class NoPlatform:
     """Does nothing: pyfuse3 takes requests one by one, and libfuse and the kernel keep their defaults."""
 
     def __init__(self, limits: Limits) -> None:
-        """Take no notice of *limits*."""
+        self.poller = BusyPoller(max_watched=0)  # which never polls
 
     def keep_in_memory(self) -> None:
         """Leave the process as it is."""
@@ -91,6 +95,7 @@ class LinuxPlatform:
     """Does what Linux, libfuse 3 and glibc permit; *limits* are what the kernel is told."""
 
     def __init__(self, limits: Limits) -> None:
+        self.poller = BusyPoller()
         self._limits = limits
         self._memory = ProcessMemory()
         self._init = AmendedInit(limits.max_background)
@@ -108,7 +113,7 @@ class LinuxPlatform:
     def take_requests(self) -> None:
         """Have requests taken in bursts, and only when there is memory; have the answer to FUSE_INIT
         amended."""
-        self._readiness = take_requests_in_bursts(self._has_room, self._init)
+        self._readiness = take_requests_in_bursts(self._has_room, self._init, self.poller)
 
     def requests_ended(self) -> None:
         """Answer FUSE_INIT where libfuse has refused the kernel's version, and waits for nothing more."""

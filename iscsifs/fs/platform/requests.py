@@ -17,8 +17,8 @@ from typing import Any, Final
 import pyfuse3
 import trio
 
+from iscsifs.fs.platform.busy_poll import BusyPoller, Watched
 from iscsifs.fs.platform.init_reply import AmendedInit
-from iscsifs.moment import Moment
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +44,16 @@ class _NoLock:
 
 
 class Readiness:
-    """Waits until the descriptor of FUSE is readable, for many workers at once, and until *has_room*."""
+    """Waits until the descriptor of FUSE is readable, for many workers at once, and until *has_room*.
 
-    def __init__(self, has_room: Callable[[], bool]) -> None:
+    The next request of a burst is busy-polled for by *poller*.
+    """
+
+    def __init__(self, has_room: Callable[[], bool], poller: BusyPoller) -> None:
         self._has_room = has_room
+        self._poller = poller
         self._poll: select.poll | None = None
-        self._moment: Moment | None = None
+        self._watched: Watched | None = None
         self._has_leader = False
         self._parked: deque[trio.lowlevel.Task] = deque()
         self._dismissed: set[trio.lowlevel.Task] = set()
@@ -67,15 +71,15 @@ class Readiness:
 
     async def wait_readable(self, fd: int) -> None:
         """Return when there is a request to read from *fd*, which the caller then does without a pause."""
-        if self._poll is None or self._moment is None:
+        if self._poll is None or self._watched is None:
             self._poll = select.poll()
             self._poll.register(fd, select.POLLIN)
-            self._moment = Moment(fd)
+            self._watched = self._poller.watch(fd)
         if self._in_a_row >= MAX_BURST:
             self._in_a_row = 0
             await trio.lowlevel.checkpoint()
         while not self._closed:
-            is_ready = self._poll.poll(0) or (self._in_a_row and self._moment.wait())
+            is_ready = self._poll.poll(0) or (self._in_a_row and self._watched.poll())
             if is_ready and (self._has_room() or self._is_over()):
                 self._in_a_row += 1
                 self._taken += 1
@@ -102,8 +106,8 @@ class Readiness:
     def notify_closing(self, fd: int) -> None:
         """Let all who wait for *fd* end with ClosedResourceError."""
         self._closed = True
-        if self._moment is not None:
-            self._moment.close()
+        if self._watched is not None:
+            self._watched.close()
         trio.lowlevel.notify_closing(fd)
         self._wake(len(self._parked))
 
@@ -179,13 +183,15 @@ class _Trio:
         return getattr(trio, name)
 
 
-def take_requests_in_bursts(has_room: Callable[[], bool], init: AmendedInit) -> Readiness | None:
+def take_requests_in_bursts(
+    has_room: Callable[[], bool], init: AmendedInit, poller: BusyPoller
+) -> Readiness | None:
     """Let the next main loop of pyfuse3 take its requests several at a time, and only if *has_room*, and have
     the answer to the first one amended by *init*; return what its workers wait by, None where pyfuse3 is not
     made as expected."""
     if getattr(pyfuse3, "trio", None) is not trio and not isinstance(getattr(pyfuse3, "trio", None), _Trio):
         log.warning("this version of pyfuse3 takes requests one by one, and FUSE_INIT is not amended")
         return None
-    readiness = Readiness(has_room)
+    readiness = Readiness(has_room, poller)
     pyfuse3.trio = _Trio(readiness, init)  # type: ignore[attr-defined]
     return readiness
