@@ -91,6 +91,11 @@ class Machine:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        # In the copies of what others have mounted it would stay in use, and a file system on a loop device
+        # would go on writing behind their umount.
+        self.type(
+            r"awk '$3 ~ /^fuse\./ || $1 ~ /^.dev.loop/ { print $2 }' /proc/mounts | xargs -r -n 1 umount -l"
+        )
         self.type("ip link set lo up; mount -t tmpfs none /mnt; mkdir /mnt/iscsi /mnt/disk")
 
     def type(self, command: str, lines: int = 0, *, status: int = 0) -> list[str]:
