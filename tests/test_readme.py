@@ -91,8 +91,11 @@ class Machine:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        # What other runs have mounted would stay in use, and their processes there, as long as this lives.
-        self.type("awk '$3 == \"fuse.iscsifs\" {print $2}' /proc/mounts | xargs -r umount --lazy || true")
+        # In the copies of what others have mounted it would stay in use, and a file system on a loop device
+        # would go on writing behind their umount.
+        self.type(
+            r"awk '$3 ~ /^fuse\./ || $1 ~ /^.dev.loop/ { print $2 }' /proc/mounts | xargs -r -n 1 umount -l"
+        )
         self.type("ip link set lo up; mount -t tmpfs none /mnt; mkdir /mnt/iscsi /mnt/disk")
 
     def type(self, command: str, lines: int = 0, *, status: int = 0) -> list[str]:

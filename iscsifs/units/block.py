@@ -483,10 +483,16 @@ class LogicalUnit:
             if not left:
                 done(first)
 
-        for start in range(0, len(data), longest):
-            piece = data[start : start + longest]
-            blocks = (offset + start) // self._block_size, len(piece) // self._block_size
-            self.queue.start(self._write_cdb(*blocks, fua), piece_done, data_out=piece)
+        try:
+            for start in range(0, len(data), longest):
+                piece = data[start : start + longest]
+                blocks = (offset + start) // self._block_size, len(piece) // self._block_size
+                self.queue.start(self._write_cdb(*blocks, fua), piece_done, data_out=piece)
+        except MemoryError as error:  # what has been started goes on, and must not overtake what comes next
+            left -= len(range(start, len(data), longest))
+            first = first or error
+            if not left:
+                done(first)
 
     async def _read_in_pieces(self, offset: int, buffer: memoryview) -> None:
         """Read in parallel pieces, none of them longer than one command may be."""

@@ -23,7 +23,7 @@ from iscsifs.scsi.vpd import Provisioning
 from iscsifs.target.disk import Disk
 from iscsifs.target.unit import MODE_CHANGED, NO_MEDIUM, WRITE_CODES, WRITE_ERROR, Fault
 from iscsifs.units.identity import Description
-from iscsifs.units.queue import Queue
+from iscsifs.units.queue import Command, Queue
 
 BLOCK = 512
 SIZE = 64 * BLOCK
@@ -529,3 +529,27 @@ async def test_a_unit_says_at_each_look_whether_it_honours_fua(
         expected = [OperationCode.WRITE_10] + [OperationCode.SYNCHRONIZE_CACHE_10] * (not honours)
         assert codes(san) == expected
         assert san.medium()[:BLOCK] == b"s" * BLOCK
+
+
+async def test_a_write_without_memory_for_its_next_piece_ends_after_those_under_way(
+    connect: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then nothing newer is sent to the same blocks."""
+    san = await connect()
+    san.unit._longest_transfer = BLOCK
+    ends: list[Callable[[Command], None]] = []
+    outcomes: list[Exception | None] = []
+
+    def start(cdb: bytes, on_end: Callable[[Command], None], *, data_out: memoryview) -> None:
+        if len(ends) == 2:
+            raise MemoryError
+        ends.append(on_end)
+
+    monkeypatch.setattr(san.unit.queue, "start", start)
+    command = Command(san.unit.queue, 1, b"", memoryview(b""), memoryview(b""), True, None)
+    san.unit._start_write(0, memoryview(bytes(4 * BLOCK)), False, outcomes.append)
+    assert outcomes == []
+    ends[0](command)
+    assert outcomes == []
+    ends[1](command)
+    assert [type(outcome) for outcome in outcomes] == [MemoryError]
