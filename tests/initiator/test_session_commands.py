@@ -5,8 +5,6 @@ from contextlib import suppress
 
 import pytest
 import trio
-from memory_line import LUN, OTHER_LUN, Call, pair
-from peer import Closed, Peer
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import CommandTimeout, DataError, TaskAborted, TransportError
@@ -29,6 +27,8 @@ from iscsifs.limits import LAST_LOGOUT_TIMEOUT, MANAGEMENT_TIMEOUT
 from iscsifs.scsi import cdb
 from iscsifs.scsi.sense import Condition, Sense, SenseKey
 from iscsifs.scsi.status import Status
+from support.memory_line import LUN, OTHER_LUN, Call, pair
+from support.peer import Closed, Peer
 
 READ = cdb.read_10(0, 1)
 WRITE = cdb.write_10(0, 1)
