@@ -5,22 +5,6 @@ from itertools import count
 
 import pytest
 import trio
-from memory_site import (
-    BEHIND,
-    KERNEL,
-    PAGE,
-    FailedFlush,
-    Once,
-    Says,
-    World,
-    behave,
-    errno_of,
-    nothing_was_lost,
-    open_world,
-    page,
-    spoil_data,
-    spoil_header,
-)
 from trio.testing import MockClock
 
 from iscsifs.iscsi.framing import Buffer
@@ -38,6 +22,22 @@ from iscsifs.target.unit import (
     WRITE_CODES,
     WRITE_ERROR,
     Fault,
+)
+from support.memory_site import (
+    BEHIND,
+    KERNEL,
+    PAGE,
+    FailedFlush,
+    Once,
+    Says,
+    World,
+    behave,
+    errno_of,
+    nothing_was_lost,
+    open_world,
+    page,
+    spoil_data,
+    spoil_header,
 )
 
 NAME = "iqn.2026-01.example:site LUN 0"

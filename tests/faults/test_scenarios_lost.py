@@ -4,13 +4,24 @@ from collections.abc import Callable
 
 import pytest
 import trio
-from memory_site import BEHIND, PAGE, Once, Says, close, errno_of, nothing_was_lost, open_world, page, reset
 from trio.testing import MockClock
 
 from iscsifs.iscsi.framing import Buffer
 from iscsifs.iscsi.pdu import DataIn, DataOut, Pdu, ScsiCommand, ScsiResponse, TargetPdu
 from iscsifs.scsi.cdb import OperationCode
 from iscsifs.target.session import Session
+from support.memory_site import (
+    BEHIND,
+    PAGE,
+    Once,
+    Says,
+    close,
+    errno_of,
+    nothing_was_lost,
+    open_world,
+    page,
+    reset,
+)
 
 NAME = "iqn.2026-01.example:site"
 TIME2WAIT = 2.0  # seconds; what both sides agree on by default: so long a lost connection is left alone

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import trio
-from memory_san import San
 from trio.testing import wait_all_tasks_blocked
 
 from iscsifs.iscsi.framing import SCRATCH_LENGTH
 from iscsifs.target.disk import Disk
+from support.memory_san import San
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -49,7 +49,7 @@ async def connected(monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery) -> t
         return sockets[-1], theirs
 
     socketpair = socket.socketpair
-    monkeypatch.setattr("memory_san.socket.socketpair", pair)
+    monkeypatch.setattr("support.memory_san.socket.socketpair", pair)
     san = San(nursery, Disk.in_memory(4 * MIB))
     await san.log_in()
     await san.unit.read(0, 8 * KIB)  # the first answer of this size makes room for all others

@@ -3,7 +3,6 @@
 import pytest
 import trio
 import trio.testing
-from memory_world import KIB, TARGET, disk, world
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import CommandTimeout, TransportError, UnitError
@@ -18,6 +17,7 @@ from iscsifs.target.disk import Disk
 from iscsifs.target.store import Store
 from iscsifs.units.block import LogicalUnit
 from iscsifs.units.inventory import PAUSE
+from support.memory_world import KIB, TARGET, disk, world
 
 HARDWARE_ERROR = Sense(SenseKey.HARDWARE_ERROR, 0x44, 0x00)
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import trio
-from memory_line import Pair, pair
-from peer import Peer
 from trio.testing import MockClock
 
 from iscsifs.iscsi.events import SenseReported
@@ -25,6 +23,8 @@ from iscsifs.iscsi.pdu import (
 )
 from iscsifs.limits import MAX_READS, MAX_STEPS
 from iscsifs.scsi import cdb
+from support.memory_line import Pair, pair
+from support.peer import Peer
 
 MESSAGES = 1200
 """All of them fit one read."""

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import trio
-from memory_san import Anonymous
-from memory_world import KIB, World, disk, world
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import DataLostError, IscsifsError, UnitError
@@ -32,6 +30,8 @@ from iscsifs.target.store import Store
 from iscsifs.units.block import LogicalUnit
 from iscsifs.units.identity import Description
 from iscsifs.units.inventory import PAUSE, REACTIONS, Reaction
+from support.memory_san import Anonymous
+from support.memory_world import KIB, World, disk, world
 
 WRITE = OperationCode.WRITE_10
 BLOCK = 512

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
-from peer import Peer
 
 from iscsifs.errors import IscsifsError
 from iscsifs.fs.platform.busy_poll import BusyPoller
@@ -24,6 +23,7 @@ from iscsifs.scsi import cdb
 from iscsifs.transport.link import Link
 from iscsifs.units.path import NOTHING, Attempt
 from iscsifs.units.queue import Queue
+from support.peer import Peer
 
 INITIATOR = "iqn.2001-04.com.example:initiator"
 TARGET = "iqn.2001-04.com.example:target"
