@@ -621,3 +621,71 @@ async def test_a_report_that_there_is_no_memory_for_is_not_taken_for_none(
         assert suspended == [logins + 1]
         await line.peer.status(again)
         await call.succeeded()
+
+
+@pytest.mark.parametrize("what", ["login", "listener"])
+async def test_a_new_session_that_there_is_no_memory_for_ends_and_the_next_one_goes_on(
+    what: str, autojump_clock: MockClock
+) -> None:
+    """Nothing is sent to units that are not known to be suspended, and no command waits for ever."""
+    left = iter([MemoryError])
+
+    def fail_once() -> None:
+        for error in left:
+            raise error
+
+    async with pair() as line:
+        call = line.call(WRITE, write=bytes(512))
+        await line.peer.expect(ScsiCommand)
+        if what == "login":
+            line.session.on_login = fail_once
+        await line.peer.close()
+        await wait_all_tasks_blocked()
+        if what == "listener":
+            line.session.listen(fail_once)
+        await line.peer.login()
+        if what == "listener":
+            await line.peer.expect(ScsiCommand)  # the unit's queue was told before
+        await line.peer.closed()
+        assert not call.done.is_set()
+        await line.peer.login()
+        assert next(left, None) is None
+        await line.peer.status(await line.peer.expect(ScsiCommand))
+        await call.succeeded()
+
+
+async def test_a_failed_login_that_there_is_no_memory_to_tell_of_is_followed_by_others(
+    autojump_clock: MockClock,
+) -> None:
+    told: list[float] = []
+
+    def fail_once() -> None:
+        told.append(trio.current_time())
+        if len(told) == 1:
+            raise MemoryError
+
+    async with pair() as line:
+        line.line.failure = TransportError("Connection refused")
+        await line.peer.close()
+        await wait_all_tasks_blocked()
+        line.session.listen(fail_once)
+        await trio.sleep(60.0)
+        assert len(told) == 2
+        line.line.failure = None
+        await line.peer.login()
+
+
+async def test_an_abort_by_the_clock_that_there_is_no_memory_for_ends_the_connection_and_no_more(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    async with pair() as line:
+        call = line.call()
+        await line.peer.expect(ScsiCommand)
+        monkeypatch.setattr(line.session.link.connection, "abort_task", fail)
+        await line.peer.closed()
+        await line.peer.login()
+        await line.peer.status(await line.peer.expect(ScsiCommand))
+        await call.succeeded()
