@@ -627,7 +627,7 @@ async def test_a_report_that_there_is_no_memory_for_is_not_taken_for_none(
 async def test_a_new_session_that_there_is_no_memory_for_ends_and_the_next_one_goes_on(
     what: str, autojump_clock: MockClock
 ) -> None:
-    """Nothing is sent to units of which it is not known that they are suspended, and nobody waits for ever."""
+    """Nothing is sent to units that may not be suspended, and nobody waits for ever."""
     left = iter([MemoryError])
 
     def fail_once() -> None:
