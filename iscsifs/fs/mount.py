@@ -16,7 +16,7 @@ import pyfuse3
 import trio
 
 from iscsifs.errors import ConfigError, IscsifsError, reason
-from iscsifs.fs.operations import Operations
+from iscsifs.fs.operations import Operations, drop_cached_pages
 from iscsifs.fs.platform.platform import Platform
 from iscsifs.fs.record import MountEntry, Record, mount_at
 from iscsifs.fs.storage import Storage
@@ -89,7 +89,7 @@ class Mount:
         self._operations = operations
         self._mount_point = mount_point
         self._platform = platform
-        self._pages = operations.pages = platform.pages(mount_point)
+        self._pages = operations.pages = platform.pages(mount_point, drop_cached_pages)
         self._path = Path(os.path.realpath(mount_point))  # not later: a look at it would wait for us
         self.fault: IscsifsError | None = None
         """Why it could never be used, after `serve`."""

@@ -147,7 +147,7 @@ class Operations(pyfuse3.Operations):
         self._exclusive = exclusive
         self._time_ns = time_ns()  # of directories and links
         self._times = Timetable()
-        self.pages: Pages = PagesByThread(Path("/"))
+        self.pages: Pages = PagesByThread(Path("/"), drop_cached_pages)
         """The kernel's cached pages of the files."""
         self._handles = count(1)
         self._files = OpenFiles()
@@ -507,6 +507,11 @@ def _request_size(storage: Storage) -> int:
     Programs round the size of a regular file up to st_blksize (shred(1)), and the kernel keeps its logarithm.
     """
     return min(storage.size & -storage.size or _SECTOR, 1 << storage.preferred_size.bit_length() - 1)
+
+
+def drop_cached_pages(inode: int) -> None:
+    """Have the kernel drop the pages of *inode*, and wait for those that are being read; raises OSError."""
+    pyfuse3.invalidate_inode(inode, attr_only=False)
 
 
 def _forget_attributes(inode: int) -> None:

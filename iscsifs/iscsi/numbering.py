@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from iscsifs.errors import ProtocolError
 from iscsifs.iscsi import serial
+from iscsifs.iscsi.bhs import opcode_of
 from iscsifs.iscsi.pdu import (
     R2T,
     AsyncMessage,
@@ -18,7 +19,6 @@ from iscsifs.iscsi.pdu import (
     ScsiResponse,
     TaskManagementResponse,
     TextResponse,
-    opcode_of,
 )
 
 NumberedPdu = (

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 from iscsifs.errors import DigestError, ProtocolError
 from iscsifs.iscsi import serial
+from iscsifs.iscsi.bhs import pack
 from iscsifs.iscsi.framing import Buffer, pdu_name
 from iscsifs.iscsi.pdu import (
     FINAL,
@@ -42,7 +43,6 @@ from iscsifs.iscsi.pdu import (
     TextFlag,
     TextRequest,
     TextResponse,
-    pack,
 )
 from iscsifs.iscsi.text import Pair, TextCollector, cut_text, encode_pairs
 from iscsifs.limits import COMMAND_WINDOW, MAX_HELD_LENGTH, MAX_HELD_PDUS, MAX_IMMEDIATE

@@ -13,6 +13,7 @@ import trio
 from flooded import GOOD, MIB, Cost
 from peer import Closed, Peer, scripted_peer
 
+from iscsifs.iscsi.bhs import pack
 from iscsifs.iscsi.framing import frame
 from iscsifs.iscsi.pdu import (
     FINAL,
@@ -34,7 +35,6 @@ from iscsifs.iscsi.pdu import (
     TextFlag,
     TextRequest,
     TextResponse,
-    pack,
 )
 from iscsifs.iscsi.text import cut_text, encode_pairs
 from iscsifs.limits import (

@@ -19,6 +19,7 @@ from memory_site import (
 )
 from trio.testing import MockClock
 
+from iscsifs.iscsi.bhs import pack
 from iscsifs.iscsi.framing import Buffer
 from iscsifs.iscsi.pdu import (
     RESERVED_TAG,
@@ -28,7 +29,6 @@ from iscsifs.iscsi.pdu import (
     LoginResponse,
     NopIn,
     TargetPdu,
-    pack,
 )
 from iscsifs.limits import UNIT_GRACE
 from iscsifs.target.disk import Disk

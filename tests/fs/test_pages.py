@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import pyfuse3
 import pytest
 import trio
 from mounting import Mounted, MountHosts, run, wait_until
@@ -19,17 +18,15 @@ TIME = 10.0  # seconds
 
 
 @pytest.fixture
-def invalidated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def invalidated() -> list[int]:
     """The inodes that the kernel was told by a thread."""
-    inodes: list[int] = []
-    monkeypatch.setattr(pyfuse3, "invalidate_inode", lambda inode, attr_only: inodes.append(inode))
-    return inodes
+    return []
 
 
 @pytest.fixture
 def pages(tmp_path: Path, invalidated: list[int]) -> PagesByChild:
     """The pages of files in a directory; opening a FIFO there waits until somebody writes to it."""
-    return PagesByChild(tmp_path, PagesByThread(tmp_path))
+    return PagesByChild(tmp_path, PagesByThread(tmp_path, invalidated.append))
 
 
 def fifo(directory: Path, name: str) -> Callable[[], None]:

@@ -10,6 +10,7 @@ from harness_wire import SEGMENT, Written, counts_status, feed, numbered, on_the
 
 from iscsifs.errors import LoginError, ProtocolError, TransportError
 from iscsifs.iscsi import serial
+from iscsifs.iscsi.bhs import pack, unpack
 from iscsifs.iscsi.chap import ChallengeMemory, Credentials
 from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.events import Event, LogoutRequested, Management, Noted, Text
@@ -26,8 +27,6 @@ from iscsifs.iscsi.pdu import (
     Stage,
     TaskFunction,
     TaskResponse,
-    pack,
-    unpack,
 )
 from iscsifs.iscsi.states import ConnectionState
 from iscsifs.iscsi.task import Task

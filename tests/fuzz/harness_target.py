@@ -11,10 +11,14 @@ from harness_parsers import SECRET, TARGET_SECRET, USER, check_parameters
 from harness_wire import SEGMENT, counts_command, feed, numbered, on_the_wire
 
 from iscsifs.errors import ProtocolError
+from iscsifs.iscsi.bhs import unpack
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.framing import Receiver, frame
 from iscsifs.iscsi.login import Outgoing, Redirect
-from iscsifs.iscsi.pdu import TaskFunction, TaskResponse, unpack
+from iscsifs.iscsi.pdu import (
+    TaskFunction,
+    TaskResponse,
+)
 from iscsifs.iscsi.text import Pair
 from iscsifs.target.connection import TARGET_RESETS, Connection
 from iscsifs.target.device import Device

@@ -12,6 +12,7 @@ from dialogue import INITIATOR, ISID, TARGET
 
 from iscsifs.errors import ProtocolError
 from iscsifs.iscsi import serial
+from iscsifs.iscsi.bhs import pack
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.events import Event, LoggedIn
@@ -38,7 +39,6 @@ from iscsifs.iscsi.pdu import (
     TargetPdu,
     TaskManagementResponse,
     TextResponse,
-    pack,
 )
 from iscsifs.iscsi.task import Task
 from iscsifs.target.login import TARGET_OFFER, TargetConfig, TargetLogin

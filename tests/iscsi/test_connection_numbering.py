@@ -7,6 +7,7 @@ from memory_target import LUN, MemoryTarget, pattern, plain_task, read_task, wri
 
 from iscsifs.errors import ProtocolError
 from iscsifs.iscsi import serial
+from iscsifs.iscsi.bhs import pack
 from iscsifs.iscsi.events import Noted
 from iscsifs.iscsi.pdu import (
     RESERVED_TAG,
@@ -21,7 +22,6 @@ from iscsifs.iscsi.pdu import (
     ScsiResponse,
     TaskFunction,
     TaskManagementRequest,
-    pack,
 )
 from iscsifs.iscsi.task import Task
 from iscsifs.limits import MAX_TASKS

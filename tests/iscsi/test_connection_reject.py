@@ -6,6 +6,7 @@ import pytest
 from memory_target import MemoryTarget, Sent, pattern, plain_task
 
 from iscsifs.errors import CommandError, TaskAborted
+from iscsifs.iscsi.bhs import pack
 from iscsifs.iscsi.events import LogoutRequested, Noted, Ping
 from iscsifs.iscsi.pdu import (
     FINAL,
@@ -23,7 +24,6 @@ from iscsifs.iscsi.pdu import (
     TaskManagementRequest,
     TextRequest,
     TextResponse,
-    pack,
 )
 
 Reason = RejectReason

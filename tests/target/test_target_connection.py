@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from iscsifs.errors import DigestError, ProtocolError
 from iscsifs.iscsi import serial
+from iscsifs.iscsi.bhs import pack
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.keys import Parameters
 from iscsifs.iscsi.pdu import (
@@ -40,7 +41,6 @@ from iscsifs.iscsi.pdu import (
     TextFlag,
     TextRequest,
     TextResponse,
-    pack,
 )
 from iscsifs.iscsi.text import Pair
 from iscsifs.limits import MAX_DATA_SEGMENT_LENGTH, MAX_HELD_LENGTH, MAX_HELD_PDUS, MAX_IMMEDIATE

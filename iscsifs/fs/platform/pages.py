@@ -22,7 +22,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
-import pyfuse3
 import trio
 
 log = logging.getLogger(__name__)
@@ -68,10 +67,19 @@ class Pages(Protocol):
 
 
 class PagesByThread:
-    """Drops pages by a thread, which waits in the kernel; *make_room* makes room for its stack."""
+    """Drops pages by a thread, which waits in the kernel.
 
-    def __init__(self, mount_point: Path, make_room: Callable[[], object] = lambda: None) -> None:
+    *invalidate(inode)* sends FUSE_NOTIFY_INVAL_INODE. *make_room* makes room for the stack of a thread.
+    """
+
+    def __init__(
+        self,
+        mount_point: Path,
+        invalidate: Callable[[int], None],
+        make_room: Callable[[], object] = lambda: None,
+    ) -> None:
         self._mount_point = os.fsencode(mount_point)
+        self._invalidate = invalidate
         self._make_room = make_room
         self._waiting = 0
 
@@ -97,7 +105,7 @@ class PagesByThread:
         """Drop the pages of *inode*; raises MemoryError where no thread can be started."""
         with trio.move_on_after(patience):
             try:
-                await self._in_thread(_invalidate, inode)
+                await self._in_thread(self._invalidate, inode)
             except OSError as exc:  # the kernel knows no such inode, so it has no pages of it
                 log.debug("inode %d: %s", inode, exc)
             return True
@@ -108,7 +116,7 @@ class PagesByThread:
 
         async def drop() -> None:
             try:
-                await self._in_thread(_invalidate, inode)
+                await self._in_thread(self._invalidate, inode)
             except (OSError, MemoryError) as exc:
                 _log_kept(path, exc)
 
@@ -151,10 +159,6 @@ class PagesByThread:
         except RuntimeError as exc:
             self._waiting -= 1
             raise MemoryError(str(exc)) from None
-
-
-def _invalidate(inode: int) -> None:
-    pyfuse3.invalidate_inode(inode, attr_only=False)
 
 
 async def _wait_while(is_wanted: Callable[[], bool], done: trio.Event) -> None:

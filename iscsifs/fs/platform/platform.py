@@ -50,8 +50,11 @@ class Platform(Protocol):
     def requests_ended(self) -> None:
         """Clean up after the main loop."""
 
-    def pages(self, mount_point: Path) -> Pages:
-        """Return what drops the cached pages of the files below *mount_point*."""
+    def pages(self, mount_point: Path, invalidate: Callable[[int], None]) -> Pages:
+        """Return what drops the cached pages of the files below *mount_point*.
+
+        *invalidate(inode)* has the kernel drop those of a file, and waits for pages that are being read.
+        """
 
     def tune(self, device: str) -> None:
         """Set the kernel's limits for the mount of *device* ("major:minor"), which answers already."""
@@ -79,9 +82,9 @@ class NoPlatform:
     def requests_ended(self) -> None:
         """Do nothing."""
 
-    def pages(self, mount_point: Path) -> Pages:
+    def pages(self, mount_point: Path, invalidate: Callable[[int], None]) -> Pages:
         """Return the way of threads."""
-        return PagesByThread(mount_point)
+        return PagesByThread(mount_point, invalidate)
 
     def tune(self, device: str) -> None:
         """Leave the limits as they are."""
@@ -118,9 +121,10 @@ class LinuxPlatform:
         """Answer FUSE_INIT where libfuse has refused the kernel's version, and waits for nothing more."""
         self._init.end()
 
-    def pages(self, mount_point: Path) -> Pages:
+    def pages(self, mount_point: Path, invalidate: Callable[[int], None]) -> Pages:
         """Return the way of child processes; a thread gets the reserve where memory is short."""
-        return PagesByChild(mount_point, PagesByThread(mount_point, lambda: self._has_room()))
+        by_thread = PagesByThread(mount_point, invalidate, lambda: self._has_room())
+        return PagesByChild(mount_point, by_thread)
 
     def tune(self, device: str) -> None:
         """Set max_background and the read-ahead."""
