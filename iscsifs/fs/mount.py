@@ -150,8 +150,11 @@ class Mount:
 
         async def leave() -> None:
             nonlocal is_ready
-            if not await self._pages.is_answered() or mount_at(self._path) != self._entry:
-                over.set()  # it was unmounted, or the connection was aborted
+            if not await self._pages.is_answered():
+                with trio.move_on_after(_PATIENCE):  # where the connection was aborted, `answer` ends as well
+                    await over.wait()
+            if over.is_set() or mount_at(self._path) != self._entry:
+                over.set()  # it was unmounted
                 return
             self._platform.tune(self._entry.device)
             if not stop.is_set():

@@ -289,7 +289,7 @@ def initiator_stream(data: bytes) -> None:
     if len(data) < 2:
         return
     setting, piece = Setting.of(data[0]), data[1] + 1
-    stat_sn = finished_logins(setting)[1].stat_sn
+    stat_sn = finished_logins(setting)[1].statuses.stat_sn
     pdus = [
         on_the_wire(written, header_digest=setting.header_digest, data_digest=setting.data_digest)
         for written in numbered(data[2:], counts_status, stat_sn)
