@@ -48,7 +48,7 @@ from iscsifs.target.unit import (
     Nexus,
 )
 from iscsifs.transport.link import Link
-from iscsifs.units.block import LogicalUnit
+from iscsifs.units.block import BlockUnit
 
 TARGET = "iqn.2001-04.com.example:disk"
 CHANGING_CODES = WRITE_CODES | WRITE_SAME_CODES | SYNCHRONIZE_CODES | {OperationCode.UNMAP}
@@ -169,7 +169,7 @@ class San:
     `unit` is the disk from the initiator's side.
     """
 
-    unit: LogicalUnit
+    unit: BlockUnit
     portal = Portal("192.0.2.1", 3260)
     peer_address = "192.0.2.1"
 
@@ -196,7 +196,9 @@ class San:
         self._nursery.start_soon(self._session.run)
         target = ManagedTarget(TARGET, cast(Dialler, self), self._session, self._options, self._nursery)
         await target.find_units()
-        (self.unit,) = target.units
+        (unit,) = target.units
+        assert isinstance(unit, BlockUnit)
+        self.unit = unit
 
     async def log_out(self) -> None:
         """End the session."""

@@ -26,7 +26,7 @@ from iscsifs.target.script import Script
 from iscsifs.target.server import Server
 from iscsifs.target.session import Session as TargetSession
 from iscsifs.transport.link import Link
-from iscsifs.units.block import LogicalUnit
+from iscsifs.units.block import BlockUnit
 
 INITIATOR = "iqn.2001-04.com.example:initiator"
 TARGET = "iqn.2001-04.com.example:target"
@@ -118,8 +118,10 @@ class World:
     def labels(self) -> list[str]:
         return [unit.label for unit in self.target.units]
 
-    def unit(self, number: int) -> LogicalUnit:
-        return next(unit for unit in self.target.units if unit.label == str(number))
+    def unit(self, number: int) -> BlockUnit:
+        unit = next(unit for unit in self.target.units if unit.label == str(number))
+        assert isinstance(unit, BlockUnit)
+        return unit
 
     def cut(self) -> None:
         self.server.drop_connections()
