@@ -306,7 +306,7 @@ def record_embedded() -> None:
             heard.add(answer)
             initiator.receive(answer, len(answer) or 1)
         target.device.close()
-        due = finished_logins(setting)[1].stat_sn
+        due = finished_logins(setting)[1].statuses.stat_sn
         save(
             "initiator_stream",
             f"iscsifs-{setting.byte:02x}",
