@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,10 @@ def children() -> list[str]:
     states = []
     for thread in Path("/proc/self/task").iterdir():
         for pid in (thread / "children").read_text().split():
-            stat = Path(f"/proc/{pid}/stat").read_text()
-            if "(sh)" in stat:
-                states.append(stat.rpartition(")")[2].split()[0])
+            with suppress(FileNotFoundError, ProcessLookupError):  # reaped in the meantime
+                stat = Path(f"/proc/{pid}/stat").read_text()
+                if "(sh)" in stat:
+                    states.append(stat.rpartition(")")[2].split()[0])
     return states
 
 
@@ -86,10 +88,10 @@ async def test_there_are_few_children_at_once_and_none_is_left(pages: PagesByChi
 
 
 async def test_a_child_is_reaped_at_once(pages: PagesByChild, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
+    release = fifo(tmp_path, "file")
     pages.drop_soon(INODE, b"file")
-    await wait_all_tasks_blocked()
-    assert len(children()) == 1
+    await until(lambda: len(children()) == 1)
+    release()
     await until(lambda: children() == [])
 
 
