@@ -1,7 +1,7 @@
 """The page of promises: which tests hold each of them, and, after a run of all tests, whether those ran.
 
 A cell of the page names files, patterns or directories below its own, ``fs/test_tree.py``, or one test of a
-file, ``fs/test_tree.py::test_names``; or numbers of scenarios behind ``faults``, which the names of tests have:
+file, ``fs/test_tree.py::test_names``; or numbers of scenarios behind ``faults``, as in the names of tests:
 test_11_and_12_x has two, test_3_x one.
 """
 
