@@ -22,7 +22,7 @@ PATIENCE: Final = 900.0
 
 TESTS: Final[Mapping[str, Sequence[str]]] = {
     "iscsi": ["tests/iscsi", "tests/target", "tests/fuzz"],
-    "scsi": ["tests/scsi", "tests/target/test_target_unit.py", "tests/initiator/test_unit.py", "tests/fuzz"],
+    "scsi": ["tests/scsi", "tests/target", "tests/initiator/test_unit.py", "tests/fuzz"],
     "transport": ["tests/initiator", "tests/faults"],
     "initiator": ["tests/initiator", "tests/faults"],
     "units": ["tests/units", "tests/initiator", "tests/model", "tests/faults"],

@@ -39,6 +39,17 @@ def test_memory_is_zeros_until_it_is_written() -> None:
     store.close()
 
 
+def test_what_the_kernel_takes_and_gives_in_pieces_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with more than 2 GiB at once."""
+    pwritev, preadv = os.pwritev, os.preadv
+    monkeypatch.setattr(os, "pwritev", lambda fd, views, offset: pwritev(fd, [views[0][:3]], offset))
+    monkeypatch.setattr(os, "preadv", lambda fd, views, offset: preadv(fd, [views[0][:5]], offset))
+    store = Store.memory(64)
+    assert not store.made
+    store.write(7, bytes(range(1, 33)))
+    assert store.read(0, 64) == bytes(7) + bytes(range(1, 33)) + bytes(25)
+
+
 def test_a_store_is_closed_once_and_with_the_last_reference_to_it() -> None:
     gc.collect()  # what other tests have left is closed now, and not in between
     before = memories()
