@@ -14,7 +14,11 @@ from typing import Final
 from crc32c import crc32c
 
 from iscsifs.errors import DigestError, ProtocolError
-from iscsifs.iscsi.pdu import BHS_LENGTH, DataOut, Pdu, opcode_of, pack, unpack
+from iscsifs.iscsi.bhs import BHS_LENGTH, opcode_of, pack, unpack
+from iscsifs.iscsi.pdu import (
+    DataOut,
+    Pdu,
+)
 
 Buffer = bytes | bytearray | memoryview
 
