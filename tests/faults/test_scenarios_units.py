@@ -27,12 +27,12 @@ from support.memory_site import (
     File,
     Says,
     World,
-    behave,
     errno_of,
     nothing_was_lost,
     open_world,
     page,
 )
+from support.trouble import behave
 
 NAME = "iqn.2026-01.example:site LUN 0"
 
