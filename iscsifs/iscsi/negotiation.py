@@ -42,7 +42,7 @@ REJECT: Final = "Reject"
 class Negotiation:
     """The keys of one login, seen from one side.
 
-    *offer* is what this side proposes, and what it aims for where the peer proposes first; *leading* tells
+    *offer* is what this side proposes, and what it prefers where the peer proposes first; *leading* tells
     the login of a session's first connection from that of a further one.
     """
 
@@ -232,7 +232,7 @@ class Negotiation:
         return format_value(result)
 
     def _is_due(self, name: str, value: str) -> bool:
-        """Tell whether a proposal must be answered (section 6.2.2); one we know nothing of can be dropped."""
+        """Tell whether a proposal must be answered (section 6.2.2); an unknown one can be dropped."""
         key = TABLE.get(name)
         if key is None:
             return name in OBSOLETE

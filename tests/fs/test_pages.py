@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import trio
-from mounting import MountHosts, run
 from trio.testing import wait_all_tasks_blocked
 
 from iscsifs.fs.platform import pages as module
 from iscsifs.fs.platform.pages import PagesByChild, PagesByThread
 from iscsifs.target.testing import TestTarget
+from support.mounting import MountHosts, run
 
 INODE = 7
 TIME = 10.0  # seconds

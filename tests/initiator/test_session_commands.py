@@ -5,8 +5,6 @@ from contextlib import suppress
 
 import pytest
 import trio
-from memory_line import LUN, OTHER_LUN, Call, pair
-from peer import Closed, Peer
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import CommandTimeout, DataError, TaskAborted, TransportError
@@ -29,6 +27,8 @@ from iscsifs.limits import LAST_LOGOUT_TIMEOUT, MANAGEMENT_TIMEOUT
 from iscsifs.scsi import cdb
 from iscsifs.scsi.sense import Condition, Sense, SenseKey
 from iscsifs.scsi.status import Status
+from support.memory_line import LUN, OTHER_LUN, Call, pair
+from support.peer import Closed, Peer
 
 READ = cdb.read_10(0, 1)
 WRITE = cdb.write_10(0, 1)
@@ -627,7 +627,7 @@ async def test_a_report_that_there_is_no_memory_for_is_not_taken_for_none(
 async def test_a_new_session_that_there_is_no_memory_for_ends_and_the_next_one_goes_on(
     what: str, autojump_clock: MockClock
 ) -> None:
-    """Nothing is sent to units that may not be suspended, and nobody waits for ever."""
+    """Nothing is sent to units that are not known to be suspended, and no command waits for ever."""
     left = iter([MemoryError])
 
     def fail_once() -> None:

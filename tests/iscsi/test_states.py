@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 
 import pytest
-from memory_target import MemoryTarget, plain_task
 
 from iscsifs.errors import ConnectionClosed, LoginRefused, ProtocolError
 from iscsifs.iscsi.connection import Connection
@@ -33,6 +32,7 @@ from iscsifs.iscsi.states import (
     advance_session,
     advance_target,
 )
+from support.memory_target import MemoryTarget, plain_task
 
 # The standard's own tables: each row is a state, each cell the transition to the state of the column.
 
@@ -210,7 +210,7 @@ class Watched(Connection):
 
 @pytest.fixture(autouse=True)
 def watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memory_target.Connection", Watched)
+    monkeypatch.setattr("support.memory_target.Connection", Watched)
 
 
 def passed(target: MemoryTarget) -> list[str]:

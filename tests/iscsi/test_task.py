@@ -3,7 +3,6 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_target import LUN, pattern
 
 from iscsifs.errors import ProtocolError
 from iscsifs.iscsi.bhs import BHS_LENGTH, pack
@@ -16,6 +15,7 @@ from iscsifs.iscsi.pdu import (
     DataOut,
 )
 from iscsifs.iscsi.task import Task, read_sense
+from support.memory_target import LUN, pattern
 
 
 def r2t(offset: int, length: int, number: int = 0) -> R2T:
