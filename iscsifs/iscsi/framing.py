@@ -61,7 +61,7 @@ def frame(
 
 
 def frame_sequence(
-    last: DataOut, data: memoryview, longest: int, *, header_digest: bool = False, data_digest: bool = False
+    last: DataOut, data: memoryview, longest: int, *, header_digest: bool, data_digest: bool
 ) -> list[Buffer]:
     """Return the buffers that carry *data* in a sequence of Data-Outs, none longer than *longest* bytes
     (section 11.7).
