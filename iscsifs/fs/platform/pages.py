@@ -3,7 +3,7 @@
 The kernel drops the pages of a file at each open (keep_cache=False), and when it is told to
 (FUSE_NOTIFY_INVAL_INODE). In both cases the caller waits for pages that are being read, and this program
 answers these reads. A thread of this program that waits in the kernel cannot be killed, and holds the
-descriptor of FUSE: after SIGKILL nobody would answer, and process and mount would stay until ``umount -f``.
+descriptor of FUSE: after SIGKILL process and mount would hang until ``umount -f``.
 So no thread of this program may wait for its own mount. There are two ways:
 
 `PagesByChild`
@@ -44,10 +44,13 @@ class Pages(Protocol):
         """Whether a thread waits in the kernel: until it returns the process cannot end."""
 
     async def is_answered(self) -> bool:
-        """Wait until the mount point answers; return whether it does, or whether nobody could ask."""
+        """Ask the mount point for its attributes; return False where it answers with an error.
+
+        Return True where there is neither a process nor a thread to ask.
+        """
 
     def opened(self, inode: int, pid: int) -> None:
-        """Take note that process *pid* opens *inode*."""
+        """Note that process *pid* opens *inode*."""
 
     async def drop(self, inode: int, path: bytes | None, patience: float) -> bool:
         """Drop the pages of *inode*, at *path*; return whether that was done within *patience* seconds.
@@ -206,7 +209,7 @@ class PagesByChild:
         return opening.status in (0, None)
 
     def opened(self, inode: int, pid: int) -> None:
-        """Take note of what a child opens: a path can lead to another mount."""
+        """Note the inode that a child opens: its path can lead to another mount."""
         if pid in self._children:
             self._children[pid].inode = inode
 
