@@ -24,16 +24,16 @@ from iscsifs.limits import END_TIMEOUT
 
 log = logging.getLogger(__name__)
 
-# A request that is in work keeps a task of pyfuse3 to itself. With its default of 99 as many processes that
-# wait for a unit that is away would stop all other units as well, so there is a task for every process.
+# A request in work occupies a task of pyfuse3. With its default of 99 tasks, 99 processes that wait for one
+# unit that is away would stop all other units, so there is a task for every process.
 _MAX_TASKS: Final = 1 << 16
 
 _MNT_FORCE: Final = 1  # umount2(2): abort the connection
 
 _PATIENCE: Final = 0.5
-"""Seconds between two looks at whether anybody still waits for an answer."""
+"""Seconds between two checks for requests in work."""
 
-# Idle tasks that are kept: fewer, and under a queue of 32 requests tasks are made and ended all the time.
+# Idle tasks that are kept. With fewer, a queue of 32 requests starts and ends tasks all the time.
 _MIN_TASKS: Final = 32
 
 
@@ -74,7 +74,7 @@ def check_mount_point(mount_point: Path, nonempty: bool = False) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Say whether *record*, of pyfuse3, is more than an answer to a request that the kernel has given up."""
+    """Return False for pyfuse3's *record* of an answer to a request that the kernel has given up."""
     return "fuse_reply" not in record.msg or record.args != (os.strerror(errno.ENOENT),)
 
 
@@ -116,7 +116,7 @@ class Mount:
         self._entry = mount_at(self._path) or MountEntry("", "", self._path, "", os.geteuid())
 
     def record(self) -> Record:
-        """Begin the record by which others find this process."""
+        """Begin the record by which other processes find this one."""
         return Record(self._entry)
 
     async def serve(
@@ -193,7 +193,7 @@ class Mount:
     def close(self) -> None:
         """Unmount, even when files are still open; do nothing where that has been done from outside."""
         if self._pages.is_thread_waiting and self._is_mounted():
-            # Nothing is answered any more, so it would wait for ever. An ordinary user has no way to do this.
+            # It waits for an answer that will not come. Only root can abort the connection.
             ctypes.CDLL(None).umount2(os.fsencode(self._path), _MNT_FORCE)
         pyfuse3.close()
         try:
@@ -238,7 +238,7 @@ class Mount:
 
 
 class _StandardError:
-    """Keep what libfuse and fusermount3 say to the standard error, from where only *lines* tells it."""
+    """Collects in *lines* what libfuse and fusermount3 write to the standard error."""
 
     def __enter__(self) -> None:
         sys.stderr.flush()
