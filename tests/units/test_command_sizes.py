@@ -5,14 +5,14 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from iscsifs.errors import UnitError
 from iscsifs.scsi.capacity import Capacity
 from iscsifs.scsi.cdb import OperationCode
 from iscsifs.scsi.inquiry import DeviceType, InquiryData
 from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.vpd import BlockLimits, Provisioning
-from iscsifs.units.block import LONGEST_TRANSFER, LogicalUnit
+from iscsifs.units.block import BlockUnit
 from iscsifs.units.identity import Description
+from iscsifs.units.transfers import LONGEST_TRANSFER
 from support.memory_path import Answer, MemoryPath, queue_of
 
 BLOCK = 512
@@ -46,7 +46,7 @@ class Disk:
         self.size = blocks * BLOCK
         self._unknown = unknown
         self._path = MemoryPath(self._answer)
-        self.unit = LogicalUnit(
+        self.unit = BlockUnit(
             0,
             queue_of(self._path, nursery),
             description(blocks, provisioning),
@@ -102,17 +102,6 @@ async def test_the_last_block_that_10_bytes_reach_is_reached_by_10_bytes_and_the
     assert at.codes[-1] == small
     await use(beyond)
     assert beyond.codes[-1] == large
-
-
-async def test_a_disk_that_takes_blocks_back_by_10_bytes_only_is_not_asked_beyond_them(
-    make_disk: MakeDisk,
-) -> None:
-    at, beyond = make_disk(REACHED, lbpws10=True), make_disk(REACHED + 1, lbpws10=True)
-    await at.unit.discard(at.size - BLOCK, BLOCK)
-    assert at.codes == [OperationCode.WRITE_SAME_10]
-    with pytest.raises(UnitError, match="takes no blocks back"):
-        await beyond.unit.discard(0, BLOCK)
-    assert beyond.codes == []
 
 
 async def zero_a_stretch(disk: Disk) -> None:
