@@ -56,6 +56,6 @@ class LunPath:
         """Cut the session's back-off short; return until when an attempt to log in may help."""
         return self._session.want()
 
-    def linger(self) -> None:
+    def busy_poll(self) -> None:
         """Busy-poll for answers."""
-        self._session.link.linger()
+        self._session.link.busy_poll()

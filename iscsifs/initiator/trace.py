@@ -6,7 +6,7 @@ Nothing is called while messages of this level are not wanted: `tracer` gives No
 import logging
 from typing import Final
 
-from iscsifs.iscsi.connection import Observer
+from iscsifs.iscsi.framing import Observer
 from iscsifs.iscsi.pdu import (
     RESERVED_TAG,
     CommandFlag,

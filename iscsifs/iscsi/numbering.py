@@ -2,6 +2,8 @@
 
 Commands are numbered for a session, over all its connections (section 4.2.2.1). Statuses are numbered for
 each connection (section 4.2.2.2).
+
+Every command and every answer passes here. So the comparisons of `iscsi.serial` are written out.
 """
 
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from iscsifs.iscsi.pdu import (
     TextResponse,
     opcode_of,
 )
+from iscsifs.iscsi.serial import HALF, MASK
 
 NumberedPdu = (
     DataIn
@@ -50,12 +53,12 @@ class CommandNumbering:
     @property
     def window_is_open(self) -> bool:
         """Whether the target takes another command."""
-        return serial.le(self.cmd_sn, self.max_cmd_sn)
+        return (self.max_cmd_sn - self.cmd_sn) & MASK < HALF
 
     def take_cmd_sn(self) -> int:
         """Return the CmdSN of a command that is sent now."""
         cmd_sn = self.cmd_sn
-        self.cmd_sn = serial.add(cmd_sn, 1)
+        self.cmd_sn = (cmd_sn + 1) & MASK
         return cmd_sn
 
     def update_window(self, pdu: NumberedPdu) -> None:
@@ -64,11 +67,11 @@ class CommandNumbering:
         Raises ProtocolError where it acknowledges what was not sent.
         """
         exp_cmd_sn, max_cmd_sn = pdu.exp_cmd_sn, pdu.max_cmd_sn
-        if serial.lt(max_cmd_sn + 1, exp_cmd_sn):
+        if 0 < (exp_cmd_sn - max_cmd_sn - 1) & MASK < HALF:
             return
-        if serial.lt(self.cmd_sn, exp_cmd_sn):
+        if 0 < (exp_cmd_sn - self.cmd_sn) & MASK < HALF:
             raise ProtocolError("ExpCmdSN is ahead of CmdSN", section="4.2.2.1", pdu=opcode_of(pdu).name)
-        if serial.lt(self.max_cmd_sn, max_cmd_sn):
+        if 0 < (max_cmd_sn - self.max_cmd_sn) & MASK < HALF:
             self.max_cmd_sn = max_cmd_sn
 
 
@@ -93,7 +96,7 @@ class StatusNumbering:
         nothing can bring it back.
         """
         if pdu.stat_sn == self.exp_stat_sn:
-            self.exp_stat_sn = serial.add(self.exp_stat_sn, 1)
+            self.exp_stat_sn = (self.exp_stat_sn + 1) & MASK
         elif not serial.lt(pdu.stat_sn, self.exp_stat_sn) or not self._may_repeat(pdu):
             rule = f"StatSN {pdu.stat_sn} where {self.exp_stat_sn} was due"
             raise ProtocolError(rule, section="4.2.2.2", pdu=opcode_of(pdu).name)

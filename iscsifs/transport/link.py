@@ -1,8 +1,12 @@
 """A connection on a socket: the bytes of `iscsi.connection.Connection`, moved by trio.
 
 One function reads from the socket, and one writes to it. What a caller queues while the line is quiet is
-sent at once, and it may `linger` for the answer; while much is under way it is left to the sender task, which
-takes what all callers queued in this turn of the loop and sends it in one system call.
+sent at once, and the caller may `busy_poll` for the answer; while much is under way it is left to the sender
+task, which takes what all callers queued in this turn of the loop and sends it in one system call.
+
+The target says how much there is to receive, and by R2T how much to send. So the work of one turn of the
+event loop is bounded here, by reads and by PDUs (`Connection.pdus`); the rest stays in the socket until the
+next turn.
 """
 
 import errno
@@ -24,7 +28,7 @@ from iscsifs.iscsi.login import Redirect
 from iscsifs.iscsi.pdu import TaskFunction
 from iscsifs.iscsi.task import Task
 from iscsifs.iscsi.text import Pair
-from iscsifs.limits import MAX_READS
+from iscsifs.limits import MAX_PDUS, MAX_READS
 from iscsifs.transport.polling import NO_POLLER, Poller
 
 _R = TypeVar("_R")
@@ -40,7 +44,7 @@ class Link:
     """A `Connection` on a connected, non-blocking socket.
 
     Any failure ends the link for good: `failure` then holds the reason, and `run` returns. *poller* is
-    for `linger`.
+    for `busy_poll`.
     """
 
     def __init__(self, sock: socket.socket, connection: Connection, poller: Poller = NO_POLLER) -> None:
@@ -53,6 +57,7 @@ class Link:
         self._watched = poller.watch(sock.fileno())
         self._alone = False  # there was only one command under way lately
         self._drained = True  # the last read took all that there was
+        self._turn_ends = 0  # at so many PDUs
         self._idle_sender: trio.lowlevel.Task | None = None
         self._scope = trio.CancelScope()
 
@@ -77,7 +82,7 @@ class Link:
                 self._flush()
             if self.failure:
                 raise self.failure
-            await self._readable()
+            await trio.lowlevel.wait_readable(self._socket)
             self._receive()
             if events := self.connection.events():
                 outcome, *self._early = events
@@ -92,7 +97,7 @@ class Link:
                 on_event(event)
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    self._watched.callback = partial(self._receive_once, on_event, nursery)
+                    self._watched.callback = partial(self._receive_once, on_event)
                     nursery.start_soon(self._guarded, self._send_loop)
                     nursery.start_soon(self._guarded, self._receive_loop, on_event)
         finally:
@@ -125,63 +130,59 @@ class Link:
 
     def abort_task(self, task: Task) -> Management:
         """Send ABORT TASK."""
-        return self._asked(self.connection.abort_task(task))
+        return self._asked(self.connection.requests.abort_task(task))
 
     def reset(self, function: TaskFunction, lun: int) -> Management:
         """Send a task management function that ends all tasks of *lun*."""
-        return self._asked(self.connection.reset(function, lun))
+        return self._asked(self.connection.requests.reset(function, lun))
 
     def repeat(self, management: Management) -> Management:
         """Send a task management function again that was refused for want of room."""
-        return self._asked(self.connection.repeat(management))
+        return self._asked(self.connection.requests.repeat(management))
 
     def ping(self) -> Ping:
         """Send a NOP-Out that asks for an echo."""
-        return self._asked(self.connection.ping())
+        return self._asked(self.connection.requests.ping())
 
     def send_text(self, pairs: list[Pair]) -> Text:
         """Send a Text Request."""
-        return self._asked(self.connection.send_text(pairs))
+        return self._asked(self.connection.requests.send_text(pairs))
 
     def log_out(self) -> Logout:
         """Send a Logout Request that closes the session."""
-        return self._asked(self.connection.log_out())
+        return self._asked(self.connection.requests.log_out())
 
     def _asked(self, request: _R) -> _R:
         self.kick()
         return request
 
     def kick(self) -> None:
-        """See that what the connection has queued is sent: now, or with what others queue, if the line is
-        busy."""
+        """Send what the connection has queued: at once while the line is quiet, else by the sender task."""
         under_way = self.connection.tasks_on_the_wire
         if under_way > 1:
             self._alone = False
         if under_way <= QUIET:
             self._flush()
-        else:
+        elif self._idle_sender is not None:
             self._wake_sender()
 
-    def linger(self) -> None:
+    def busy_poll(self) -> None:
         """Busy-poll for the answer, if one command alone is under way, and so was the last."""
         connection = self.connection
         alone, self._alone = self._alone, connection.tasks_on_the_wire == 1
-        if alone and not connection.has_rest:
-            connection.begin_turn()
+        if alone:
+            self._turn_ends = connection.pdus + MAX_PDUS
             watched = self._watched
             while connection.tasks_on_the_wire == 1 and watched.callback is not None and watched.poll():
                 watched.callback()
 
-    def _receive_once(self, on_event: Callable[[Event], None], nursery: trio.Nursery) -> None:
-        """Receive once, outside of the receive loop."""
-        if self.connection.has_rest:
-            return
-        try:
-            self._take(on_event)
-        except (IscsifsError, MemoryError) as error:
-            self._break(error)
-        if self.connection.has_rest:  # of which the socket tells nobody
-            nursery.start_soon(self._guarded, self._receive_all, on_event)
+    def _receive_once(self, on_event: Callable[[Event], None]) -> None:
+        """Receive once, outside of the receive loop, unless it was enough for this turn."""
+        if self.connection.pdus < self._turn_ends:
+            try:
+                self._take(on_event)
+            except (IscsifsError, MemoryError) as error:
+                self._break(error)
 
     def progress(self) -> tuple[int, int]:
         """Return how many bytes the other end has taken so far, and how many wait for that.
@@ -210,25 +211,14 @@ class Link:
         self.fail(error if isinstance(error, IscsifsError) else TransportError("no memory for what comes"))
 
     async def _receive_loop(self, on_event: Callable[[Event], None]) -> None:
-        while self.failure is None:
-            await self._readable()
-            await self._receive_all(on_event)
-
-    async def _receive_all(self, on_event: Callable[[Event], None]) -> None:
-        """Receive until there is no more; others have their turn now and then."""
         connection = self.connection
         while self.failure is None:
-            connection.begin_turn()
+            await trio.lowlevel.wait_readable(self._socket)
+            self._turn_ends = connection.pdus + MAX_PDUS
             for _ in range(MAX_READS):
                 self._take(on_event)
-                if connection.has_rest:
+                if self._drained or self.failure is not None or connection.pdus >= self._turn_ends:
                     break
-                if self._drained:
-                    return
-            await trio.lowlevel.checkpoint()
-
-    async def _readable(self) -> None:
-        await trio.lowlevel.wait_readable(self._socket)
 
     def _take(self, on_event: Callable[[Event], None]) -> None:
         """Receive once, tell what has happened, and answer."""
@@ -243,11 +233,8 @@ class Link:
         self._flush()
 
     def _receive(self) -> None:
-        """Receive once, what there is, or look at the rest; raises TransportError at the stream's end."""
+        """Receive once; raises TransportError at the stream's end."""
         connection = self.connection
-        if connection.has_rest:
-            connection.buffer_updated(0)
-            return
         buffer = connection.get_buffer()
         try:
             count = self._socket.recv_into(buffer)
@@ -267,6 +254,8 @@ class Link:
             self._flush()
             if self._unsent:
                 await trio.lowlevel.wait_writable(self._socket)
+            elif self.connection.has_more_to_send:
+                await trio.lowlevel.checkpoint()
             else:
                 self._idle_sender = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._abort_wait)
@@ -276,22 +265,26 @@ class Link:
         return trio.lowlevel.Abort.SUCCEEDED
 
     def _flush(self) -> None:
-        """Send what there is until the socket is full; the one place that writes to it."""
-        while self.failure is None:
-            if not self._unsent:
-                self._unsent = self.connection.data_to_send()
-                if not self._unsent:
-                    return
-            try:
-                sent = self._socket.sendmsg(self._unsent[:MAX_BUFFERS])
-            except BlockingIOError:
-                self._wake_sender()
-                return
-            except OSError as error:
-                self.fail(self._lost(error))
-                return
-            self._sent += sent
-            self._unsent = _behind(self._unsent, sent)
+        """Send by one system call; the sender task sends what is left. The one place that writes to the
+        socket."""
+        if self.failure is not None:
+            return
+        unsent = self._unsent or self.connection.data_to_send()
+        if not unsent:
+            return
+        try:
+            sent = self._socket.sendmsg(unsent[:MAX_BUFFERS])
+        except BlockingIOError:
+            self._unsent = unsent
+            self._wake_sender()
+            return
+        except OSError as error:
+            self.fail(self._lost(error))
+            return
+        self._sent += sent
+        self._unsent = _behind(unsent, sent)
+        if self._unsent or self.connection.has_more_to_send:
+            self._wake_sender()
 
     def _lost(self, error: OSError) -> TransportError:
         kind = ConnectionClosed if error.errno in (errno.ECONNRESET, errno.EPIPE) else TransportError

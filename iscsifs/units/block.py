@@ -73,7 +73,7 @@ class LogicalUnit:
             self._start_write,
             self._synchronise,
             nursery,
-            linger=queue.path.linger,
+            busy_poll=queue.path.busy_poll,
             longest=self.preferred_size if self.is_block else 0,
             behind=write_behind,
             volatile=description.volatile_cache is not False,

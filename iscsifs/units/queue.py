@@ -176,7 +176,7 @@ class Queue:
         await trio.lowlevel.checkpoint_if_cancelled()
         command = self.start(cdb, data_in=data_in, data_out=data_out, idempotent=idempotent)
         if not command.ended:
-            self.path.linger()
+            self.path.busy_poll()
             if not command.ended:
                 await self._end_of(command)
         if command.failure is not None:

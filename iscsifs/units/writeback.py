@@ -47,7 +47,7 @@ class WriteBuffer:
 
     *write(offset, data, fua, done)* writes and tells *done* what that failed with, or None, at once or later.
     *synchronise()* raises IscsifsError where it fails; it runs in *nursery* where nobody has asked for it.
-    *linger()* busy-polls for an answer. *longest* is the number of bytes up to which
+    *busy_poll()* busy-polls for an answer. *longest* is the number of bytes up to which
     neighbours are joined. With *behind* False a write returns when the target has it. *volatile*: what the
     target has, it may still lose. *fua*: the unit honours FUA.
 
@@ -63,7 +63,7 @@ class WriteBuffer:
         nursery: trio.Nursery,
         *,
         longest: int,
-        linger: Callable[[], None] = lambda: None,
+        busy_poll: Callable[[], None] = lambda: None,
         behind: bool = True,
         volatile: bool = True,
         fua: bool = False,
@@ -81,7 +81,7 @@ class WriteBuffer:
         self._write = write
         self._synchronise = synchronise
         self._nursery = nursery
-        self._linger = linger
+        self._busy_poll = busy_poll
         self._longest = longest
         self._behind = behind
         self._max_commands = max_commands
@@ -595,7 +595,7 @@ class WriteBuffer:
             self._barriers.append(barrier)
             try:
                 self._pump()  # nothing is held back any more
-                self._linger()
+                self._busy_poll()
                 await barrier.wait()
             finally:
                 self._barriers.remove(barrier)

@@ -396,16 +396,16 @@ async def test_a_flush_waits_for_a_part_write(connect: Open) -> None:
     assert san.medium()[10:13] == b"abc"
 
 
-@pytest.mark.parametrize("lingering", [False, True])
+@pytest.mark.parametrize("busy_polled", [False, True])
 async def test_no_memory_for_what_comes_costs_the_connection_and_no_more(
     connect: Open,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    lingering: bool,
+    busy_polled: bool,
 ) -> None:
     san = await connect()
     await san.unit.read(0, BLOCK)
-    polls = iter([lingering])
+    polls = iter([busy_polled])
     monkeypatch.setattr(Watched, "poll", lambda _: next(polls, False))
     get_buffer = Connection.get_buffer
 
