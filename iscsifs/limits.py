@@ -94,8 +94,8 @@ MAX_READS: Final = 32
 """Reads in a row from a socket that always has more, before other tasks get their turn."""
 
 MAX_PDUS: Final = 64
-"""PDUs received, and Data-Outs made, after which other tasks get their turn; the last read may bring up to 256
-PDUs more. Each takes some microseconds, a reported error more."""
+"""PDUs received, and Data-Outs made, after which others get their turn; the last read may bring 256 PDUs
+more. Each takes some microseconds, a reported error more."""
 
 MAX_DATA_OUTS: Final = 512
 """Data-Outs that are made in a row: one R2T may ask for tens of thousands."""

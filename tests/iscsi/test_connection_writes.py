@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-from memory_target import LUN, MemoryTarget, Sent, feed, pattern, plain_task
 
 from iscsifs.errors import DataError
 from iscsifs.iscsi.keys import Value
@@ -21,6 +20,7 @@ from iscsifs.iscsi.pdu import (
 )
 from iscsifs.iscsi.task import Task
 from iscsifs.limits import MAX_DATA_OUTS
+from support.memory_target import LUN, MemoryTarget, Sent, feed, pattern, plain_task
 
 SOLICITED_ONLY: dict[str, Value] = {"InitialR2T": True, "ImmediateData": False}
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_target import pattern
 
 from iscsifs.errors import DigestError, ProtocolError
 from iscsifs.iscsi import pdu
@@ -21,6 +20,7 @@ from iscsifs.iscsi.framing import (
     frame_sequence,
 )
 from iscsifs.limits import MAX_DATA_OUTS
+from support.memory_target import pattern
 
 Arrived = tuple[pdu.Pdu, bytes, bytes]
 
