@@ -96,17 +96,20 @@ def _handler(
         except FUSEError:
             raise
         except Exception as exc:
-            if isinstance(exc, IscsifsError):
-                kind = {"kind": f"{method.__name__}: {exc.kind}"}
-                log.error("%s: %s", method.__name__, exc, extra=kind)
-            elif isinstance(exc, MemoryError):
-                log.error("%s: no memory", method.__name__)
-            else:
-                kind = {"kind": f"{method.__name__}: {exc!r}"}
-                log.exception("%s: unexpected error", method.__name__, extra=kind)
-            raise FUSEError(error_number(exc)) from exc
+            raise _failed(method.__name__, exc) from exc
 
     return guarded
+
+
+def _failed(operation: str, exc: Exception) -> FUSEError:
+    """Log why *operation* has failed, and return what it is answered with."""
+    if isinstance(exc, IscsifsError):
+        log.error("%s: %s", operation, exc, extra={"kind": f"{operation}: {exc.kind}"})
+    elif isinstance(exc, MemoryError):
+        log.error("%s: no memory", operation)
+    else:
+        log.exception("%s: unexpected error", operation, extra={"kind": f"{operation}: {exc!r}"})
+    return FUSEError(error_number(exc))
 
 
 class Operations(pyfuse3.Operations):
@@ -339,50 +342,66 @@ class Operations(pyfuse3.Operations):
         """Return that there are no extended attributes."""
         return []
 
-    @_handler
+    # Reads and writes are the hot way: they do by themselves what `_handler` and `OpenFile` do for others.
+
     async def read(  # type: ignore[override]  # any buffer will do, the annotation in pyfuse3 is narrower
         self, fh: int, off: int, size: int
     ) -> bytes | bytearray | memoryview:
         """Read, stopping at the end of the unit."""
-        with self._files[fh] as file:
+        try:
+            file = self._files.by_handle[fh]
             storage = file.storage
-            wanted = min(size, storage.size - off)
-            if wanted <= 0:
-                return b""
-            data = await storage.read(off, wanted)
+            file.in_work += 1
+            try:
+                data = await storage.read(off, size)
+            finally:
+                file.in_work -= 1
             # The kernel takes a short answer for the end of the file, and fills up with zeros.
-            if len(data) < wanted and off + len(data) < storage.size:
-                error = DataError(f"{len(data)} bytes at {off}, where {wanted} were asked for")
+            if len(data) < size and off + len(data) < storage.size:
+                error = DataError(f"{len(data)} bytes at {off}, where {size} were asked for")
                 raise error.counted_as(f"{storage.name}: a short answer")
             return data
+        except Exception as exc:
+            raise _failed("read", exc) from exc
 
-    @_handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Write as much as fits in front of the end of the unit.
 
         The kernel makes EIO of a short answer where the handle is O_DIRECT. So that is ENOSPC there, though
         all that fits was written.
         """
-        with self._files[fh] as file:
-            storage = file.storage
-            room = storage.size - off
-            if room <= 0:
-                raise FUSEError(errno.ENOSPC)
-            crosses = len(buf) > room
-            if crosses:
-                buf = buf[:room]
+        try:
+            file = self._files.by_handle[fh]
+            file.in_work += 1
             try:
-                await storage.write(off, buf, file.sync)
+                return await self._write(file, off, buf)
             finally:
-                file.times.modify()
-            file.used()
-            if storage.take_stale():
-                await self._truncations.drop_pages_behind(file.inode, off, len(buf))
-            if file.sync:
-                file.losses.report()
-            if crosses and file.direct:
-                raise FUSEError(errno.ENOSPC)
-            return len(buf)
+                file.in_work -= 1
+        except FUSEError:
+            raise
+        except Exception as exc:
+            raise _failed("write", exc) from exc
+
+    async def _write(self, file: OpenFile, off: int, buf: bytes) -> int:
+        storage = file.storage
+        room = storage.size - off
+        if room <= 0:
+            raise FUSEError(errno.ENOSPC)
+        crosses = len(buf) > room
+        if crosses:
+            buf = buf[:room]
+        try:
+            await storage.write(off, buf, file.sync)
+        finally:
+            file.times.modify()
+        file.is_new = file.may_be_closed = False
+        if storage.take_stale():
+            await self._truncations.drop_pages_behind(file.inode, off, len(buf))
+        if file.sync:
+            file.losses.report()
+        if crosses and file.direct:
+            raise FUSEError(errno.ENOSPC)
+        return len(buf)
 
     @_handler
     async def flush(self, fh: int) -> None:

@@ -51,11 +51,17 @@ class Connection:
         self.heard = False
         self.tasks_on_the_wire = 0
         """How many commands wait for their status; those still queued are not counted."""
+        self.pdus = 0
+        """How many PDUs have arrived, and Data-Outs were made: a measure of the work that was done."""
+        self.has_more_to_send = False
+        """Whether `data_to_send` has left something for the next call."""
         self.exchange = Exchange(observer)
         """What commands and other requests share."""
         self.requests = Requests(self.exchange, login.config.cid, self._end_task)
         """What can be asked for beside commands."""
-        self.receiver = Receiver(self._header_arrived, self._pdu_arrived)
+        self._receiver = Receiver(self._header_arrived, self._pdu_arrived)
+        self.get_buffer = self._receiver.get_buffer
+        """Returns the memory that the next bytes from the target belong into."""
         self._observer = observer
         self._queue: deque[Task] = deque()
         requests = self.requests
@@ -84,10 +90,6 @@ class Connection:
 
     # Bytes in and out.
 
-    def get_buffer(self) -> memoryview:
-        """Return the memory that the next bytes from the target belong into."""
-        return self.receiver.get_buffer()
-
     def buffer_updated(self, count: int) -> None:
         """Take note of *count* bytes received into what `get_buffer` returned.
 
@@ -95,7 +97,7 @@ class Connection:
         """
         self.heard = True
         try:
-            self.receiver.buffer_updated(count)
+            self._receiver.buffer_updated(count)
         except IscsifsError:
             self.connection_lost()
             self.exchange.sender.clear()
@@ -107,7 +109,7 @@ class Connection:
         state = self.state
         self.connection_lost()
         if state not in (ConnectionState.IN_LOGOUT, ConnectionState.FREE):
-            where = " in the middle of a PDU" if self.receiver.in_pdu else ""
+            where = " in the middle of a PDU" if self._receiver.in_pdu else ""
             raise ConnectionClosed(f"the target closed the connection{where}")
 
     def connection_lost(self) -> None:
@@ -131,20 +133,13 @@ class Connection:
             requests.send_texts()
         if self._queue:
             self._fill_window()
-        buffers = sender.take()
-        if not sender.waiting:
+        buffers, sender.framed = sender.framed, []
+        if sender.waiting:
+            self.pdus += sender.frame_waiting(buffers)
+        self.has_more_to_send = bool(sender.waiting)
+        if not self.has_more_to_send:
             requests.unsent_answers = 0
         return buffers
-
-    @property
-    def has_more_to_send(self) -> bool:
-        """Whether `data_to_send` has left something for the next call."""
-        return bool(self.exchange.sender.waiting)
-
-    @property
-    def pdus(self) -> int:
-        """How many PDUs have arrived, and Data-Outs were made: a measure of the work that was done."""
-        return self.receiver.pdus + self.exchange.sender.pdus
 
     # Commands.
 
@@ -154,9 +149,8 @@ class Connection:
         yield from self._queue
 
     def submit(self, task: Task) -> None:
-        """Send *task*, as soon as the command window is open (section 4.2.2.1)."""
+        """Queue *task*: `data_to_send` numbers it when the command window is open (section 4.2.2.1)."""
         self._queue.append(task)
-        self._fill_window()
 
     def withdraw(self, task: Task) -> bool:
         """Drop *task* if it is still unsent; return whether it was."""
@@ -187,12 +181,12 @@ class Connection:
         return unfinished
 
     def _fill_window(self) -> None:
-        """Send what is queued while the command window is open (section 4.2.2.1)."""
+        """Number and frame what is queued, as far as the command window is open (section 4.2.2.1)."""
         exchange, queue = self.exchange, self._queue
         if exchange.state is not ConnectionState.LOGGED_IN:
             return
-        commands = exchange.commands
-        while queue and self.tasks_on_the_wire < MAX_TASKS and commands.window_is_open:
+        commands, sender = exchange.commands, exchange.sender
+        for _ in range(min(len(queue), MAX_TASKS - self.tasks_on_the_wire, commands.window)):
             task = queue[0]
             tag = exchange.new_tag(task)  # without memory it stays in one of the two
             queue.popleft()
@@ -200,29 +194,36 @@ class Connection:
             command, ahs, immediate_data, burst = task.start(
                 self.login.parameters, tag, commands.take_cmd_sn(), exchange.statuses.exp_stat_sn
             )
-            exchange.sender.send(command, immediate_data, ahs)
+            sender.send(command, immediate_data, ahs)
             if burst is not None:
-                exchange.sender.send_sequence(burst)
+                sender.send_sequence(burst)
 
     def _end_task(self, task: Task) -> None:
+        exchange = self.exchange
+        del exchange.requests[task.initiator_task_tag]
+        exchange.events.append(task)
         self.tasks_on_the_wire -= 1
-        self.exchange.end_request(task.initiator_task_tag, task)
         if task.residual and task.residual_is_odd:
-            self.exchange.note_once(
+            exchange.note_once(
                 "the target counts a residual where all data were moved, against RFC 7143 section 11.4.5"
             )
 
     # Receiving.
 
     def _header_arrived(self, pdu: Pdu, ahs: bytes, length: int) -> memoryview | None:
-        if type(pdu) is DataIn and self.exchange.state is not ConnectionState.IN_LOGIN:
-            task = self._task(pdu)
-            return None if task is None else task.data_in_announced(pdu, length)
+        exchange = self.exchange
+        if isinstance(pdu, DataIn) and exchange.state is not ConnectionState.IN_LOGIN:
+            task = exchange.requests.get(pdu.initiator_task_tag)
+            if isinstance(task, Task):
+                return task.data_in_announced(pdu, length)
+            self._check_late(pdu)
+            return None
         if length and isinstance(pdu, (R2T, TaskManagementResponse, LogoutResponse)):
             raise ProtocolError("it has a data segment", section="11.2.1.6", pdu=pdu_name(pdu))
         return None
 
     def _pdu_arrived(self, pdu: Pdu, ahs: bytes, data: memoryview) -> None:
+        self.pdus += 1
         if self._observer is not None:
             self._observer(False, pdu, len(data))
         exchange = self.exchange
@@ -246,48 +247,49 @@ class Connection:
             exchange.sender.send(*outcome)
             return
         exchange.logged_in(login.config.cmd_sn, login.max_cmd_sn, login.exp_stat_sn)
-        for end in (self.receiver, exchange.sender):
+        for end in (self._receiver, exchange.sender):
             end.header_digest = login.parameters.header_digest
             end.data_digest = login.parameters.data_digest
-        self.receiver.max_data_segment_length = login.parameters.max_recv_data_segment_length
+        self._receiver.max_data_segment_length = login.parameters.max_recv_data_segment_length
         exchange.events.append(LoggedIn())
 
-    def _task(self, pdu: DataIn | ScsiResponse | R2T) -> Task | None:
-        """Return the SCSI task of *pdu*, None for one that was aborted; raises ProtocolError for any
-        other."""
-        exchange, tag = self.exchange, pdu.initiator_task_tag
-        task = exchange.requests.get(tag)
-        if isinstance(task, Task):
-            return task
-        if tag in exchange.late_tags:
-            return None
-        raise exchange.unknown_tag(tag, pdu)
+    def _check_late(self, pdu: DataIn | ScsiResponse | R2T) -> None:
+        """Raise ProtocolError unless *pdu*, which belongs to no task, does belong to one that was aborted."""
+        if pdu.initiator_task_tag not in self.exchange.late_tags:
+            raise self.exchange.unknown_tag(pdu.initiator_task_tag, pdu)
 
     def _data_in(self, pdu: DataIn, data: memoryview) -> None:
+        exchange = self.exchange
         if pdu.flags & DATA_IN_STATUS:
-            self.exchange.statuses.count(pdu)
-        task = self._task(pdu)
-        if task is None or pdu.data_sn != task.next_data_sn:  # late, or a repetition
-            return
-        task.data_in_arrived(pdu, len(data))
-        if task.ended:
-            self._end_task(task)
+            exchange.statuses.count(pdu)
+        task = exchange.requests.get(pdu.initiator_task_tag)
+        if not isinstance(task, Task):
+            self._check_late(pdu)
+        elif pdu.data_sn == task.next_data_sn:  # otherwise a repetition
+            task.data_in_arrived(pdu, len(data))
+            if task.ended:
+                self._end_task(task)
 
     def _scsi_response(self, pdu: ScsiResponse, data: memoryview) -> None:
         exchange = self.exchange
         exchange.statuses.count(pdu)
-        task = self._task(pdu)
-        if task is not None:
+        task = exchange.requests.get(pdu.initiator_task_tag)
+        if isinstance(task, Task):
             task.response_arrived(pdu, data)
             self._end_task(task)
-        elif pdu.status == CHECK_CONDITION:
+            return
+        self._check_late(pdu)
+        if pdu.status == CHECK_CONDITION:
             # Nobody waits for the status, but a unit attention is reported once only (SAM-5 section 5.14).
             lun = exchange.late_tags[pdu.initiator_task_tag]
             exchange.events.append(SenseReported(lun, read_sense(data, "SCSI_RESPONSE")))
 
     def _r2t(self, pdu: R2T, data: memoryview) -> None:
-        task = self._task(pdu)
-        if task is not None:
-            burst = task.solicited(pdu, self.parameters, self.exchange.statuses.exp_stat_sn)
-            if burst is not None:
-                self.exchange.sender.send_sequence(burst)
+        exchange = self.exchange
+        task = exchange.requests.get(pdu.initiator_task_tag)
+        if not isinstance(task, Task):
+            self._check_late(pdu)
+            return
+        burst = task.solicited(pdu, self.parameters, exchange.statuses.exp_stat_sn)
+        if burst is not None:
+            exchange.sender.send_sequence(burst)

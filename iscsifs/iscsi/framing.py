@@ -111,32 +111,31 @@ class DataSequence:
         self.longest = longest
         self.all_taken = all_taken
 
-    def take(self, count: int) -> tuple[DataOut, memoryview]:
-        """Return up to *count* Data-Outs as the arguments of `frame_sequence`, and remove them."""
-        last, data = self.last, self.data
-        size = count * (self.longest & ~3)
+    def take(self, most: int) -> tuple[int, DataOut, memoryview]:
+        """Remove up to *most* Data-Outs; return how many, and the arguments of `frame_sequence` for them."""
+        last, data, length = self.last, self.data, self.longest & ~3
+        size = most * length
         if len(data) <= size + (self.longest & 3):  # the last one of all need not be whole words
             self.data = data[:0]
-            return last, data
+            return max(-((self.longest - len(data)) // length), 0) + 1, last, data
         self.data = data[size:]
-        self.last = last._replace(data_sn=last.data_sn + count, buffer_offset=last.buffer_offset + size)
-        return last._replace(flags=0), data[:size]
+        self.last = last._replace(data_sn=last.data_sn + most, buffer_offset=last.buffer_offset + size)
+        return most, last._replace(flags=0), data[:size]
 
 
 class Sender:
     """The PDUs to be sent, in their order.
 
-    `waiting` holds the sequences of Data-Outs that are not cut into PDUs yet, and the buffers of what is to
-    be sent behind them. `pdus` counts the Data-Outs that were made of sequences.
+    `framed` holds the buffers that can be sent, `waiting` the sequences of Data-Outs that are not cut into
+    PDUs yet, and the buffers of what is to be sent behind them.
     """
 
     def __init__(self, observer: Observer | None = None) -> None:
         self.header_digest = False
         self.data_digest = False
         self.waiting: deque[DataSequence | list[Buffer]] = deque()
-        self.pdus = 0
+        self.framed: list[Buffer] = []
         self._observer = observer
-        self._out: list[Buffer] = []
 
     def send(self, pdu: Pdu, data: Buffer = b"", ahs: bytes = b"") -> None:
         """Queue one PDU."""
@@ -146,36 +145,32 @@ class Sender:
         if self.waiting:
             self.waiting.append(buffers)
         else:
-            self._out += buffers
+            self.framed += buffers
 
     def send_sequence(self, sequence: DataSequence) -> None:
         """Queue a sequence of Data-Outs."""
         self.waiting.append(sequence)
 
-    def take(self) -> list[Buffer]:
-        """Return the buffers to be sent next, with up to MAX_DATA_OUTS Data-Outs of sequences."""
-        out, self._out = self._out, []
-        if self.waiting:
-            self._take_waiting(out)
-        return out
-
-    def _take_waiting(self, out: list[Buffer]) -> None:
-        until = self.pdus + MAX_DATA_OUTS
-        while self.waiting and self.pdus < until:
+    def frame_waiting(self, buffers: list[Buffer]) -> int:
+        """Add to *buffers* what waits, up to MAX_DATA_OUTS Data-Outs; return how many Data-Outs that are."""
+        made = 0
+        while self.waiting and made < MAX_DATA_OUTS:
             first = self.waiting[0]
             if isinstance(first, DataSequence):
-                self._frame_sequence(out, *first.take(until - self.pdus), first.longest)
+                count, last, data = first.take(MAX_DATA_OUTS - made)
+                made += count
+                self._frame_sequence(buffers, last, data, first.longest)
                 if first.data:
-                    return
+                    break
                 if first.all_taken is not None:
                     first.all_taken()
             else:
-                out += first
+                buffers += first
             self.waiting.popleft()
+        return made
 
     def _frame_sequence(self, out: list[Buffer], last: DataOut, data: memoryview, longest: int) -> None:
         length = longest & ~3
-        self.pdus += max(-((longest - len(data)) // length), 0) + 1
         if self._observer is not None:
             pdu, left = last, len(data)
             while left > longest:
@@ -189,7 +184,7 @@ class Sender:
 
     def clear(self) -> None:
         """Drop everything."""
-        self._out.clear()
+        self.framed.clear()
         self.waiting.clear()
 
 
@@ -209,7 +204,6 @@ class Receiver:
     The two digest flags and `max_data_segment_length` (bytes, our own declaration, section 13.12) may be
     changed by *pdu_arrived*; they hold from the next PDU on.
 
-    `pdus` counts the PDUs that have arrived.
     """
 
     def __init__(
@@ -223,7 +217,6 @@ class Receiver:
         self.max_data_segment_length = max_data_segment_length
         self.header_digest = False
         self.data_digest = False
-        self.pdus = 0
         self._header_arrived = header_arrived
         self._pdu_arrived = pdu_arrived
         self._ahs_allowed = ahs_allowed
@@ -304,7 +297,6 @@ class Receiver:
         self._start = end + DIGEST_LENGTH if self.header_digest else end
         place = self._header_arrived(pdu, self._ahs, length)
         if not length:
-            self.pdus += 1
             self._pdu_arrived(pdu, self._ahs, _NO_DATA)
             return True
         self._pdu = pdu
@@ -336,7 +328,6 @@ class Receiver:
         pdu, self._pdu = self._pdu, None
         self._data = _NO_DATA
         assert pdu is not None
-        self.pdus += 1
         self._pdu_arrived(pdu, self._ahs, data)
         return True
 

@@ -51,9 +51,10 @@ class CommandNumbering:
         self.max_cmd_sn = max_cmd_sn
 
     @property
-    def window_is_open(self) -> bool:
-        """Whether the target takes another command."""
-        return (self.max_cmd_sn - self.cmd_sn) & MASK < HALF
+    def window(self) -> int:
+        """How many more commands the target takes."""
+        window = (self.max_cmd_sn - self.cmd_sn + 1) & MASK
+        return window if window <= HALF else 0
 
     def take_cmd_sn(self) -> int:
         """Return the CmdSN of a command that is sent now."""

@@ -165,9 +165,7 @@ class Requests:
     def send_texts(self) -> None:
         """Send the Text Requests that wait, as far as the command window is open (section 4.2.2.1)."""
         exchange = self._exchange
-        while self.unsent_texts and exchange.state is ConnectionState.LOGGED_IN:
-            if not exchange.commands.window_is_open:
-                return
+        while self.unsent_texts and exchange.state is ConnectionState.LOGGED_IN and exchange.commands.window:
             exchange.send_request(*self.unsent_texts.pop(0))
             exchange.commands.take_cmd_sn()
 

@@ -37,7 +37,7 @@ MAX_BUFFERS: Final = 1024
 """Buffers for one `sendmsg` (IOV_MAX on Linux)."""
 
 QUIET: Final = 2
-"""Commands on the wire up to which a new one is sent at once instead of together with others."""
+"""With fewer commands on the wire a new one is sent at once instead of together with others."""
 
 
 class Link:
@@ -75,18 +75,18 @@ class Link:
         The caller sets the deadline. Raises LoginError, ProtocolError or TransportError; the caller closes
         the link then.
         """
-        while True:
-            self._flush()
+        events: list[Event] = []
+        self._flush()
+        while not events:
             while self._unsent and self.failure is None:
                 await trio.lowlevel.wait_writable(self._socket)
                 self._flush()
             if self.failure:
                 raise self.failure
             await trio.lowlevel.wait_readable(self._socket)
-            self._receive()
-            if events := self.connection.events():
-                outcome, *self._early = events
-                return outcome if isinstance(outcome, Redirect) else None
+            self._receive(events.append)
+        outcome, *self._early = events
+        return outcome if isinstance(outcome, Redirect) else None
 
     async def run(self, on_event: Callable[[Event], None]) -> None:
         """Move bytes and give events to *on_event* until the link fails or is closed; never raises the
@@ -159,9 +159,9 @@ class Link:
     def kick(self) -> None:
         """Send what the connection has queued: at once while the line is quiet, else by the sender task."""
         under_way = self.connection.tasks_on_the_wire
-        if under_way > 1:
+        if under_way:
             self._alone = False
-        if under_way <= QUIET:
+        if under_way < QUIET:
             self._flush()
         elif self._idle_sender is not None:
             self._wake_sender()
@@ -180,7 +180,7 @@ class Link:
         """Receive once, outside of the receive loop, unless it was enough for this turn."""
         if self.connection.pdus < self._turn_ends:
             try:
-                self._take(on_event)
+                self._receive(on_event)
             except (IscsifsError, MemoryError) as error:
                 self._break(error)
 
@@ -216,24 +216,16 @@ class Link:
             await trio.lowlevel.wait_readable(self._socket)
             self._turn_ends = connection.pdus + MAX_PDUS
             for _ in range(MAX_READS):
-                self._take(on_event)
+                self._receive(on_event)
                 if self._drained or self.failure is not None or connection.pdus >= self._turn_ends:
                     break
 
-    def _take(self, on_event: Callable[[Event], None]) -> None:
-        """Receive once, tell what has happened, and answer."""
-        try:
-            self._receive()
-        finally:  # also what had happened before a rule was broken
-            for event in self.connection.events():
-                try:
-                    on_event(event)
-                except MemoryError as error:  # the others are told all the same
-                    self._break(error)
-        self._flush()
+    def _receive(self, on_event: Callable[[Event], None]) -> None:
+        """Receive once, tell *on_event* what has happened, and send the answers to it.
 
-    def _receive(self) -> None:
-        """Receive once; raises TransportError at the stream's end."""
+        Raises ProtocolError or LoginError for a rule that the target broke, TransportError at the stream's
+        end.
+        """
         connection = self.connection
         buffer = connection.get_buffer()
         try:
@@ -243,11 +235,19 @@ class Link:
             return
         except OSError as error:
             raise self._lost(error) from None
-        if not count:
-            connection.receive_eof()
-            raise TransportError("the target closed the connection after the logout")
-        self._drained = count < len(buffer)
-        connection.buffer_updated(count)
+        try:
+            if not count:
+                connection.receive_eof()
+                raise TransportError("the target closed the connection after the logout")
+            self._drained = count < len(buffer)
+            connection.buffer_updated(count)
+        finally:  # also what had happened before a rule was broken
+            for event in connection.events():
+                try:
+                    on_event(event)
+                except MemoryError as error:  # the others are told all the same
+                    self._break(error)
+        self._flush()
 
     async def _send_loop(self) -> None:
         while True:
@@ -282,7 +282,7 @@ class Link:
             self.fail(self._lost(error))
             return
         self._sent += sent
-        self._unsent = _behind(unsent, sent)
+        self._unsent = _behind(unsent, sent) if sent < sum(map(len, unsent)) else []
         if self._unsent or self.connection.has_more_to_send:
             self._wake_sender()
 

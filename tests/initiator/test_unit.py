@@ -407,13 +407,11 @@ async def test_no_memory_for_what_comes_costs_the_connection_and_no_more(
     await san.unit.read(0, BLOCK)
     polls = iter([busy_polled])
     monkeypatch.setattr(Watched, "poll", lambda _: next(polls, False))
-    get_buffer = Connection.get_buffer
 
-    def fail_once(connection: Connection) -> memoryview:
-        monkeypatch.setattr(Connection, "get_buffer", get_buffer)
+    def fail(_: object = None) -> memoryview:
         raise MemoryError
 
-    monkeypatch.setattr(Connection, "get_buffer", fail_once)
+    monkeypatch.setattr(san._session.link.connection, "get_buffer", fail)
     assert await san.unit.read(0, BLOCK) == bytes(BLOCK)
     assert "no memory for what comes; logging in again" in caplog.text
     assert list(polls) == []

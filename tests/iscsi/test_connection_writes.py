@@ -80,11 +80,10 @@ def test_r2ts_are_answered_turn_by_turn() -> None:
     feed(connection, asked)
     assert connection.pdus == pdus + len(tasks)
     for number in range(2 * len(tasks)):
-        assert connection.has_more_to_send
         assert len(connection.data_to_send()) == 2 * MAX_DATA_OUTS
+        assert connection.has_more_to_send == (number + 1 < 2 * len(tasks))
         assert connection.pdus == pdus + len(tasks) + (number + 1) * MAX_DATA_OUTS
         assert [task.r2ts_unsent for task in tasks].count(0) == (number + 1) // 2
-    assert not connection.has_more_to_send
     assert connection.data_to_send() == []
 
 
@@ -494,6 +493,7 @@ def test_without_memory_for_a_command_it_stays_unfinished(monkeypatch: pytest.Mo
         raise MemoryError
 
     monkeypatch.setattr(target.connection.exchange, "new_tag", no_memory)
+    target.connection.submit(task)
     with pytest.raises(MemoryError):
-        target.connection.submit(task)
+        target.connection.data_to_send()
     assert target.connection.take_unfinished() == [task]

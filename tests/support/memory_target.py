@@ -285,6 +285,7 @@ class MemoryTarget:
 
     def submit(self, task: Task) -> Task:
         self.connection.submit(task)
+        self._drain()
         return task
 
     def read(self, length: int = 4096, **changes: Any) -> Task:
