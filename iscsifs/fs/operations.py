@@ -372,36 +372,35 @@ class Operations(pyfuse3.Operations):
         """
         try:
             file = self._files.by_handle[fh]
+            storage = file.storage
+            room = storage.size - off
+            if room <= 0:
+                raise FUSEError(errno.ENOSPC)
+            crosses = len(buf) > room
+            if crosses:
+                buf = buf[:room]
             file.in_work += 1
             try:
-                return await self._write(file, off, buf)
+                await storage.write(off, buf, file.sync)
             finally:
                 file.in_work -= 1
+                file.times.modify()
+            file.is_new = file.may_be_closed = False
+            if storage.take_stale():
+                await self._drop_pages(file, off, len(buf))
+            if file.sync:
+                file.losses.report()
+            if crosses and file.direct:
+                raise FUSEError(errno.ENOSPC)
+            return len(buf)
         except FUSEError:
             raise
         except Exception as exc:
             raise _failed("write", exc) from exc
 
-    async def _write(self, file: OpenFile, off: int, buf: bytes) -> int:
-        storage = file.storage
-        room = storage.size - off
-        if room <= 0:
-            raise FUSEError(errno.ENOSPC)
-        crosses = len(buf) > room
-        if crosses:
-            buf = buf[:room]
-        try:
-            await storage.write(off, buf, file.sync)
-        finally:
-            file.times.modify()
-        file.is_new = file.may_be_closed = False
-        if storage.take_stale():
-            await self._truncations.drop_pages_behind(file.inode, off, len(buf))
-        if file.sync:
-            file.losses.report()
-        if crosses and file.direct:
-            raise FUSEError(errno.ENOSPC)
-        return len(buf)
+    async def _drop_pages(self, file: OpenFile, off: int, size: int) -> None:
+        with file:
+            await self._truncations.drop_pages_behind(file.inode, off, size)
 
     @_handler
     async def flush(self, fh: int) -> None:

@@ -64,6 +64,8 @@ class Connection:
         """Returns the memory that the next bytes from the target belong into."""
         self._observer = observer
         self._queue: deque[Task] = deque()
+        self.submit: Callable[[Task], None] = self._queue.append
+        """Queues a task: `data_to_send` numbers it when the command window is open (section 4.2.2.1)."""
         requests = self.requests
         self._handlers: Mapping[type[Any], Callable[[Any, memoryview], None]] = {
             DataIn: self._data_in,
@@ -90,8 +92,9 @@ class Connection:
 
     # Bytes in and out.
 
-    def buffer_updated(self, count: int) -> None:
-        """Take note of *count* bytes received into what `get_buffer` returned.
+    def buffer_updated(self, count: int) -> bool:
+        """Take note of *count* bytes received into what `get_buffer` returned; return whether there may be
+        something to send now.
 
         Raises ProtocolError for a rule that the target broke, LoginError for a login that cannot go on.
         """
@@ -102,6 +105,8 @@ class Connection:
             self.connection_lost()
             self.exchange.sender.clear()
             raise
+        sender = self.exchange.sender
+        return bool(sender.framed or sender.waiting or self._queue or self.requests.unsent_texts)
 
     def receive_eof(self) -> None:
         """Take note that the target closed the connection; raises ConnectionClosed unless that ends a
@@ -148,10 +153,6 @@ class Connection:
         yield from (request for request in self.exchange.requests.values() if isinstance(request, Task))
         yield from self._queue
 
-    def submit(self, task: Task) -> None:
-        """Queue *task*: `data_to_send` numbers it when the command window is open (section 4.2.2.1)."""
-        self._queue.append(task)
-
     def withdraw(self, task: Task) -> bool:
         """Drop *task* if it is still unsent; return whether it was."""
         try:
@@ -164,7 +165,9 @@ class Connection:
         """Drop the unsent tasks for which *condition* is true, and return them in their order."""
         withdrawn = [task for task in self._queue if condition(task)]
         if withdrawn:
-            self._queue = deque(task for task in self._queue if not condition(task))
+            others = [task for task in self._queue if not condition(task)]
+            self._queue.clear()
+            self._queue.extend(others)
         return withdrawn
 
     def take_unfinished(self) -> list[Task]:

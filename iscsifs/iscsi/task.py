@@ -274,7 +274,8 @@ class Task:
         if pdu.flags & ResponseFlag.BIDI_UNDERFLOW and pdu.flags & ResponseFlag.BIDI_OVERFLOW:
             raise _broken("SCSI_RESPONSE", "u and o are both set", "11.4.1")
         self.status = pdu.status
-        self.sense = read_sense(data, "SCSI_RESPONSE")
+        if data:
+            self.sense = read_sense(data, "SCSI_RESPONSE")
         self._end(
             pdu.flags & _UNDERFLOW,
             pdu.flags & _OVERFLOW,

@@ -76,11 +76,11 @@ class Link:
         the link then.
         """
         events: list[Event] = []
-        self._flush()
+        self.flush()
         while not events:
             while self._unsent and self.failure is None:
                 await trio.lowlevel.wait_writable(self._socket)
-                self._flush()
+                self.flush()
             if self.failure:
                 raise self.failure
             await trio.lowlevel.wait_readable(self._socket)
@@ -119,13 +119,26 @@ class Link:
     # What can be asked of the target. Each is sent at once, or with what others ask for, if the line is busy.
 
     def submit(self, task: Task) -> None:
-        """Send a command. Where there is no memory for it the link ends, and the command is handed back."""
+        """Send a command; its `on_end` is called when it has ended, perhaps before this returns.
+
+        Raises PathLost once the link has failed. Where there is no memory for the command the link ends, and
+        the command is handed back.
+        """
+        if self.failure is not None:
+            raise PathLost(sent=False)
+        connection = self.connection
+        others = connection.tasks_on_the_wire
         try:
-            self.connection.submit(task)
-            self.kick()
+            connection.submit(task)
+            if others:
+                self._alone = False
+            if others < QUIET:
+                self.flush()
+            elif self._idle_sender is not None:
+                self._wake_sender()
         except MemoryError:
             self.fail(TransportError("no memory to send a command"))
-            if task not in self.connection.tasks():
+            if task not in connection.tasks():
                 raise PathLost(sent=False) from None
 
     def abort_task(self, task: Task) -> Management:
@@ -153,18 +166,8 @@ class Link:
         return self._asked(self.connection.requests.log_out())
 
     def _asked(self, request: _R) -> _R:
-        self.kick()
+        self.flush()
         return request
-
-    def kick(self) -> None:
-        """Send what the connection has queued: at once while the line is quiet, else by the sender task."""
-        under_way = self.connection.tasks_on_the_wire
-        if under_way:
-            self._alone = False
-        if under_way < QUIET:
-            self._flush()
-        elif self._idle_sender is not None:
-            self._wake_sender()
 
     def busy_poll(self) -> None:
         """Busy-poll for the answer, if one command alone is under way, and so was the last."""
@@ -221,7 +224,7 @@ class Link:
                     break
 
     def _receive(self, on_event: Callable[[Event], None]) -> None:
-        """Receive once, tell *on_event* what has happened, and send the answers to it.
+        """Receive once, tell *on_event* what has happened, and send what answers it.
 
         Raises ProtocolError or LoginError for a rule that the target broke, TransportError at the stream's
         end.
@@ -240,18 +243,19 @@ class Link:
                 connection.receive_eof()
                 raise TransportError("the target closed the connection after the logout")
             self._drained = count < len(buffer)
-            connection.buffer_updated(count)
+            is_asked = connection.buffer_updated(count)
         finally:  # also what had happened before a rule was broken
             for event in connection.events():
                 try:
                     on_event(event)
                 except MemoryError as error:  # the others are told all the same
                     self._break(error)
-        self._flush()
+        if is_asked:
+            self.flush()
 
     async def _send_loop(self) -> None:
         while True:
-            self._flush()
+            self.flush()
             if self._unsent:
                 await trio.lowlevel.wait_writable(self._socket)
             elif self.connection.has_more_to_send:
@@ -264,9 +268,11 @@ class Link:
         self._idle_sender = None
         return trio.lowlevel.Abort.SUCCEEDED
 
-    def _flush(self) -> None:
-        """Send by one system call; the sender task sends what is left. The one place that writes to the
-        socket."""
+    def flush(self) -> None:
+        """Send what the connection has queued by one system call; the sender task sends what is left.
+
+        This is the one place that writes to the socket.
+        """
         if self.failure is not None:
             return
         unsent = self._unsent or self.connection.data_to_send()

@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from iscsifs.errors import CommandTimeout, DataLostError, MediumError, StatusError, UnitError
 from iscsifs.fs.platform.busy_poll import Watched
-from iscsifs.iscsi.connection import Connection
+from iscsifs.iscsi.exchange import Exchange
 from iscsifs.iscsi.task import Task
 from iscsifs.scsi.cdb import OperationCode, parse_rw
 from iscsifs.scsi.sense import Sense, SenseKey
@@ -353,13 +353,13 @@ async def test_without_memory_to_send_what_was_kept_the_session_lives_on(
     san.server.drop_connections()
     await trio.testing.wait_all_tasks_blocked()
     await san.unit.write(0, b"a" * BLOCK)
-    submit = Connection.submit
+    new_tag = Exchange.new_tag
 
-    def fail_once(connection: Connection, task: Task) -> None:
-        monkeypatch.setattr(Connection, "submit", submit)
+    def fail_once(exchange: Exchange, task: Task) -> int:
+        monkeypatch.setattr(Exchange, "new_tag", new_tag)
         raise MemoryError
 
-    monkeypatch.setattr(Connection, "submit", fail_once)
+    monkeypatch.setattr(Exchange, "new_tag", fail_once)
     with trio.fail_after(1000):
         await san.unit.flush()
     assert san.unit.failures == 0
