@@ -342,7 +342,8 @@ class Operations(pyfuse3.Operations):
         """Return that there are no extended attributes."""
         return []
 
-    # Reads and writes are the hot way: they do by themselves what `_handler` and `OpenFile` do for others.
+    # Reads, writes and fsyncs are the hot way: they do by themselves what `_handler` and `OpenFile` do for
+    # others.
 
     async def read(  # type: ignore[override]  # any buffer will do, the annotation in pyfuse3 is narrower
         self, fh: int, off: int, size: int
@@ -442,20 +443,25 @@ class Operations(pyfuse3.Operations):
         if failure is not None:
             raise failure
 
-    @_handler
     async def fsync(self, fh: int, datasync: bool) -> None:
         """Have all that was written so far put on stable storage, and report what was lost.
 
         A unit that takes no writes is not asked, but as long as it owes anything: it may have become so.
         """
-        with self._files[fh] as file:
-            if file.storage.needs_flush or not self._is_read_only(file.storage):
-                try:
+        try:
+            file = self._files.by_handle[fh]
+            file.in_work += 1
+            try:
+                if file.storage.needs_flush or not self._is_read_only(file.storage):
                     await file.storage.flush()
-                except IscsifsError:
-                    file.losses.saw_all()  # this failure tells of all of them
-                    raise
+            except IscsifsError:
+                file.losses.saw_all()  # this failure tells of all of them
+                raise
+            finally:
+                file.in_work -= 1
             file.losses.report()
+        except Exception as exc:
+            raise _failed("fsync", exc) from exc
 
     @_handler
     async def release(self, fh: int) -> None:
