@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from iscsifs.errors import CommandError, ProtocolError, TaskAborted
+from iscsifs.iscsi.bhs import BHS_LENGTH, unpack
 from iscsifs.iscsi.events import (
     ConnectionDropped,
     Logout,
@@ -20,7 +21,6 @@ from iscsifs.iscsi.events import (
 from iscsifs.iscsi.exchange import Exchange
 from iscsifs.iscsi.framing import pdu_name
 from iscsifs.iscsi.pdu import (
-    BHS_LENGTH,
     FINAL,
     RESERVED_TAG,
     AsyncEvent,
@@ -42,7 +42,6 @@ from iscsifs.iscsi.pdu import (
     TextFlag,
     TextRequest,
     TextResponse,
-    unpack,
 )
 from iscsifs.iscsi.states import MAY_REQUEST, ConnectionEvent, ConnectionState
 from iscsifs.iscsi.task import Task, read_sense

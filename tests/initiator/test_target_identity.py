@@ -144,6 +144,7 @@ def description(serial: str = "", *designators: Designator, **fields: Any) -> De
         # The others
         ("", [other_type(DesignatorType.MD5_LOGICAL_UNIT, bytes(range(16)))], True),
         ("", [other_type(DesignatorType.MD5_LOGICAL_UNIT, bytes(16))], False),
+        ("", [other_type(DesignatorType.MD5_LOGICAL_UNIT, bytes(range(15)))], False),
         ("", [other_type(DesignatorType.VENDOR_SPECIFIC, b"anything")], False),
         ("", [other_type(DesignatorType.TARGET_PORT_GROUP, b"\0\0\0\1")], False),
         ("", [other_type(DesignatorType.LOGICAL_UNIT_GROUP, b"\0\0\0\1")], False),
