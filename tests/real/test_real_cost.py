@@ -95,9 +95,9 @@ def disk(tmp_path: Path, serve: Serve) -> Iterator[Counted]:
 
 BUDGET = [
     ("a random read", Counted.read, 52),
-    ("a random read, 32 at once", Counted.read_at_once, 49),
-    ("a random write", Counted.write, 62),
-    ("a random write and an fsync", Counted.write_and_fsync, 145),
+    ("a random read, 32 at once", Counted.read_at_once, 50),
+    ("a random write", Counted.write, 58),
+    ("a random write and an fsync", Counted.write_and_fsync, 150),
 ]
 """Calls for each operation of 4 KiB at most."""
 
@@ -111,7 +111,4 @@ def test_the_calls_of_an_operation(disk: Counted) -> None:
                 break
         best, functions = min(rounds)
         table = "".join(f"\n{count / OPERATIONS:6.2f} {function}" for function, count in functions[:80])
-        print(f"{name}: {best:.1f}")
-        continue
         assert best <= budget, f"{name}: {best:.1f} calls where {budget} were enough{table}"
-        assert best > budget * 0.8, f"{name}: only {best:.1f} calls: lower its budget"
