@@ -54,26 +54,26 @@ class OpenFile:
 
 
 class OpenFiles:
-    """All open files, by the number of the handle."""
+    """All open files, `by_handle`."""
 
     def __init__(self) -> None:
-        self._files: dict[int, OpenFile] = {}
+        self.by_handle: dict[int, OpenFile] = {}
         self._released = trio.Event()  # a new one after each release
 
     def __getitem__(self, fh: int) -> OpenFile:
-        return self._files[fh]
+        return self.by_handle[fh]
 
     def __iter__(self) -> Iterator[OpenFile]:
         """Give the files in the order in which they were opened."""
-        return iter(self._files.values())
+        return iter(self.by_handle.values())
 
     def add(self, fh: int, file: OpenFile) -> None:
         """Take note that *file* is open as *fh*."""
-        self._files[fh] = file
+        self.by_handle[fh] = file
 
     def remove(self, fh: int) -> None:
         """Take note that *fh* is closed; a truncation is forgotten with the last writer."""
-        file = self._files.pop(fh)
+        file = self.by_handle.pop(fh)
         if file.writes and not self.writers(file.storage):
             file.storage.release()
         self._released.set()
@@ -81,7 +81,7 @@ class OpenFiles:
 
     def of(self, storage: Storage) -> list[OpenFile]:
         """Return the open files of *storage*, in the order in which they were opened."""
-        return [file for file in self._files.values() if file.storage is storage]
+        return [file for file in self.by_handle.values() if file.storage is storage]
 
     def writers(self, storage: Storage) -> list[OpenFile]:
         """Return those of them that may write."""

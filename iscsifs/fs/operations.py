@@ -98,17 +98,20 @@ def _handler(
         except FUSEError:
             raise
         except Exception as exc:
-            if isinstance(exc, IscsifsError):
-                kind = {"kind": f"{method.__name__}: {exc.kind}"}
-                log.error("%s: %s", method.__name__, exc, extra=kind)
-            elif isinstance(exc, MemoryError):
-                log.error("%s: no memory", method.__name__)
-            else:
-                kind = {"kind": f"{method.__name__}: {exc!r}"}
-                log.exception("%s: unexpected error", method.__name__, extra=kind)
-            raise FUSEError(error_number(exc)) from exc
+            raise _failed(method.__name__, exc) from exc
 
     return guarded
+
+
+def _failed(operation: str, exc: Exception) -> FUSEError:
+    """Log why *operation* has failed, and return what it is answered with."""
+    if isinstance(exc, IscsifsError):
+        log.error("%s: %s", operation, exc, extra={"kind": f"{operation}: {exc.kind}"})
+    elif isinstance(exc, MemoryError):
+        log.error("%s: no memory", operation)
+    else:
+        log.exception("%s: unexpected error", operation, extra={"kind": f"{operation}: {exc!r}"})
+    return FUSEError(error_number(exc))
 
 
 class Operations(pyfuse3.Operations):
@@ -343,31 +346,37 @@ class Operations(pyfuse3.Operations):
         """Return that there are no extended attributes."""
         return []
 
-    @_handler
+    # Reads, writes and fsyncs are the hot way: they do by themselves what `_handler` and `OpenFile` do for
+    # others.
+
     async def read(  # type: ignore[override]  # any buffer will do, the annotation in pyfuse3 is narrower
         self, fh: int, off: int, size: int
     ) -> bytes | bytearray | memoryview:
         """Read, stopping at the end of the unit."""
-        with self._files[fh] as file:
+        try:
+            file = self._files.by_handle[fh]
             storage = file.storage
-            wanted = min(size, storage.size - off)
-            if wanted <= 0:
-                return b""
-            data = await storage.read(off, wanted)
+            file.in_work += 1
+            try:
+                data = await storage.read(off, size)
+            finally:
+                file.in_work -= 1
             # The kernel takes a short answer for the end of the file, and fills up with zeros.
-            if len(data) < wanted and off + len(data) < storage.size:
-                error = DataError(f"{len(data)} bytes at {off}, where {wanted} were asked for")
+            if len(data) < size and off + len(data) < storage.size:
+                error = DataError(f"{len(data)} bytes at {off}, where {size} were asked for")
                 raise error.counted_as(f"{storage.name}: a short answer")
             return data
+        except Exception as exc:
+            raise _failed("read", exc) from exc
 
-    @_handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Write as much as fits in front of the end of the unit.
 
         The kernel makes EIO of a short answer where the handle is O_DIRECT. So that is ENOSPC there, though
         all that fits was written.
         """
-        with self._files[fh] as file:
+        try:
+            file = self._files.by_handle[fh]
             storage = file.storage
             room = storage.size - off
             if room <= 0:
@@ -375,18 +384,28 @@ class Operations(pyfuse3.Operations):
             crosses = len(buf) > room
             if crosses:
                 buf = buf[:room]
+            file.in_work += 1
             try:
                 await storage.write(off, buf, file.sync)
             finally:
+                file.in_work -= 1
                 file.times.modify()
-            file.used()
+            file.is_new = file.may_be_closed = False
             if storage.take_stale():
-                await self._truncations.drop_pages_behind(file.inode, off, len(buf))
+                await self._drop_pages(file, off, len(buf))
             if file.sync:
                 file.losses.report()
             if crosses and file.direct:
                 raise FUSEError(errno.ENOSPC)
             return len(buf)
+        except FUSEError:
+            raise
+        except Exception as exc:
+            raise _failed("write", exc) from exc
+
+    async def _drop_pages(self, file: OpenFile, off: int, size: int) -> None:
+        with file:
+            await self._truncations.drop_pages_behind(file.inode, off, size)
 
     @_handler
     async def flush(self, fh: int) -> None:
@@ -428,20 +447,25 @@ class Operations(pyfuse3.Operations):
         if failure is not None:
             raise failure
 
-    @_handler
     async def fsync(self, fh: int, datasync: bool) -> None:
         """Have all that was written so far put on stable storage, and report what was lost.
 
         A unit that takes no writes is not asked, but as long as it owes anything: it may have become so.
         """
-        with self._files[fh] as file:
-            if file.storage.needs_flush or not self._is_read_only(file.storage):
-                try:
+        try:
+            file = self._files.by_handle[fh]
+            file.in_work += 1
+            try:
+                if file.storage.needs_flush or not self._is_read_only(file.storage):
                     await file.storage.flush()
-                except IscsifsError:
-                    file.losses.saw_all()  # this failure tells of all of them
-                    raise
+            except IscsifsError:
+                file.losses.saw_all()  # this failure tells of all of them
+                raise
+            finally:
+                file.in_work -= 1
             file.losses.report()
+        except Exception as exc:
+            raise _failed("fsync", exc) from exc
 
     @_handler
     async def release(self, fh: int) -> None:

@@ -8,6 +8,7 @@ with it as there were requests to take the last time. Each of them looks before 
 never block, and there has to be memory for what is read.
 """
 
+import itertools
 import logging
 import select
 from collections import deque
@@ -33,14 +34,26 @@ LOOK_INTERVAL: Final = 0.5
 """Seconds between two looks at whether the kernel is still there."""
 
 
+class _Done:
+    """An awaitable that is done, without a coroutine: it has nothing to wait for."""
+
+    __await__ = ().__iter__
+
+
+_nothing: Final = itertools.repeat(_Done()).__next__
+
+
 class _NoLock:
-    """Takes the place of the lock under which pyfuse3's workers wait one by one."""
+    """Takes the place of the lock under which pyfuse3's workers wait one by one.
 
-    async def __aenter__(self) -> None:
-        pass
+    Every request enters and leaves it, so both are built-in functions.
+    """
 
-    async def __aexit__(self, *_: object) -> None:
-        pass
+    __aenter__ = staticmethod(_nothing)
+
+    @staticmethod
+    def __aexit__(*_: object) -> _Done:
+        return _nothing()
 
 
 class Readiness:
