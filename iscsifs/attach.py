@@ -72,6 +72,9 @@ class Target(Protocol):
     on_return: Callable[[Any], None]
     """Called with a unit that was found to be the same after a new login or a reset."""
 
+    async def rescan(self) -> None:
+        """Find out which units there are now, and how large they are."""
+
     @property
     def portal(self) -> Portal:
         """Where it was reached."""

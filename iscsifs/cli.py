@@ -16,17 +16,19 @@ import trio
 
 import iscsifs
 from iscsifs import service
+from iscsifs.about import config_text, version_text
 from iscsifs.attach import Attached, Failure, Network, NoTargetError, attach, find_targets
 from iscsifs.config import Config, configure
 from iscsifs.errors import ConfigError, IscsifsError, LoginError, LoginRefused, TransportError, reason
 from iscsifs.exit_status import ExitStatus as ExitStatus
 from iscsifs.fs.background import Ready, run_in_background
 from iscsifs.fs.mount import Mount, check_mount_point
-from iscsifs.fs.operations import Operations
+from iscsifs.fs.nodes import TreeOptions
 from iscsifs.fs.pidfile import pid_file
 from iscsifs.fs.platform.platform import LinuxPlatform, Platform
 from iscsifs.fs.platform.tuning import Limits
 from iscsifs.fs.storage import Storage
+from iscsifs.fs.storages import Storages
 from iscsifs.fs.tree import TargetDirectory, Tree
 from iscsifs.limits import ATTACH_TIMEOUT, END_TIMEOUT, LAST_LOGOUT_TIMEOUT
 from iscsifs.logs import log_to_file, log_to_file_too, log_to_syslog, log_to_terminal, tell_repeats
@@ -377,16 +379,18 @@ async def _mount(
             status = _summary(failures, attached)
             if not attached:
                 return status
-            tree = Tree()
-            operations = _operations(tree, config.mount_options)
+            tree = Tree(_tree_options(config.mount_options))
+            about = tree.add_directory(tree.root, b".iscsifs")
+            tree.add_text(about, b"version", version_text)
+            tree.add_text(about, b"config", partial(config_text, config))
             try:
                 fuse_options = config.mount_options.fuse_options(config.source)
-                mount = Mount(operations, mount_point, fuse_options, platform)
+                mount = Mount(tree, mount_point, fuse_options, platform)
             except ConfigError as exc:
                 return _complain(exc)
             record = last.enter_context(mount.record())
             last.callback(mount.close)  # after the logout: who sees it unmounted knows that all is done
-            _show(attached, tree, operations)
+            _show(attached, tree)
             summary = f"Targets mounted: {len(attached)}; failures at the start: {len(failures)}"
 
             def mounted() -> None:
@@ -395,23 +399,22 @@ async def _mount(
 
             async def write_back() -> None:
                 record.begin_end()
-                await _write_back(operations)
+                await _write_back(tree.storages)
 
             serve = partial(mount.serve, signals.first, mounted, write_back)
             try:
                 await _unless(signals.second, serve)
             finally:
                 record.begin_end()
-                safe = _all_is_safe(operations) and mount.is_written_back
+                safe = _all_is_safe(tree.storages) and mount.is_written_back
             if mount.fault is not None:
                 status = _complain(mount.fault)
             record.status = ExitStatus.OK if safe else ExitStatus.NOT_WRITTEN
     return status if safe else ExitStatus.NOT_WRITTEN
 
 
-def _operations(tree: Tree, options: MountOptions) -> Operations:
-    return Operations(
-        tree,
+def _tree_options(options: MountOptions) -> TreeOptions:
+    return TreeOptions(
         uid=options.uid,
         gid=options.gid,
         read_only=options.read_only,
@@ -421,23 +424,24 @@ def _operations(tree: Tree, options: MountOptions) -> Operations:
     )
 
 
-def _show(attached: Sequence[Attached], tree: Tree, operations: Operations) -> None:
+def _show(attached: Sequence[Attached], tree: Tree) -> None:
     """Put what is *attached* into *tree*, and keep it there as it is."""
     directories = tree.add_targets([target.describe() for target in attached])
     for target, directory in zip(attached, directories, strict=True):
 
         def refresh(target: Attached = target, directory: TargetDirectory = directory) -> None:
-            operations.changed(tree.update(directory, target.describe()))
+            tree.update(directory, target.describe())
 
+        tree.add_command(directory, b"rescan", target.target.rescan)
         target.target.on_change = refresh
-        target.target.on_return = operations.may_have_changed
+        target.target.on_return = tree.storages.may_have_changed
     _tell(target.line() for target in attached)  # what cannot be printed is mounted all the same
 
 
-async def _write_back(operations: Operations) -> None:
+async def _write_back(storages: Storages) -> None:
     """Have every unit put on stable storage what it was given; one that has done so already is not asked."""
     _announce_end()
-    unsafe = [storage for storage in operations.written if storage.needs_flush]
+    unsafe = [storage for storage in storages.written if storage.needs_flush]
 
     async def flush(storage: Storage) -> None:
         try:
@@ -463,19 +467,19 @@ async def _write_back(operations: Operations) -> None:
         outer.cancel_scope.cancel()
 
 
-def _all_is_safe(operations: Operations) -> bool:
+def _all_is_safe(storages: Storages) -> bool:
     """Say of which units not all that was written is on stable storage, and return whether there are none.
 
     So count writes whose loss no program was told of; the log has had the reasons.
     """
-    unsafe = [storage for storage in operations.written if storage.needs_flush]
+    unsafe = [storage for storage in storages.written if storage.needs_flush]
     for storage in unsafe:
         if storage.unwritten:
             what = f"{storage.unwritten} bytes were not written"
         else:
             what = "what was written last may be in the target's cache only"
         log.error("%s: data may be lost: %s", storage.name, what)
-    untold = operations.untold
+    untold = storages.untold
     for losses in untold:
         log.error("%s: acknowledged writes are lost, and no fsync was told: %s", losses.name, losses.latest)
     return not unsafe and not untold

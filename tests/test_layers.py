@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "unmount": {"errors", "exit_status", "fs", "terminal"},
     "mount_options": {"errors", "fs"},
     "config": {"errors", "initiator", "iscsi", "mount_options", "secret"},
+    "about": {"config", "errors"},
     "attach": {"config", "errors", "fs", "initiator", "iscsi", "limits", "transport"},
 }
 """What the rooms may import of this package; secret and terminal are for target.cli only.
@@ -125,7 +126,12 @@ def test_what_works_around_the_platform_knows_nothing_of_the_rest(module: Path) 
 
 
 def test_few_modules_know_pyfuse3() -> None:
-    assert users_of("pyfuse3") == {"fs/operations.py", "fs/mount.py", "fs/platform/requests.py"}
+    assert users_of("pyfuse3") == {
+        "fs/operations.py",
+        "fs/mount.py",
+        "fs/kernel.py",
+        "fs/platform/requests.py",
+    }
 
 
 def test_of_the_file_system_only_the_operations_answer_with_errno() -> None:

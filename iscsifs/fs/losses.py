@@ -17,6 +17,14 @@ from typing import Final
 from iscsifs.fs.storage import Storage
 
 
+class KnownLoss(Exception):
+    """Shows a *failure* once more that the log has had when it came."""
+
+    def __init__(self, failure: Exception) -> None:
+        super().__init__(str(failure))
+        self.failure: Final = failure
+
+
 class Losses:
     """The losses of one unit.
 

@@ -16,11 +16,13 @@ import pyfuse3
 import trio
 
 from iscsifs.errors import ConfigError, IscsifsError, reason
+from iscsifs.fs.kernel import FuseKernel, NoKernel
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.platform.pages import PageDropper, is_thread_waiting
 from iscsifs.fs.platform.platform import Platform
 from iscsifs.fs.record import MountEntry, Record, mount_at
 from iscsifs.fs.storage import Storage
+from iscsifs.fs.tree import Tree
 from iscsifs.limits import END_TIMEOUT
 
 log = logging.getLogger(__name__)
@@ -88,16 +90,14 @@ def _is_news(record: logging.LogRecord) -> bool:
 class Mount:
     """A mounted file system. There is one for each process: pyfuse3 keeps its state in globals."""
 
-    def __init__(
-        self, operations: Operations, mount_point: Path, options: Sequence[str], platform: Platform
-    ) -> None:
-        """Mount on *mount_point* with FUSE's *options*; raise ConfigError."""
+    def __init__(self, tree: Tree, mount_point: Path, options: Sequence[str], platform: Platform) -> None:
+        """Mount *tree* on *mount_point* with FUSE's *options*; raise ConfigError."""
         logging.getLogger(pyfuse3.__name__).addFilter(_is_news)
-        self._operations = operations
+        self._tree = tree
         self._mount_point = mount_point
         self._platform = platform
         self._pages = PageDropper(mount_point)
-        operations.drop_pages = self._pages.drop
+        self._kernel = FuseKernel(self._refresh_pages)
         self._path = Path(os.path.realpath(mount_point))  # not later: a look at it would wait for us
         self.fault: IscsifsError | None = None
         """Why it could never be used, after `serve`."""
@@ -105,10 +105,10 @@ class Mount:
         """Whether the kernel has written, or given up, all that mmap(2) has changed, after `serve`."""
         complaints = _StandardError()
         try:
-            platform.reserve_memory(operations.relieve)
+            platform.reserve_memory(tree.relieve)
             with complaints:
                 pyfuse3.init(
-                    operations,
+                    Operations(tree),
                     str(mount_point),
                     {"subtype=iscsifs", *pyfuse3.default_options, *options},
                 )
@@ -120,6 +120,7 @@ class Mount:
         except OSError as exc:
             raise ConfigError(f"{mount_point}: cannot mount: {reason(exc)}") from None
 
+        tree.storages.kernel = self._kernel
         # It may have been unmounted already.
         self._entry = mount_at(self._path) or MountEntry("", "", self._path, "", os.geteuid())
 
@@ -190,12 +191,13 @@ class Mount:
             nursery.start_soon(answer)
             nursery.start_soon(leave)
             nursery.start_soon(self._platform.attend, disconnected)
+            nursery.start_soon(self._kernel.run)
             await over.wait()
             nursery.cancel_scope.deadline = min(
                 nursery.cancel_scope.deadline, trio.current_time() + END_TIMEOUT
             )
             await write_back()
-            while self._operations.has_work() and not answered.is_set():
+            while self._tree.storages.has_work() and not answered.is_set():
                 with trio.move_on_after(_PATIENCE):
                     await answered.wait()
             nursery.cancel_scope.cancel()
@@ -209,6 +211,7 @@ class Mount:
         if is_thread_waiting() and mount_at(self._path) == self._entry:
             # Nothing is answered any more, so it would wait for ever. An ordinary user has no way to do this.
             ctypes.CDLL(None).umount2(os.fsencode(self._path), _MNT_FORCE)
+        self._tree.storages.kernel = NoKernel()
         pyfuse3.close()
         try:
             os.statvfs(self._mount_point)  # which nothing caches
@@ -219,12 +222,20 @@ class Mount:
                 unmount = ["umount", "-i", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
                 subprocess.run([*unmount, self._mount_point], stdin=subprocess.DEVNULL, check=False)
 
+    def _refresh_pages(self, inode: int) -> None:
+        if (path := self._tree.path_of(inode)) is not None:
+            self._pages.drop(path)
+
     async def _write_back(self) -> None:
         """Have the kernel write the pages that mmap(2) has changed; all others were written at once.
 
         A target that is away is not waited for: what is written for it is kept, and counted, by its unit.
         """
-        left = dict(self._operations.open_to_write())
+        left = {
+            path: storage
+            for inode, storage in self._tree.storages.open_to_write()
+            if (path := self._tree.path_of(inode)) is not None
+        }
         at_once = trio.CapacityLimiter(_WRITTEN_AT_ONCE)
 
         async def write_back(path: bytes, storage: Storage) -> None:

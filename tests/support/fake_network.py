@@ -87,6 +87,10 @@ class FakeTarget:
     def __post_init__(self) -> None:
         self.on_change: Callable[[], None] = lambda: None
         self.on_return: Callable[[object], None] = lambda unit: None
+        self.rescans = 0
+
+    async def rescan(self) -> None:
+        self.rescans += 1
 
     @property
     def address(self) -> str:

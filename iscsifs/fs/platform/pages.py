@@ -21,11 +21,13 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVarTuple, Unpack
 
 import trio
 
 log = logging.getLogger(__name__)
+
+_Ts = TypeVarTuple("_Ts")
 
 _OPEN: Final = ("/bin/sh", "-c", ': <"$1"', "iscsifs-open")
 
@@ -33,7 +35,7 @@ _LOOK_INTERVAL: Final = 0.01
 """Seconds between two looks at whether a process has ended."""
 
 
-_waiting: Final[list[int]] = []
+_waiting: Final[set[object]] = set()
 
 
 async def drop_pages(invalidate: Callable[[int], None], inode: int, patience: float) -> bool:
@@ -44,7 +46,7 @@ async def drop_pages(invalidate: Callable[[int], None], inode: int, patience: fl
     """
     with trio.move_on_after(patience):
         try:
-            await trio.to_thread.run_sync(_in_kernel, invalidate, inode, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(in_kernel, invalidate, inode, abandon_on_cancel=True)
         except RuntimeError as exc:
             raise MemoryError(str(exc)) from None
         except OSError as exc:  # the kernel knows no such inode, so it has no pages of it
@@ -53,16 +55,19 @@ async def drop_pages(invalidate: Callable[[int], None], inode: int, patience: fl
     return False
 
 
-def _in_kernel(invalidate: Callable[[int], None], inode: int) -> None:
-    _waiting.append(inode)
+def in_kernel(notify: Callable[[Unpack[_Ts]], None], *arguments: *_Ts) -> None:
+    """Call *notify* in this thread, and have `is_thread_waiting` know."""
+    waiting = object()
+    _waiting.add(waiting)
     try:
-        invalidate(inode)
+        notify(*arguments)
     finally:
-        _waiting.remove(inode)
+        _waiting.remove(waiting)
 
 
 def is_thread_waiting() -> bool:
-    """Say whether a thread of `drop_pages` waits for a page: until it returns the process cannot end."""
+    """Say whether a thread of `in_kernel` waits for a page or a directory: until it returns the process
+    cannot end."""
     return bool(_waiting)
 
 
