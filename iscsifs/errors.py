@@ -194,7 +194,11 @@ class TruncationError(IscsifsError):
 
 
 class InUseError(IscsifsError):
-    """A truncation that others would suffer from who use the unit."""
+    """A truncation, or a logout, that others would suffer from who use the unit."""
+
+
+class NoTargetError(IscsifsError):
+    """What was asked for is not there: no target at all, no name that matches, no such logical unit."""
 
 
 class DataLostError(IscsifsError):

@@ -18,7 +18,10 @@ MAY_IMPORT = {
     "transport": {"errors", "limits", "iscsi"},
     "initiator": {"errors", "limits", "transport", "iscsi", "scsi"},
     "units": {"errors", "limits", "scsi"},
-    "service": {"errors", "limits", "initiator", "iscsi", "units"},
+    "discovery": {"errors", "iscsi", "transport"},
+    "service": {
+        *("config", "discovery", "errors", "fs", "initiator", "iscsi", "limits", "transport", "units"),
+    },
     "target": {"errors", "limits", "iscsi", "scsi", "secret", "terminal"},
     "fs": {"errors", "limits"},
     "exit_status": set(),
@@ -28,8 +31,6 @@ MAY_IMPORT = {
     "unmount": {"errors", "exit_status", "fs", "terminal"},
     "mount_options": {"errors", "fs"},
     "config": {"errors", "initiator", "iscsi", "mount_options", "secret"},
-    "about": {"config", "errors"},
-    "attach": {"config", "errors", "fs", "initiator", "iscsi", "limits", "transport"},
 }
 """What the rooms may import of this package; secret and terminal are for target.cli only.
 
@@ -52,10 +53,10 @@ OUTSIDE = {
     "transport": {"trio"},
     "initiator": {"trio"},
     "units": {"trio"},
+    "discovery": set[str](),
     "service": {"trio"},
     "target": {"trio", "crc32c"},
     "fs": {"trio", "pyfuse3"},
-    "attach": {"trio"},
     "cli": {"trio"},
 }
 """Packages from elsewhere."""

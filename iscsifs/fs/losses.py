@@ -97,6 +97,12 @@ class Ledger:
             losses = self._losses[storage] = self._inherited(storage) or Losses(storage)
         return Handle(losses)
 
+    def forget(self, storage: Storage) -> None:
+        """Forget *storage*, unless it has losses of which nobody was told."""
+        losses = self._losses.get(storage)
+        if losses is not None and not losses.unseen:
+            del self._losses[storage]
+
     def unseen(self) -> list[Losses]:
         """Return the units that have losses of which nobody was told."""
         return [losses for losses in dict.fromkeys(self._losses.values()) if losses.unseen]

@@ -1,6 +1,6 @@
 """What a mount knows of its disks as a whole: which are open, which were written, and what was lost."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from iscsifs.fs.kernel import Kernel, NoKernel
 from iscsifs.fs.losses import Ledger, Losses
@@ -40,6 +40,13 @@ class Storages:
         """
         self._written[storage] = None
         self.losses.open(storage)
+
+    def forget(self, storages: Iterable[Storage]) -> None:
+        """Take note that *storages*, which owe nothing, are gone for good; a loss that nobody was told of
+        stays."""
+        for storage in storages:
+            self._written.pop(storage, None)
+            self.losses.forget(storage)
 
     async def require_free(self, is_free: Callable[[], bool]) -> None:
         """Refuse unless the files that are open permit another one, or do so in a moment."""

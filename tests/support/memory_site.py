@@ -17,8 +17,7 @@ import pytest
 import trio
 from pyfuse3 import FUSEError, RequestContext
 
-from iscsifs.attach import Attached, Wanted
-from iscsifs.config import Host, HostSpec
+from iscsifs.discovery.source import Wanted
 from iscsifs.fs.nodes import TreeOptions
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.storage_file import StorageFile
@@ -29,6 +28,7 @@ from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.iscsi.pdu import Pdu
 from iscsifs.scsi.sense import Sense
 from iscsifs.service import Initiator, open_initiator
+from iscsifs.service.attach import Attached, Login, log_in
 from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
 from iscsifs.target.session import Session
@@ -198,10 +198,8 @@ class World:
         attached = []
         for site in (self.site, self.neighbour):
             portal = Portal(site.host, 3260)
-            wanted = Wanted(
-                Host(HostSpec(portal), self.options), site.host, site.target_name, (TargetAddress(portal),)
-            )
-            attached.append(Attached(wanted, await initiator.login(site.target_name, [portal])))
+            login = Login(Wanted(site.host, site.target_name, (TargetAddress(portal),)), self.options)
+            attached.append(await log_in(login, initiator))
         directories = self.tree.add_targets([target.describe() for target in attached])
         for target, directory in zip(attached, directories, strict=True):
 

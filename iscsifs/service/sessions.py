@@ -144,6 +144,12 @@ class Initiator:
             raise
         return target
 
+    async def logout(self, target: ManagedTarget) -> None:
+        """Log out of *target*, in bounded time; its commands fail."""
+        self._sessions.remove(target.session)
+        with trio.CancelScope(shield=True):
+            await target.session.close()
+
     async def close(self) -> None:
         """Log out of all targets, in parallel and in bounded time."""
         async with trio.open_nursery() as nursery:

@@ -1,10 +1,19 @@
 """What a mount says of itself in the files of ``.iscsifs/``."""
 
 from dataclasses import fields
+from functools import partial
 
 import iscsifs
 from iscsifs.config import Config, Host
 from iscsifs.errors import printable
+from iscsifs.fs.tree import Tree
+
+
+def show_config(tree: Tree, config: Config) -> None:
+    """Give *tree* the directory of the mount's own files."""
+    directory = tree.add_directory(tree.root, b".iscsifs")
+    tree.add_text(directory, b"version", version_text)
+    tree.add_text(directory, b"config", partial(config_text, config))
 
 
 def version_text() -> str:
