@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "service": {
         *("config", "discovery", "errors", "fs", "initiator", "iscsi", "limits", "transport", "units"),
     },
+    "monitor": {"limits"},
     "target": {"errors", "limits", "iscsi", "scsi", "secret", "terminal"},
     "fs": {"errors", "limits"},
     "exit_status": set(),

@@ -2,31 +2,22 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable
 from typing import Protocol
 
 import pyfuse3
 import trio
 
-from iscsifs.fs.platform.pages import in_kernel
-
 log = logging.getLogger(__name__)
 
 
 class Kernel(Protocol):
-    """What the tree tells the kernel, which keeps names, attributes and pages."""
+    """What the tree tells the kernel, which keeps names and attributes."""
 
     def forget_attributes(self, inode: int) -> None:
         """Have the kernel ask again for the attributes of *inode*."""
 
     def forget_entry(self, parent: int, name: bytes) -> None:
         """Have the kernel look up *name* again in the directory *parent*, soon."""
-
-    def refresh_pages(self, inode: int) -> None:
-        """Have the kernel drop the pages of *inode* soon; nobody waits for that."""
-
-    def drop_pages(self, inode: int) -> None:
-        """Have the kernel drop the pages of *inode*, and wait for that: to be called in a thread."""
 
 
 class NoKernel:
@@ -38,22 +29,17 @@ class NoKernel:
     def forget_entry(self, parent: int, name: bytes) -> None:
         """Do nothing."""
 
-    def refresh_pages(self, inode: int) -> None:
-        """Do nothing."""
-
-    def drop_pages(self, inode: int) -> None:
-        """Do nothing."""
-
 
 class FuseKernel:
-    """Tells the kernel by FUSE's notifications; *refresh_pages(inode)* drops pages without waiting.
+    """Tells the kernel by FUSE's notifications.
 
     The notification for a name waits until the kernel has an answer to every request that holds the
     directory, perhaps the one whose handler sends it. So `run` sends these from a thread.
     """
 
-    def __init__(self, refresh_pages: Callable[[int], None]) -> None:
-        self._refresh_pages = refresh_pages
+    def __init__(self) -> None:
+        self.is_thread_waiting = False
+        """Whether a thread waits in the kernel: until it returns the process cannot end."""
         self._entries: deque[tuple[int, bytes]] = deque()
         self._has_entries = trio.Event()
 
@@ -68,8 +54,12 @@ class FuseKernel:
             while self._entries:
                 parent, name = self._entries.popleft()
                 try:
-                    await trio.to_thread.run_sync(_forget_entry, parent, name, abandon_on_cancel=True)
-                except (OSError, RuntimeError) as exc:  # not known to the kernel; no thread could be started
+                    self.is_thread_waiting = True
+                    await trio.to_thread.run_sync(self._send, parent, name, abandon_on_cancel=True)
+                except RuntimeError as exc:
+                    self.is_thread_waiting = False
+                    log.debug("inode %d: %r: %s", parent, name, exc)
+                except OSError as exc:  # not known to the kernel
                     log.debug("inode %d: %r: %s", parent, name, exc)
 
     def forget_attributes(self, inode: int) -> None:
@@ -84,15 +74,14 @@ class FuseKernel:
         self._entries.append((parent, name))
         self._has_entries.set()
 
-    def refresh_pages(self, inode: int) -> None:
-        """Have another process open the file."""
-        self._refresh_pages(inode)
+    def _send(self, parent: int, name: bytes) -> None:
+        """Send FUSE_NOTIFY_INVAL_ENTRY; raises OSError where the kernel does not know it."""
+        try:
+            pyfuse3.invalidate_entry(parent, name)
+        finally:
+            self.is_thread_waiting = False
 
-    def drop_pages(self, inode: int) -> None:
-        """Send FUSE_NOTIFY_INVAL_INODE for attributes and pages; raises OSError where it is not known."""
-        pyfuse3.invalidate_inode(inode, attr_only=False)
 
-
-def _forget_entry(parent: int, name: bytes) -> None:
-    """Send FUSE_NOTIFY_INVAL_ENTRY; raises OSError where the kernel does not know it."""
-    in_kernel(pyfuse3.invalidate_entry, parent, name, 0)
+def drop_cached_pages(inode: int) -> None:
+    """Have the kernel drop the pages of *inode*, and wait for those that are being read; raises OSError."""
+    pyfuse3.invalidate_inode(inode, attr_only=False)

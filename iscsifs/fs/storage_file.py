@@ -64,6 +64,7 @@ class StorageFile(Node):
         """Open the disk."""
         storage, storages = self.storage, self._storages
         options, files = storages.options, storages.files
+        storages.pages.opened(self.inode, thread)
         writes = flags & os.O_ACCMODE != os.O_RDONLY
         if writes and self.is_read_only:
             raise Refused(Refusal.READ_ONLY)

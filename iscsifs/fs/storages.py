@@ -1,26 +1,39 @@
 """What a mount knows of its disks as a whole: which are open, which were written, and what was lost."""
 
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
-from iscsifs.fs.kernel import Kernel, NoKernel
+from iscsifs.fs.kernel import Kernel, NoKernel, drop_cached_pages
 from iscsifs.fs.losses import Ledger, Losses
 from iscsifs.fs.nodes import Refusal, Refused, TreeOptions
 from iscsifs.fs.open_files import OpenFiles
+from iscsifs.fs.platform.pages import Pages, PagesByThread
 from iscsifs.fs.storage import Storage
 from iscsifs.fs.times import Timetable
 from iscsifs.fs.truncation import Truncations
 
 
 class Storages:
-    """What all `StorageFile` of a mount share. *in_tree(storage)* says whether one can still be opened."""
+    """What all `StorageFile` of a mount share. *in_tree(storage)* says whether one can still be opened,
+    *path_of(inode)* where its file is."""
 
-    def __init__(self, options: TreeOptions, in_tree: Callable[[Storage], bool]) -> None:
+    def __init__(
+        self,
+        options: TreeOptions,
+        in_tree: Callable[[Storage], bool],
+        path_of: Callable[[int], bytes | None],
+    ) -> None:
         self.options = options
         self.kernel: Kernel = NoKernel()
         self.files = OpenFiles()
         self.times = Timetable()
         self.losses = Ledger(in_tree)
-        self.truncations = Truncations(self.files, lambda inode: self.kernel.drop_pages(inode))
+        self.pages: Pages = PagesByThread(Path("/"), drop_cached_pages)
+        """The kernel's cached pages of the files."""
+        self.truncations = Truncations(
+            self.files, lambda inode, patience: self.pages.drop(inode, path_of(inode), patience)
+        )
+        self._path_of = path_of
         self._written: dict[Storage, None] = {}
 
     @property
@@ -71,5 +84,5 @@ class Storages:
             return  # nobody has looked at it
         times.modify()
         self.kernel.forget_attributes(times.inode)
-        if self.files.of(storage):
-            self.kernel.refresh_pages(times.inode)
+        if self.files.of(storage) and (path := self._path_of(times.inode)) is not None:
+            self.pages.drop_soon(times.inode, path)

@@ -103,7 +103,7 @@ class Tree:
     def __init__(self, options: TreeOptions) -> None:
         self._inodes = count(ROOT_INODE)
         self.nodes: dict[int, Node] = {}
-        self.storages = Storages(options, self._has)
+        self.storages = Storages(options, self._has, self.path_of)
         self.root = self._add(Directory(next(self._inodes), b""))
         self._by_id = self.add_directory(self.root, _BY_ID)
         self._targets: dict[TargetDirectory, None] = {}

@@ -167,6 +167,7 @@ async def each(
 
 
 def _description(unit: LogicalUnit) -> UnitDescription:
+    storage = unit.storage
     return UnitDescription(
         label=unit.label,
         device_type=unit.device_type,
@@ -176,6 +177,6 @@ def _description(unit: LogicalUnit) -> UnitDescription:
         version=unit.revision,
         serial=unit.serial,
         wwid=unit.wwid,
-        block_size=unit.block_size if unit.is_block else None,
-        storage=unit if unit.is_block else None,
+        block_size=None if storage is None else storage.block_size,
+        storage=storage,
     )

@@ -11,8 +11,8 @@ from iscsifs.iscsi.names import Portal
 from iscsifs.transport.polling import Poller
 
 
-class LogicalUnit(Storage, Protocol):
-    """What is used of a logical unit; as a `Storage` only where *is_block*."""
+class LogicalUnit(Protocol):
+    """What is used of a logical unit."""
 
     @property
     def label(self) -> str:
@@ -47,8 +47,8 @@ class LogicalUnit(Storage, Protocol):
         """The worldwide name."""
 
     @property
-    def is_block(self) -> bool:
-        """Whether the unit has bytes to read."""
+    def storage(self) -> Storage | None:
+        """The unit as a range of bytes, where it has any."""
 
 
 class Target(Protocol):

@@ -21,8 +21,8 @@ from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.discovery import DiscoveredTarget
 from iscsifs.iscsi.events import SenseReported
 from iscsifs.iscsi.names import Portal, TargetAddress
-from iscsifs.units.block import LogicalUnit
 from iscsifs.units.inventory import Inventory, Settings
+from iscsifs.units.unit import LogicalUnit
 
 log = logging.getLogger(__name__)
 

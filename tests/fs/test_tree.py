@@ -57,12 +57,6 @@ class RecordingKernel:
     def forget_entry(self, parent: int, name: bytes) -> None:
         self.entries.append((parent, name))
 
-    def refresh_pages(self, inode: int) -> None:
-        raise AssertionError
-
-    def drop_pages(self, inode: int) -> None:
-        raise AssertionError
-
 
 def empty() -> Tree:
     return Tree(TreeOptions(uid=0, gid=0))

@@ -37,7 +37,7 @@ def serve(
     tree = Tree(options)
     units = tuple(unit(storage, str(number)) for number, storage in enumerate(storages))
     tree.add_targets([TargetDescription("host", "10.4.0.42", 3260, "iqn.2001-04.com.example:disk", units)])
-    tree.storages.kernel = FuseKernel(lambda inode: None)
+    tree.storages.kernel = FuseKernel()
     return Operations(tree)
 
 
