@@ -122,6 +122,7 @@ class Inventory:
         self._luns_stale = False
         self._renewed = False
         self._updating = False
+        self._comparing = trio.Lock()  # with what the target reports; two of them would make a unit twice
 
     @property
     def units(self) -> list[LogicalUnit]:
@@ -352,15 +353,27 @@ class Inventory:
                     self.on_change()
                 stale, self._stale = self._stale, set()
                 try:
-                    if self._luns_stale:
-                        self._luns_stale = False
-                        await self._rescan()
-                    await _for_each(stale.intersection(self._units.values()), self._refresh)
+                    async with self._comparing:
+                        if self._luns_stale:
+                            self._luns_stale = False
+                            await self._rescan()
+                        await _for_each(stale.intersection(self._units.values()), self._refresh)
                 except IscsifsError as error:  # and again, if there was another reason in the meantime
                     log.warning("%s; what has changed is not known", error, extra={"kind": error.kind})
                 await trio.sleep(PAUSE)
         finally:
             self._updating = False
+
+    async def rescan(self) -> None:
+        """Ask the target for its units, and each of them what it is now, its size for instance.
+
+        Raises CommandError or TransportError where the target does not answer.
+        """
+        async with self._comparing:
+            await self._rescan()
+            await _for_each(self.units, self._refresh)
+        if self._luns_stale or self._stale:
+            self._update_soon()
 
     async def _rescan(self) -> None:
         """Take in the units that have come, and leave out those that have gone or were exchanged."""
