@@ -153,7 +153,7 @@ class Mount:
             if not await self._pages.is_answered():
                 with trio.move_on_after(_PATIENCE):  # where the connection was aborted, `answer` ends as well
                     await over.wait()
-            if over.is_set() or mount_at(self._path) != self._entry:
+            if over.is_set() or not self._is_mounted():
                 over.set()  # it was unmounted
                 return
             self._platform.tune(self._entry.device)
@@ -186,12 +186,12 @@ class Mount:
             nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
-        if not is_ready and not stop.is_set() and mount_at(self._path) == self._entry:
+        if not is_ready and not stop.is_set() and self._is_mounted():
             self.fault = IscsifsError(f"{self._mount_point}: mounted, but the kernel ended it; unmounting")
 
     def close(self) -> None:
         """Unmount, even when files are still open; do nothing where that has been done from outside."""
-        if self._pages.is_thread_waiting and mount_at(self._path) == self._entry:
+        if self._pages.is_thread_waiting and self._is_mounted():
             # Nothing is answered any more, so it would wait for ever. An ordinary user has no way to do this.
             ctypes.CDLL(None).umount2(os.fsencode(self._path), _MNT_FORCE)
         pyfuse3.close()
@@ -203,6 +203,14 @@ class Mount:
                 log.warning("%s: the kernel's connection was aborted; unmounting", self._mount_point)
                 unmount = ["umount", "-i", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
                 subprocess.run([*unmount, self._mount_point], stdin=subprocess.DEVNULL, check=False)
+
+    def _is_mounted(self) -> bool:
+        """Return whether the path still leads to this mount, also where there is no descriptor to look."""
+        try:
+            return mount_at(self._path) == self._entry
+        except OSError as exc:
+            log.debug("%s: %s", self._path, exc)
+            return True
 
     async def _write_back(self) -> None:
         """Have the kernel write the pages that mmap(2) has changed; all others were written at once.

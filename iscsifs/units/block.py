@@ -218,7 +218,7 @@ class BlockUnit(LogicalUnit):
         block_size = self._transfers.block_size
         is_whole = not (offset % block_size or len(data) % block_size)
         if is_whole and data and not self._holes.is_active and self._writes.admission.is_open:
-            await self._writes.write(offset, data, sync)
+            await self._writes.put(offset, data, sync)
         elif data:
             await self._write_in_turn(offset, data, sync)
 

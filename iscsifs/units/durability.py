@@ -12,7 +12,7 @@ What is WRITTEN is bounded. Half-way to the bound a cache flush is due. Where th
 the oldest data are *let go*: a loss of the cache after that is reported as a loss of data.
 
 `resets` counts the losses of the cache. A WRITE that was under way at one is not known to be carried out
-after it, so its answer says nothing (`is_stale`).
+after it, so its answer says nothing, unless it had FUA.
 
 A *loss* is a write that had been acknowledged and failed. It is counted, and every file that was open has to
 report it once.
@@ -78,13 +78,6 @@ class Ledger:
         return self._map.unwritten > 0 or self._owed is not None
 
     # The end of a WRITE.
-
-    def is_stale(self, resets: int, fua: bool) -> bool:
-        """Say whether the answer to a WRITE, sent after so many *resets*, may be older than the last of them.
-
-        With *fua* that makes no difference.
-        """
-        return resets != self.resets and self.volatile and not fua
 
     def touched(self) -> None:
         """Note that the target may have something of a WRITE in its cache."""

@@ -304,7 +304,8 @@ class ExtentMap:
         del self._under_way[start]
         sent: list[Extent] = []
         newer: list[Extent] = []
-        for extent in self.overlapping(start, end):
+        first, last = self._slice(start, end)
+        for extent in self._extents[first:last]:
             if extent.state is SENDING:
                 sent.append(extent)
             else:
@@ -315,17 +316,23 @@ class ExtentMap:
 
     def change(self, extent: Extent, state: State) -> None:
         """Bring *extent* into *state*."""
-        self._leave(extent)
+        old, size = extent.state, extent.end - extent.start
+        del self._books[old][extent]
+        self._books[state][extent] = None
         extent.state = state
-        self._enter(extent)
+        if (old is WRITTEN) != (state is WRITTEN):
+            sign = 1 if state is WRITTEN else -1
+            self.unsynchronised += sign * size
+            self.unwritten -= sign * size
 
     def remove(self, gone: Collection[Extent]) -> None:
         """Take *gone* out of the map; what waits for them does not any more."""
         for extent in gone:
             self._leave(extent)
-            _release(extent)
+            if extent.barriers:
+                _release(extent)
         if len(gone) == 1:
-            del self._extents[self._index(extent)]
+            del self._extents[bisect_left(self._extents, extent.start, key=_START)]
         elif gone:
             set_of_gone = set(gone)
             self._extents = [extent for extent in self._extents if extent not in set_of_gone]
@@ -337,7 +344,7 @@ class ExtentMap:
         for border in (*borders, extent.end):
             parts.append(extent.part(start, border))
             start = border
-        index = self._index(extent)
+        index = bisect_left(self._extents, extent.start, key=_START)
         self._extents[index : index + 1] = parts
         self._leave(extent)
         for part in parts:
@@ -368,9 +375,6 @@ class ExtentMap:
         if first and extents[first - 1].end > start:
             first -= 1
         return first, bisect_left(extents, end, first, key=_START)
-
-    def _index(self, extent: Extent) -> int:
-        return bisect_left(self._extents, extent.start, key=_START)
 
     def _is_under_way(self, extent: Extent) -> bool:
         """Say whether anything under way overlaps *extent*."""

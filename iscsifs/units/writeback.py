@@ -141,18 +141,24 @@ class WriteBuffer:
     async def write(
         self, start: int, data: bytes | memoryview, sync: bool = False, arrival: Arrival | None = None
     ) -> None:
-        """Take *data*, at least one block, for offset *start*, where *arrival* may have its turn.
+        """Take *data*, at least one block, for offset *start*, when it is their turn: that of *arrival* where
+        there is one already.
 
         Waits until there is room; without write-behind, until they are written, with *sync*, until they are
         on stable storage, and raises what that failed with.
         """
-        if arrival is not None:
-            await self.admission.room()
-            arrival.check()
-        elif not self.admission.is_open:
+        if arrival is None and self.admission.is_open:
+            await self.put(start, data, sync)
+        elif arrival is None:
             async with self.admission.turn(start, start + len(data)) as arrival:
                 await self.write(start, data, sync, arrival)
-            return
+        else:
+            await self.admission.room()
+            arrival.check()
+            await self.put(start, data, sync)
+
+    async def put(self, start: int, data: bytes | memoryview, sync: bool = False) -> None:
+        """Do what `write` does, and let nothing come before: the admission is open."""
         acknowledged = self._behind and not sync
         extent = self.extents.insert(start, memoryview(data), acknowledged=acknowledged, sync=sync)
         self._newest = extent
@@ -312,7 +318,9 @@ class WriteBuffer:
         sent, newer = self.extents.landed(command.start, command.end)
         ledger = self.ledger
         failure = command.failure or outcome.failure
-        if failure is not None or ledger.is_stale(command.resets, command.fua):
+        # Was it carried out before the cache was lost, or after that? The answer does not tell.
+        is_stale = command.resets != ledger.resets and ledger.volatile and not command.fua
+        if failure is not None or is_stale:
             is_due = False
             self._repeat(command, failure, sent, newer)
         else:
@@ -326,7 +334,8 @@ class WriteBuffer:
                 barrier.release()
         if self.admission.arrivals:
             self.admission.make_room()
-        self._pump()
+        if self.extents.dirty:
+            self._pump()
         if is_due and self._unasked is Unasked.IDLE:
             self._flush_unasked()
 
