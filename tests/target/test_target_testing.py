@@ -24,6 +24,7 @@ from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.status import Status
 from iscsifs.target import command_log, testing, unit
 from iscsifs.target.testing import TestTarget
+from support import cdbs
 from support.raw_initiator import INITIATOR, Closed, RawInitiator, raw_initiator
 
 BLOCK = 512
@@ -107,7 +108,7 @@ async def test_what_happens_to_any_command_does_not_happen_to_those_that_find_a_
         await ready(initiator, iscsi_target)
         disk.disconnect("any")
         assert (await initiator.execute(commands.inquiry(36), read=36))[0] == Status.GOOD
-        assert (await initiator.execute(commands.request_sense(), read=252))[0] == Status.GOOD
+        assert (await initiator.execute(cdbs.request_sense(), read=252))[0] == Status.GOOD
         disk.heal()
         assert (await initiator.execute(commands.test_unit_ready()))[0] == Status.GOOD
         disk.answer("any", Status.BUSY)
