@@ -23,7 +23,7 @@ REACHED = 1 << 32
 UNKNOWN_COMMAND = Sense(SenseKey.ILLEGAL_REQUEST, 0x20, 0)
 
 
-def description(blocks: int, provisioning: Provisioning) -> Description:
+def description(blocks: int) -> Description:
     return Description(
         inquiry=InquiryData(DeviceType.DISK),
         serial="",
@@ -31,7 +31,7 @@ def description(blocks: int, provisioning: Provisioning) -> Description:
         capacity=Capacity(blocks, BLOCK),
         no_storage="",
         limits=BlockLimits(),
-        provisioning=provisioning,
+        provisioning=Provisioning(),
         write_protected=False,
         volatile_cache=True,
     )
@@ -40,16 +40,14 @@ def description(blocks: int, provisioning: Provisioning) -> Description:
 class Disk:
     """A unit of so many *blocks* that answers with zeros; `codes` are the operation codes that came."""
 
-    def __init__(
-        self, blocks: int, nursery: trio.Nursery, unknown: frozenset[int], provisioning: Provisioning
-    ) -> None:
+    def __init__(self, blocks: int, nursery: trio.Nursery, unknown: frozenset[int]) -> None:
         self.size = blocks * BLOCK
         self._unknown = unknown
         self._path = MemoryPath(self._answer)
         self.unit = BlockUnit(
             0,
             queue_of(self._path, nursery),
-            description(blocks, provisioning),
+            description(blocks),
             nursery,
             write_behind=False,
         )
@@ -67,8 +65,8 @@ MakeDisk = Callable[..., Disk]
 
 @pytest.fixture
 def make_disk(nursery: trio.Nursery) -> MakeDisk:
-    def make(blocks: int, unknown: frozenset[int] = frozenset(), **offered: bool) -> Disk:
-        return Disk(blocks, nursery, unknown, Provisioning(**offered))
+    def make(blocks: int, unknown: frozenset[int] = frozenset()) -> Disk:
+        return Disk(blocks, nursery, unknown)
 
     return make
 
