@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "units": {"errors", "limits", "scsi"},
     "discovery": {"errors", "iscsi", "transport"},
     "service": {
-        *("config", "discovery", "errors", "fs", "initiator", "iscsi", "limits", "transport", "units"),
+        *("config", "discovery", "errors", "fs", "initiator", "iscsi", "limits", "monitor", "transport"),
+        "units",
     },
     "monitor": {"limits"},
     "target": {"errors", "limits", "iscsi", "scsi", "secret", "terminal"},
