@@ -143,17 +143,21 @@ class Line:
         self._socket.settimeout(SILENCE)
         with contextlib.suppress(IscsifsError, ConnectionError):
             while True:
-                self._socket.sendall(b"".join(connection.data_to_send()))
+                self._send(connection)
                 stream = self.receive()
                 if not stream:
                     return
                 wire.feed(connection.get_buffer, connection.buffer_updated, stream, len(stream))
 
+    def _send(self, connection: Connection) -> None:
+        while buffers := connection.data_to_send():
+            self._socket.sendall(b"".join(buffers))
+
     def run(self, connection: Connection, task: Task) -> Task:
         """Carry out one command."""
         connection.submit(task)
         while not task.ended:
-            self._socket.sendall(b"".join(connection.data_to_send()))
+            self._send(connection)
             stream = self.receive()
             assert stream, "no answer"
             wire.feed(connection.get_buffer, connection.buffer_updated, stream, len(stream))
@@ -270,7 +274,7 @@ def record_discovery(daemon: Daemon) -> None:
     login, _ = line.log_in(LOGIN_CONFIGS[1])
     connection = Connection(FinishedLogin(login))
     finish_login(connection)
-    text = connection.send_text([("SendTargets", "All")])
+    text = connection.requests.send_text([("SendTargets", "All")])
     line.converse(connection)
     assert text.pairs
     save("addresses", f"{daemon.program}-all", encode_pairs(text.pairs))
