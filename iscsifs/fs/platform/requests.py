@@ -31,7 +31,7 @@ _PAUSE: Final = 0.05
 
 
 LOOK_INTERVAL: Final = 0.5
-"""Seconds between two looks at whether the kernel is still there."""
+"""Seconds between two checks whether the kernel still takes answers."""
 
 
 class _Done:
@@ -117,7 +117,7 @@ class Readiness:
         raise trio.ClosedResourceError
 
     def notify_closing(self, fd: int) -> None:
-        """Let all who wait for *fd* end with ClosedResourceError."""
+        """End all waits for *fd* with ClosedResourceError."""
         self._closed = True
         if self._watched is not None:
             self._watched.close()
