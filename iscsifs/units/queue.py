@@ -258,11 +258,6 @@ class Queue:
             return None
         return copy_of(self._doubt)
 
-    def check_doubts(self, doubts: int) -> None:
-        """Raise the failure where commands were disowned since there were so many *doubts*."""
-        if doubts != self.doubts and self._doubt is not None:
-            raise copy_of(self._doubt)
-
     def resume(self) -> None:
         """Send what waits, and what comes: the unit is what it was."""
         self._suspended_since = None

@@ -76,8 +76,8 @@ class Readiness:
         self._closed = False
 
     async def disconnected(self) -> None:
-        """Return when the kernel takes no answers any more: it was unmounted, or the connection aborted."""
-        while True:  # workers that have no answer yet do not notice, and the others must not look each time
+        """Return when the kernel takes no more answers: after an unmount or an abort of the connection."""
+        while True:  # a worker that has no answer yet does not notice it
             await trio.sleep(LOOK_INTERVAL)
             if self._is_over():
                 return
@@ -125,15 +125,15 @@ class Readiness:
         self._wake(len(self._parked))
 
     def dismiss_idle(self) -> None:
-        """End the workers that have nothing to do, but for one, and so free their buffers of 1 MiB each.
+        """End all idle workers but one, which frees a buffer of 1 MiB each.
 
-        pyfuse3 starts others when it needs them.
+        pyfuse3 starts new ones when it needs them.
         """
         self._dismissed.update(self._parked)
         self._wake(len(self._parked))
 
     def _is_over(self) -> bool:
-        """Say whether there is no request but the end of the connection to be read."""
+        """Return whether the descriptor reports the end of the connection and no request."""
         return self._poll is not None and any(not event & select.POLLIN for _, event in self._poll.poll(0))
 
     async def _park(self) -> None:
