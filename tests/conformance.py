@@ -2,7 +2,7 @@
 
 A row is one behaviour of an iSCSI initiator that a target can provoke. It is named by a group and a number:
 LOGIN, CHAP and FFP after the titles of the UNH-IOL initiator suites, with an R what RFC 7143 adds to them;
-ERR, errors and recovery; HOSTILE, targets that break the rules; DISC, discovery. ``sources.md`` has the rows of
+ERR, errors and recovery; HOSTILE, targets that break the rules; DISC, discovery. ``sources.md`` has rows of
 what is around an initiator, and says what each demands. A test names the rows that it covers:
 
     @pytest.mark.conformance("FFP-8.1")
