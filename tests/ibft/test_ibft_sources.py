@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tables import FILES, TABLE, TARGET, changed, target, with_strings, with_targets
 
 from iscsifs.errors import ConfigError
 from iscsifs.ibft import sysfs, table
 from iscsifs.ibft.search import NoIbft, find
 from iscsifs.ibft.show import text_files
+from support.ibft_tables import FILES, TABLE, TARGET, changed, target, with_strings, with_targets
 
 
 def write(directory: Path, files: Mapping[str, bytes]) -> None:

@@ -7,7 +7,12 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tables import (
+
+from iscsifs.errors import ConfigError
+from iscsifs.ibft.model import ChapType, Ibft
+from iscsifs.ibft.table import parse
+from iscsifs.iscsi.names import Portal
+from support.ibft_tables import (
     CONTROL,
     INITIATOR,
     NIC,
@@ -20,11 +25,6 @@ from tables import (
     with_strings,
     with_targets,
 )
-
-from iscsifs.errors import ConfigError
-from iscsifs.ibft.model import ChapType, Ibft
-from iscsifs.ibft.table import parse
-from iscsifs.iscsi.names import Portal
 
 MAPPED = bytes(10) + b"\xff\xff"
 

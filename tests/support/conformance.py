@@ -42,7 +42,7 @@ _NUMBERS: Final = {
     "DISC": ("1 2 3 4 5 6 7 8 9 10 11"),
 }
 
-_SOURCES: Final = Path(__file__).with_name("sources.md")
+_SOURCES: Final = Path(__file__).parents[1] / "sources.md"
 
 ROWS: Final = (
     *(f"{group}-{number}" for group, numbers in _NUMBERS.items() for number in numbers.split()),

@@ -3,7 +3,7 @@
 import struct
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "ibft"
 
 TABLE = (HERE / "ipxe-chap.bin").read_bytes()
 """What iPXE 1.0.0 left in memory for a target with one-way CHAP."""
