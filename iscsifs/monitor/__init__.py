@@ -1,1 +1,1 @@
-"""What can be seen of a mount from outside."""
+"""What the program tells of itself: events, metrics and traces."""

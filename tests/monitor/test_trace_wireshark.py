@@ -15,6 +15,7 @@ from iscsifs.monitor.frames import MAX_SEGMENT
 from iscsifs.monitor.trace import Trace
 from iscsifs.service import ManagedTarget, open_initiator
 from iscsifs.target.testing import TestTarget
+from iscsifs.units.block import BlockUnit
 from support.tshark import capinfos, count, dissect
 
 KIB = 1024
@@ -44,6 +45,13 @@ async def traced(
     trace.close()
 
 
+def disk(session: ManagedTarget) -> BlockUnit:
+    """Return the only unit of the target."""
+    (unit,) = session.units
+    assert isinstance(unit, BlockUnit)
+    return unit
+
+
 def known(target: TestTarget) -> list[str]:
     """Return the option for a port that is not the usual one."""
     return [f"iscsi.target_ports:3260,{target.port}"]
@@ -62,7 +70,7 @@ def problems(capture: Path, options: Sequence[str] = ()) -> list[list[str]]:
 async def test_wireshark_reads_a_session(target: TestTarget, tmp_path: Path) -> None:
     capture = tmp_path / "trace.pcapng"
     async with traced(target, Trace(capture)) as session:
-        (unit,) = session.units
+        unit = disk(session)
         await unit.write(16 * 512, b"w" * 4096)
         assert bytes(await unit.read(16 * 512, 8 * 512)) == b"w" * 4096
     said = capinfos(capture)
@@ -105,7 +113,7 @@ async def test_connections_have_a_beginning_a_direction_and_an_end(
     trace = Trace(capture)
     async with open_initiator(replace(OPTIONS, record=trace.stream)) as initiator:
         session = await initiator.login(target.name, [Portal(target.host, target.port)])
-        (unit,) = session.units
+        unit = disk(session)
         target.disk.disconnect("read", times=1)
         assert len(await unit.read(0, 512)) == 512
     trace.close()
@@ -126,7 +134,7 @@ async def test_connections_have_a_beginning_a_direction_and_an_end(
 async def test_long_pdus_are_cut_and_every_pdu_begins_a_segment(target: TestTarget, tmp_path: Path) -> None:
     capture = tmp_path / "trace.pcapng"
     async with traced(target, Trace(capture)) as session:
-        (unit,) = session.units
+        unit = disk(session)
         await unit.write(0, b"w" * (200 * KIB))
         assert len(await unit.read(0, 200 * KIB)) == 200 * KIB
         for block in range(20):
@@ -145,7 +153,7 @@ async def test_with_a_snap_length_every_header_is_dissected(target: TestTarget, 
     capture, whole = tmp_path / "short.pcapng", tmp_path / "whole.pcapng"
     for path, snap_length in (capture, 128), (whole, 0):
         async with traced(target, Trace(path, snap_length=snap_length)) as session:
-            (unit,) = session.units
+            unit = disk(session)
             await unit.write(0, b"w" * 4096)
             assert len(await unit.read(0, 4096)) == 4096
     assert capture.stat().st_size < whole.stat().st_size / 2
@@ -175,7 +183,7 @@ async def test_long_data_segments_need_an_option(tmp_path: Path) -> None:
     capture = tmp_path / "trace.pcapng"
     with TestTarget(size=4 << 20) as target:
         async with traced(target, Trace(capture)) as session:
-            (unit,) = session.units
+            unit = disk(session)
             assert len(await unit.read(0, 256 * KIB + 512)) == 256 * KIB + 512
         options = [*known(target), "iscsi.bogus_pdu_max_data_len:16777215"]
         longest = dissect(capture, ["iscsi.datasegmentlength"], only="iscsi.opcode==0x25", options=options)
@@ -192,7 +200,7 @@ async def test_long_data_segments_need_an_option(tmp_path: Path) -> None:
 async def test_digests_are_understood(target: TestTarget, tmp_path: Path) -> None:
     capture = tmp_path / "trace.pcapng"
     async with traced(target, Trace(capture), replace(OPTIONS, digests="all")) as session:
-        (unit,) = session.units
+        unit = disk(session)
         await unit.write(0, b"w" * 4096)
         assert len(await unit.read(0, 4096)) == 4096
     options = known(target)  # older versions want iscsi.enable_data_digests:TRUE as well
@@ -241,7 +249,7 @@ async def test_each_file_of_several_can_be_read(target: TestTarget, tmp_path: Pa
     capture = tmp_path / "trace.pcapng"
     trace = Trace(capture, max_bytes=300 * KIB, files=4)
     async with traced(target, trace) as session:
-        (unit,) = session.units
+        unit = disk(session)
         for block in range(8):
             await unit.write(block * 128 * KIB, b"w" * (128 * KIB))
     files = sorted(tmp_path.iterdir())  # noqa: ASYNC240 - nothing else runs
