@@ -47,4 +47,4 @@ class InitiatorOptions:
     write_behind: bool = True
     """Whether a write is acknowledged as soon as it is kept here; fsync waits for the target in any case."""
     record: MakeRecorder | None = None
-    """Makes the recorder of each connection, where connections are recorded."""
+    """Chooses who records each connection, as it is made."""

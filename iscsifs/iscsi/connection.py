@@ -141,6 +141,11 @@ class Connection:
         """Whether they did not suffice: then `buffer_updated(0)` goes on in the next turn."""
         return self._receiver.has_rest
 
+    @property
+    def bytes_left(self) -> int | None:
+        """How many bytes of the PDU that is arriving are to come; None while its header is not whole."""
+        return self._receiver.bytes_left
+
     def buffer_updated(self, count: int) -> None:
         """Take note of *count* bytes received into what `get_buffer` returned.
 

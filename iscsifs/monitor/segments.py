@@ -64,7 +64,7 @@ class LoginText:
 class Digests:
     """Which digests a connection has, once it is logged in; both directions share it."""
 
-    def __init__(self, *, header: bool = False, data: bool = False, logged_in: bool = False) -> None:
+    def __init__(self, header: bool = False, data: bool = False, logged_in: bool = False) -> None:
         self.header = header
         self.data = data
         self.logged_in = logged_in

@@ -69,14 +69,23 @@ class Trace:
         self,
         local: tuple[str, int],
         remote: tuple[str, int],
-        digests: Digests | None = None,
+        digests: tuple[bool, bool] | None = None,
         *,
         skip_sent: int = 0,
         skip_received: int = 0,
-    ) -> Stream:
-        """Return what records a connection between these addresses; see `Capture.stream`."""
+    ) -> Stream | None:
+        """Return what records a connection between these addresses; see `Capture.stream`.
+
+        One that is logged in already has *digests*, for headers and for data. None where the trace has ended.
+        """
+        if not self.is_open:
+            return None
         return self._capture.stream(
-            End.of(*local), End.of(*remote), digests, skip_sent=skip_sent, skip_received=skip_received
+            End.of(*local),
+            End.of(*remote),
+            Digests(*digests, logged_in=True) if digests else None,
+            skip_sent=skip_sent,
+            skip_received=skip_received,
         )
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """A socket that shows what is sent and received over it; without one nothing is to be paid for that."""
 
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from iscsifs.iscsi.framing import Buffer
@@ -23,17 +23,50 @@ class Recorder(Protocol):
 Address = tuple[str, int]
 """A numeric address and a port."""
 
-MakeRecorder = Callable[[Address, Address], Recorder]
-"""Returns who records a connection from the first address, ours, to the second."""
+
+class MakeRecorder(Protocol):
+    """Chooses who records a connection."""
+
+    def __call__(
+        self,
+        local: Address,
+        remote: Address,
+        digests: tuple[bool, bool] | None = None,
+        *,
+        skip_sent: int = 0,
+        skip_received: int = 0,
+    ) -> Recorder | None:
+        """Return who records the connection from *local*, which is ours; None where nobody does.
+
+        A connection that is logged in already has *digests*, for headers and for data. The next bytes that
+        are sent and received, *skip_sent* and *skip_received* of them, are not the beginning of a PDU.
+        """
 
 
-def tapped(sock: socket.socket, make: MakeRecorder) -> socket.socket:
-    """Return the connected *sock* as one that is recorded; it is not to be used itself any more."""
+def tapped(
+    sock: socket.socket,
+    make: MakeRecorder,
+    digests: tuple[bool, bool] | None = None,
+    *,
+    skip_sent: int = 0,
+    skip_received: int = 0,
+) -> socket.socket:
+    """Return the connected *sock* as one that is recorded, where *make* wants that; see `MakeRecorder`.
+
+    *sock* itself is not to be used any more then.
+    """
     try:
         local, remote = sock.getsockname(), sock.getpeername()
     except OSError:  # the connection is gone already, which its user will see
         return sock
-    return TappedSocket(sock, make((local[0], local[1]), (remote[0], remote[1])))
+    recorder = make(
+        (local[0], local[1]),
+        (remote[0], remote[1]),
+        digests,
+        skip_sent=skip_sent,
+        skip_received=skip_received,
+    )
+    return sock if recorder is None else TappedSocket(sock, recorder)
 
 
 class TappedSocket(socket.socket):

@@ -10,11 +10,19 @@ from pathlib import Path
 import pytest
 
 from iscsifs.errors import ConfigError
+from iscsifs.monitor.capture import Stream
 from iscsifs.monitor.trace import STANDARD_OUTPUT, Trace
-from iscsifs.transport.tap import TappedSocket, tapped
+from iscsifs.transport.tap import Address, TappedSocket, tapped
 
 US, TARGET = ("192.0.2.1", 50000), ("192.0.2.2", 3260)
 NOP = bytes(48)
+
+
+def started(trace: Trace) -> Stream:
+    """Return the recorder of a connection."""
+    stream = trace.stream(US, TARGET)
+    assert stream is not None
+    return stream
 
 
 def whole_blocks(data: bytes) -> int:
@@ -57,7 +65,7 @@ def test_the_file_is_new_and_its_owners(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.conformance("TRACE-1.2")
 def test_a_reader_finds_whole_blocks_at_any_time(tmp_path: Path) -> None:
     trace = Trace(tmp_path / "trace")
-    stream = trace.stream(US, TARGET)
+    stream = started(trace)
     for number in range(1, 20):
         stream.sent([NOP], 48)
         assert whole_blocks((tmp_path / "trace").read_bytes()) == 5 + number
@@ -66,6 +74,7 @@ def test_a_reader_finds_whole_blocks_at_any_time(tmp_path: Path) -> None:
     stream.sent([NOP], 48)
     stream.closed()
     assert not trace.is_open
+    assert trace.stream(US, TARGET) is None
 
 
 @pytest.mark.conformance("TRACE-1.13")
@@ -74,7 +83,7 @@ def test_a_full_disk_ends_the_trace_and_leaves_whole_blocks(
 ) -> None:
     ended: list[str] = []
     trace = Trace(tmp_path / "trace", on_end=ended.append)
-    stream = trace.stream(US, TARGET)
+    stream = started(trace)
     written = os.write
 
     def full(descriptor: int, data: bytes) -> int:
@@ -98,7 +107,7 @@ def test_a_reader_that_stops_does_not_hold_up_the_io(tmp_path: Path) -> None:
         Trace(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     trace = Trace(fifo)
-    stream = trace.stream(US, TARGET)
+    stream = started(trace)
     for _ in range(2000):
         stream.received(NOP)
     assert trace.dropped > 100
@@ -124,7 +133,7 @@ def test_a_reader_that_stops_does_not_hold_up_the_io(tmp_path: Path) -> None:
 @pytest.mark.conformance("TRACE-1.13")
 def test_the_standard_output_is_written_to(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     trace = Trace(STANDARD_OUTPUT, max_bytes=1)
-    trace.stream(US, TARGET)
+    started(trace)
     trace.close()
     assert os.get_blocking(1), "others share the descriptor"
     output = os.fstat(1)
@@ -137,7 +146,7 @@ def test_the_standard_output_is_written_to(tmp_path: Path, capfd: pytest.Capture
 @pytest.mark.conformance("TRACE-1.13")
 def test_old_files_are_numbered_and_the_oldest_goes(tmp_path: Path) -> None:
     trace = Trace(tmp_path / "trace", max_bytes=1500, files=3)
-    stream = trace.stream(US, TARGET)
+    stream = started(trace)
     for _ in range(60):
         stream.sent([NOP], 48)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["trace", "trace.1", "trace.2"]
@@ -147,7 +156,7 @@ def test_old_files_are_numbered_and_the_oldest_goes(tmp_path: Path) -> None:
         assert whole_blocks(path.read_bytes()) >= 6
     trace.close()
     alone = Trace(tmp_path / "one", max_bytes=200, files=1)
-    alone.stream(US, TARGET).sent([NOP], 48)
+    started(alone).sent([NOP], 48)
     assert whole_blocks((tmp_path / "one").read_bytes()) >= 6, "however small, it has its preamble"
     alone.close()
 
@@ -183,13 +192,17 @@ def test_a_tapped_socket_is_the_same_connection(pair: tuple[socket.socket, socke
     number, events = client.fileno(), Events()
     addresses: list[object] = []
 
-    def make(local: tuple[str, int], remote: tuple[str, int]) -> Events:
+    def make(
+        local: Address, remote: Address, digests: object = None, *, skip_sent: int = 0, skip_received: int = 0
+    ) -> Events | None:
         addresses.extend((local, remote))
-        return events
+        return events if len(addresses) > 2 else None
+
+    assert tapped(client, make) is client, "nobody records it"
 
     sock = tapped(client, make)
     assert sock.fileno() == number
-    assert addresses == [sock.getsockname(), sock.getpeername()]
+    assert addresses == [sock.getsockname(), sock.getpeername()] * 2
     assert sock.sendmsg([b"abc", memoryview(b"de")]) == 5
     assert peer.recv(10) == b"abcde"
     buffer = bytearray(10)
@@ -206,7 +219,7 @@ def test_a_tapped_socket_is_the_same_connection(pair: tuple[socket.socket, socke
 def test_a_connection_that_breaks_is_reset(pair: tuple[socket.socket, socket.socket]) -> None:
     client, peer = pair
     events = Events()
-    sock = tapped(client, lambda *_: events)
+    sock = tapped(client, lambda *_, **__: events)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     peer.close()
     with pytest.raises(ConnectionResetError):

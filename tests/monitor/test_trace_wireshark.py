@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 
-from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.initiator.options import Digests, InitiatorOptions
 from iscsifs.iscsi.chap import Credentials
 from iscsifs.iscsi.names import Portal
 from iscsifs.monitor.frames import MAX_SEGMENT
@@ -128,6 +129,29 @@ async def test_connections_have_a_beginning_a_direction_and_an_end(
     addresses = dissect(capture, ["ip.dst", "tcp.dstport"], only="tcp.flags==2")
     assert addresses == [[target.host, str(target.port)]] * 2
     assert problems(capture, known(target)) == []
+
+
+@pytest.mark.conformance("TRACE-1.3")
+@pytest.mark.parametrize("digests", ["none", "all"])
+async def test_a_trace_may_begin_in_mid_session(target: TestTarget, tmp_path: Path, digests: Digests) -> None:
+    capture = tmp_path / "trace.pcapng"
+    async with open_initiator(replace(OPTIONS, digests=digests)) as initiator:
+        session = await initiator.login(target.name, [Portal(target.host, target.port)])
+        unit = disk(session)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(unit.read, 0, 2 << 20)  # which is arriving meanwhile
+            await trio.lowlevel.checkpoint()
+            trace = Trace(capture)
+            while not session.session.link.record(trace.stream):
+                await trio.lowlevel.checkpoint()
+        assert len(await unit.read(0, 4096)) == 4096
+        trace.close()
+        assert len(await unit.read(0, 4096)) == 4096, "the connection goes on without"
+    options = [*known(target), "iscsi.bogus_pdu_max_data_len:16777215"]
+    assert problems(capture, options) == []
+    assert count(capture, "scsi_sbc.opcode==0x28 and iscsi.opcode==1", options) >= 1
+    opcodes = {row[0] for row in dissect(capture, ["iscsi.opcode"], only="iscsi", options=options)}
+    assert opcodes <= {"0x01", "0x25", "0x21", "0x00", "0x20"}
 
 
 @pytest.mark.conformance("TRACE-1.5")
