@@ -153,9 +153,10 @@ class Mount:
             if not await self._pages.is_answered():
                 with trio.move_on_after(_PATIENCE):  # where the connection was aborted, `answer` ends as well
                     await over.wait()
-            if over.is_set() or not self._is_mounted():
-                over.set()  # it was unmounted
+            if over.is_set():
                 return
+            # Where it was detached in the meantime (umount -l), files may still be open: the kernel says when
+            # the last one was closed.
             self._platform.tune(self._entry.device)
             if not stop.is_set():
                 is_ready = True
