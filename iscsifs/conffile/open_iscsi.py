@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from iscsifs.conffile.model import Endpoint, Entry
+from iscsifs.conffile.options import DEFAULTS
 from iscsifs.errors import ConfigError, printable
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.chap import Credentials
@@ -71,14 +72,15 @@ def node(record: Record, nickname: str, source: str, notes: list[str]) -> Entry:
     check_name(name, f"{printable(source)}: target")
     taken = _Taken(record, source, notes)
     credentials = taken.credentials("node.session.auth")
+    depth = taken.number("node.session.queue_depth", 0)
     entry = Entry(
         nickname,
         TargetAddress(_portal(address, taken.number("node.conn[0].port", 3260)), _tag(taken)),
         name,
         enabled=record.get("node.startup") == "automatic",
         endpoint=Endpoint(
-            name=taken.text("iface.initiatorname"),
-            queue_depth=taken.number("node.session.queue_depth", 0) or None,
+            name=taken.initiator_name(),
+            queue_depth=depth if 1 <= depth <= 65535 else None,
         ),
         credentials=credentials,
         offer=taken.offer(),
@@ -198,6 +200,13 @@ class _Taken:
         value = self._record.get(key)
         return None if value in ("", "<empty>") else value
 
+    def initiator_name(self) -> str | None:
+        """Return our own name over this interface, None where it has none. Raises ConfigError."""
+        name = self.text("iface.initiatorname")
+        if name is not None:
+            check_name(name, f"{self._source}: iface.initiatorname")
+        return name
+
     def number(self, key: str, default: int) -> int:
         """Return a number. Raises ConfigError."""
         value = self.text(key)
@@ -275,8 +284,8 @@ class _Taken:
                 self._note(f"{name} = {seconds} ({words}) is {session['replacement_timeout']:g} s here")
             if name.endswith("noop_out_timeout") and seconds == 0:
                 session["ping_interval"] = 0  # no ping can be late
-        if "ping_interval" in session and "ping_timeout" not in session:
-            session["ping_timeout"] = 5
+        if "ping_timeout" in session:
+            session.setdefault("ping_interval", DEFAULTS["ping_interval"])
         return session
 
     def note_the_rest(self) -> None:

@@ -220,6 +220,7 @@ def test_lines_of_a_record() -> None:
         "node.session.iscsi.MaxBurstLength = 1",
         "node.session.timeo.replacement_timeout = soon",
         "node.session.auth.username = \udcff",
+        "iface.initiatorname = me",
     ],
 )
 def test_a_record_that_is_wrong_is_refused(line: str) -> None:

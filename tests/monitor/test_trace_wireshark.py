@@ -1,6 +1,7 @@
 """A trace of sessions with the embedded target, over TCP, as Wireshark reads it."""
 
 import re
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -170,6 +171,28 @@ async def test_long_pdus_are_cut_and_every_pdu_begins_a_segment(target: TestTarg
     assert all(
         "," not in row[0] for row in dissect(capture, ["iscsi.opcode"], only="iscsi", options=known(target))
     )
+
+
+@pytest.mark.conformance("TRACE-1.6")
+def test_ipv6_and_its_checksums(tmp_path: Path) -> None:
+    trace = Trace(tmp_path / "trace.pcapng")
+    stream = trace.stream(("fe80::1%eth0", 50000), ("2001:db8::2", 3260))
+    assert stream is not None
+    nop = bytes([0x40, 0x80]) + bytes(14) + bytes(4) + b"\xff" * 4 + bytes(24)
+    stream.sent([nop, nop], 96)
+    stream.received(memoryview(bytes([0x20]) + nop[1:]))
+    stream.closed()
+    trace.close()
+    assert problems(trace.path) == []
+    rows = dissect(trace.path, ["ipv6.src", "ipv6.dst"], only="tcp.len>0")
+    assert rows == [["fe80::1", "2001:db8::2"]] * 2 + [["2001:db8::2", "fe80::1"]]
+    assert count(trace.path, "tcp.checksum.status!=1", ["tcp.check_checksum:TRUE"]) == 0
+
+
+async def test_without_a_trace_nothing_is_in_the_way(target: TestTarget) -> None:
+    async with open_initiator(OPTIONS) as initiator:
+        session = await initiator.login(target.name, [Portal(target.host, target.port)])
+        assert type(session.session.link._socket) is socket.socket
 
 
 @pytest.mark.conformance("TRACE-1.7")
