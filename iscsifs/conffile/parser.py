@@ -11,7 +11,7 @@ from iscsifs.conffile.syntax import Block, Document, Fault, Statement, scan
 from iscsifs.errors import ConfigError, printable
 from iscsifs.iscsi.chap import Credentials
 from iscsifs.iscsi.keys import INITIATOR_OFFER, check_offer
-from iscsifs.iscsi.names import Portal, TargetAddress
+from iscsifs.iscsi.names import Portal, TargetAddress, check_zone
 
 _MOST: Final = ("MaxRecvDataSegmentLength", "MaxOutstandingR2T")
 """Keys of which we can take no more than we offer."""
@@ -146,6 +146,7 @@ def _address(statement: Statement, text: str, values: dict[str, Any]) -> TargetA
     address = text.partition(",")[0]
     try:
         portal = Portal.parse(address)
+        check_zone(portal.host)
     except ConfigError as error:
         raise Fault(statement.line, f"TargetAddress: {error}") from None
     # An IPv6 address stands alone, or in brackets with a port behind them.

@@ -12,7 +12,7 @@ from typing import Final, Self
 
 from iscsifs.errors import ConfigError, printable
 from iscsifs.iscsi.chap import Credentials
-from iscsifs.iscsi.names import DEFAULT_PORT, Portal, check_name
+from iscsifs.iscsi.names import DEFAULT_PORT, Portal, check_name, check_zone
 
 _PREFIX: Final = re.compile(r"iscsi:(?!//)(?=.*[:@])", re.IGNORECASE | re.DOTALL)
 _TCP: Final = "6"  # the protocol number of IANA
@@ -135,9 +135,11 @@ def _server(location: str) -> tuple[str | None, list[str]]:
     if not server:
         return None, fields
     try:
-        return Portal.parse(server).host, fields
+        host = Portal.parse(server).host
     except ConfigError:
         raise ValueError(_NO_SERVER) from None
+    check_zone(host)
+    return host, fields
 
 
 def _port(text: str) -> int:

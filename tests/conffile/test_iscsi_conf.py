@@ -10,6 +10,7 @@ from iscsifs.conffile.keywords import KEYWORDS, Sets
 from iscsifs.conffile.model import Configuration, Endpoint, Entry
 from iscsifs.conffile.options import initiator_options
 from iscsifs.conffile.parser import parse
+from iscsifs.conffile.writer import format_entry
 from iscsifs.errors import ConfigError
 from iscsifs.initiator.dial import offer
 from iscsifs.initiator.options import InitiatorOptions
@@ -134,6 +135,10 @@ def test_the_port_of_the_address_comes_before_the_keyword(address: str, portal: 
 
 
 def test_an_address_that_is_none_is_refused() -> None:
+    assert "needs its interface" in refusal(f"a {{ TargetAddress = [fe80::1]:3261; TargetName = {NAME} }}")
+    zone = parse(f"a {{ TargetAddress = [fe80::1%eth0]; TargetName = {NAME} }}").entries[0]
+    assert zone.address.portal == Portal("fe80::1%eth0")
+    assert parse(format_entry(zone)).entries == (zone,)
     assert 'TargetAddress: portal "a b"' in refusal(f'a {{ TargetAddress = "a b"; TargetName = {NAME} }}')
 
 

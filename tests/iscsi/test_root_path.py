@@ -31,6 +31,7 @@ def test_the_server_is_a_name_or_an_address() -> None:
     six = RootPath.parse(f"iscsi:[2001:db8::1]:6:3261:0:{NAME}")
     assert six.portal == Portal("2001:db8::1", 3261)
     assert RootPath.parse(f"iscsi:Array.example.com::::{NAME}").portal == Portal("array.example.com")
+    assert "needs its interface" in refusal(f"iscsi:[fe80::1]::::{NAME}")
     for server in (
         "[2001:db8::1",
         "2001:db8::1]",
