@@ -14,10 +14,12 @@ MAY_IMPORT = {
     "limits": set(),
     "iscsi": {"errors", "limits"},
     "scsi": {"errors", "limits"},
+    "isns": {"errors", "limits"},
     "notify": set(),
     "transport": {"errors", "limits", "iscsi"},
     "initiator": {"errors", "limits", "transport", "iscsi", "scsi"},
     "units": {"errors", "limits", "scsi"},
+    "discovery": {"errors", "limits", "iscsi", "isns", "transport"},
     "service": {"errors", "limits", "initiator", "iscsi", "units"},
     "target": {"errors", "limits", "iscsi", "scsi", "secret", "terminal"},
     "fs": {"errors", "limits"},
@@ -34,7 +36,7 @@ MAY_IMPORT = {
 
 Units and sessions do not know each other: service, which knows both, hands the paths over."""
 
-SANS_IO = {"errors", "limits", "iscsi", "scsi"}
+SANS_IO = {"errors", "limits", "iscsi", "isns", "scsi"}
 
 NOT_SANS_IO = {
     *("asyncio", "trio", "pyfuse3", "socket", "select", "selectors", "ssl", "subprocess", "threading"),
@@ -47,10 +49,12 @@ OUTSIDE = {
     "limits": set[str](),
     "iscsi": {"crc32c"},
     "scsi": set[str](),
+    "isns": set[str](),
     "notify": set[str](),
     "transport": {"trio"},
     "initiator": {"trio"},
     "units": {"trio"},
+    "discovery": {"trio"},
     "service": {"trio"},
     "target": {"trio", "crc32c"},
     "fs": {"trio", "pyfuse3"},
