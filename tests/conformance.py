@@ -2,8 +2,8 @@
 
 A row is one behaviour of an iSCSI initiator that a target can provoke. It is named by a group and a number:
 LOGIN, CHAP and FFP after the titles of the UNH-IOL initiator suites, with an R what RFC 7143 adds to them;
-ERR, errors and recovery; HOSTILE, targets that break the rules; DISC, discovery; ISNS, what an iSNS server can
-provoke (`tests/isns/checklist.md` says what each row is). A test names the rows that it covers:
+ERR, errors and recovery; HOSTILE, targets that break the rules; DISC, discovery; ISNS, iSNS servers
+(`tests/isns/checklist.md` says what each row is). A test names the rows that it covers:
 
     @pytest.mark.conformance("FFP-8.1")
 

@@ -40,7 +40,6 @@ def test_a_request_that_is_too_long_for_one_pdu_is_never_sent() -> None:
 @pytest.mark.conformance("ISNS-1.3")
 def test_a_response_in_three_pdus_is_joined_before_it_is_parsed() -> None:
     payload = pack(attributes((32, ME), (33, 1), (32, "iqn.2001-04.com.example:other")))
-    parts = OK + payload[:5], payload[5:41], payload[41:]
     stream = OK + payload
     cuts = stream[:8], stream[8:44], stream[44:]  # in the middle of the first name
     pdus = [
