@@ -18,7 +18,7 @@ from iscsifs.isns.conversation import Conversation, Procedure, ask
 from iscsifs.isns.known import KnownTargets
 from iscsifs.isns.lookup import Refused, find_all, find_one
 from iscsifs.isns.messages import Notification, OwnPortal
-from iscsifs.isns.pdu import Function, Message, Status
+from iscsifs.isns.pdu import Function, Message, MessageTooLong, Status
 from iscsifs.isns.registration import Registration
 from iscsifs.isns.states import TRANSITIONS, Happening, State
 from iscsifs.isns.targets import IsnsTarget, wire_address
@@ -95,6 +95,7 @@ class Client:
         self._back_off = BackOff(random)
         self._due: dict[Duty, float] = {}
         self._changed: set[str] = set()
+        self._walks = False  # asks for one target after the other: the answer for all is too long
         self._looked = float("-inf")  # when a query of targets began last
         self._events: list[Event] = []
         self._noted: set[str] = set()
@@ -164,6 +165,7 @@ class Client:
         try:
             requests = self._conversation.receive(data, now)
         except IsnsError as error:
+            self._walks = self._walks or isinstance(error, MessageTooLong)
             self._events.append(Close(str(error)))
             return
         for request in requests:
@@ -301,7 +303,7 @@ class Client:
         self._looked, named = self._now, frozenset(self._changed)
         self._changed.clear()
         self._due.pop(Duty.FOLLOW, None)
-        found, is_whole = yield from find_all(self._config.name, self._note_once)
+        found, is_whole = yield from find_all(self._config.name, self._note_once, walks=self._walks)
         self._known.update(found, self._now, named=named, is_whole=is_whole)
         self._looked_well(self._registration.poll_interval)
 

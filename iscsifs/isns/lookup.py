@@ -22,8 +22,15 @@ class Refused(IsnsError):
         self.status = status
 
 
-def find_all(source: str, note: Note) -> Generator[Step, Reply, tuple[dict[str, IsnsTarget], bool]]:
-    """Return the targets that *source* may see, and whether that is all of them; raises IsnsError."""
+def find_all(
+    source: str, note: Note, *, walks: bool = False
+) -> Generator[Step, Reply, tuple[dict[str, IsnsTarget], bool]]:
+    """Return the targets that *source* may see, and whether that is all of them; raises IsnsError.
+
+    With *walks* they are asked for one after the other.
+    """
+    if walks:
+        return (yield from _walk(source, note))
     answer = yield from ask(messages.query_all_targets(source))
     if answer.status == Status.INTERNAL_ERROR:  # the answer would be longer than the server can send
         return (yield from _walk(source, note))

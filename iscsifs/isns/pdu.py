@@ -29,6 +29,10 @@ _BLOCK: Final = struct.Struct(">II")
 _MIN_BLOCK_LENGTH: Final = 20
 
 
+class MessageTooLong(IsnsProtocolError):
+    """A message is longer than MAX_ISNS_MESSAGE_LENGTH."""
+
+
 class Function(IntEnum):
     """The functions of iSCSI clients (section 4.1.3)."""
 
@@ -208,7 +212,7 @@ class Receiver:
             raise IsnsProtocolError(f"a message of more than {MAX_ISNS_PDUS} PDUs", section="5.2")
         if len(self._payload) + pdu.length > MAX_ISNS_MESSAGE_LENGTH:
             rule = f"a message of more than {MAX_ISNS_MESSAGE_LENGTH} bytes"
-            raise IsnsProtocolError(rule, section="5.2")
+            raise MessageTooLong(rule, section="5.2")
         return pdu
 
     def _join(self, position: int) -> Message | None:

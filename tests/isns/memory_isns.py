@@ -30,9 +30,15 @@ def pdu(payload: bytes, function: int = 0x8002, flags: int = 0x4C00, xid: int = 
 
 
 def response(request: Message, status: int, attributes: Sequence[Attribute] = ()) -> bytes:
-    """A response as a server sends it."""
+    """A response as a server sends it: in several PDUs, where it is too long for one."""
     payload = struct.pack(">I", status) + pack(attributes)
-    return pdu(payload, request.function | 0x8000, xid=request.transaction_id)
+    pieces = [payload[start : start + 65532] for start in range(0, len(payload), 65532)]
+    flags = [0x4000 for _ in pieces]
+    flags[0] |= 0x0400
+    flags[-1] |= 0x0800
+    function, xid = request.function | 0x8000, request.transaction_id
+    whole = zip(pieces, flags, strict=True)
+    return b"".join(pdu(piece, function, flag, xid, seq) for seq, (piece, flag) in enumerate(whole))
 
 
 def scn(*changes: tuple[int, str], to: str = ME, xid: int = 7) -> Message:
@@ -82,7 +88,7 @@ class Server:
     granted: list[Attribute] = field(default_factory=list)
     statuses: defaultdict[int, deque[int]] = field(default_factory=lambda: defaultdict(deque))
     replies: defaultdict[int, deque[list[Attribute]]] = field(default_factory=lambda: defaultdict(deque))
-    longest: int = 65532
+    longest: int = 1 << 30
     is_silent: bool = False
     asked: list[Asked] = field(default_factory=list)
     portals: dict[tuple[Value, Value], str] = field(default_factory=dict)
