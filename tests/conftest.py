@@ -1,13 +1,8 @@
-"""Fixtures and policies of the whole suite.
-
-A test that needs a program or a device that this machine lacks is skipped with the reason; with CI=true, or
-with ISCSIFS_TEST_ALL=1, which contrib/test sets, it fails.
-"""
+"""Fixtures and policies of the whole suite."""
 
 import itertools
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,36 +10,19 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from embedded import Embedded
-from mounting import Mounted, MountHosts
-from subjects import Subject, device, storage
-from targets import D, Daemon, Istgt, Serve, Tgt, make_image
 
-pytest_plugins = ["bounds", "conformance"]
+from support.embedded import Embedded
+from support.machine import absent, require_programs
+from support.mounting import Mounted, MountHosts
+from support.subjects import Subject, device, storage
+from support.targets import D, Daemon, Istgt, Serve, Tgt, make_image
 
-EVERYTHING = os.environ.get("CI") == "true" or os.environ.get("ISCSIFS_TEST_ALL") == "1"
+pytest_plugins = ["support.bounds", "support.conformance"]
 
 # Deadlines measure the machine, and CI has to find the same today as tomorrow.
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
-
-# An ordinary user's PATH lacks the directories of the daemons and of the file systems' tools.
-os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-
-
-def absent(reason: str) -> None:
-    """End the test that runs: a failure where everything has to be there, elsewhere a skip."""
-    if EVERYTHING:
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
-
-
-def require_programs(*programs: str) -> None:
-    """End the test that runs unless each of *programs* is on this machine."""
-    missing = [program for program in programs if shutil.which(program) is None]
-    if missing:
-        absent(f"not installed: {' '.join(missing)} (contrib/test installs what the tests need)")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -13,14 +13,14 @@ from types import FrameType
 
 import pytest
 import trio
-from memory_san import San
 from pyfuse3 import RequestContext
-from test_layers import MAY_IMPORT, MODULES, ROOT
 
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.tree import TargetDescription, Tree, UnitDescription
 from iscsifs.iscsi.states import CONNECTION_TRANSITIONS, SESSION_TRANSITIONS
 from iscsifs.target.disk import Disk
+from support.memory_san import San
+from test_layers import MAY_IMPORT, MODULES, ROOT
 
 TOP = Path(__file__).parents[1]
 PAGE = TOP / "ARCHITECTURE.rst"

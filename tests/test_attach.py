@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import pytest
 import trio
-from fake_network import FakeNetwork, FakeTarget, FakeUnit
 from trio.testing import MockClock
 
 from iscsifs.attach import Attached, Failure, Wanted, attach, find_targets
@@ -16,6 +15,7 @@ from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.limits import ATTACH_TIMEOUT, LOGINS_AT_ONCE, MAX_TARGETS
 from iscsifs.mount_options import MountOptions
+from support.fake_network import FakeNetwork, FakeTarget, FakeUnit
 
 PORTAL = Portal("127.0.0.1")
 LIMIT = 15.0

@@ -1,4 +1,4 @@
-"""A test that hangs fails, and what a run leaves behind is a failure; see `bounds`."""
+"""A test that hangs fails, and what a run leaves behind is a failure; see `support.bounds`."""
 
 import os
 import subprocess
@@ -6,16 +6,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from bounds import mounts
 
-_PLUGIN = "import bounds\nfrom bounds import nothing_is_left, pytest_configure\n"
+from support import TESTS, TOP
+from support.bounds import mounts
+
+_PLUGIN = "from support import bounds\nfrom support.bounds import nothing_is_left, pytest_configure\n"
 
 
 def run(directory: Path, tests: str) -> str:
     """Run *tests* with a bound of two seconds, and return what pytest says."""
     (directory / "conftest.py").write_text(_PLUGIN)
     (directory / "test_it.py").write_text(tests)
-    environment = os.environ | {"ISCSIFS_TEST_LONGEST": "2", "PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {"ISCSIFS_TEST_LONGEST": "2", "PYTHONPATH": str(TESTS)}
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull]
     done = subprocess.run(
         [*words, f"--rootdir={directory}", f"--basetemp={directory / 'temporary'}", directory],
@@ -48,7 +50,7 @@ def test_a_request_to_fuse_that_is_never_answered_is_ended_too(tmp_path: Path) -
         f"""import os, subprocess, sys
 SERVER = '''
 import signal, os, sys
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+sys.path.insert(0, {str(TOP)!r})
 import pyfuse3, trio
 class Silent(pyfuse3.Operations):
     async def getattr(self, inode, ctx=None):

@@ -16,7 +16,6 @@ from pathlib import Path
 import pyfuse3
 import pytest
 import trio
-from fake_network import FakeNetwork, FakeTarget, FakeUnit
 
 from iscsifs.cli import ExitStatus, main
 from iscsifs.errors import (
@@ -30,6 +29,7 @@ from iscsifs.errors import (
 from iscsifs.iscsi.chap import Credentials
 from iscsifs.iscsi.discovery import DiscoveredTarget
 from iscsifs.iscsi.names import Portal, TargetAddress
+from support.fake_network import FakeNetwork, FakeTarget, FakeUnit
 
 HERE = Portal("127.0.0.1")
 OTHER = Portal("127.0.0.1", 3261)

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from conformance import NOT_APPLICABLE, ROWS
+from support.conformance import NOT_APPLICABLE, ROWS
 
 MARKER = re.compile(r"mark\.conformance\(([^)]*)\)")
 TESTS = Path(__file__).parent

@@ -10,12 +10,12 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from embedded import Embedded
-from mounting import MountHosts
-from targets import Serve, Target, Unit
 
 from iscsifs.limits import ATTACH_TIMEOUT, END_TIMEOUT, LAST_LOGOUT_TIMEOUT
 from iscsifs.notify import notify
+from support.embedded import Embedded
+from support.mounting import MountHosts
+from support.targets import Serve, Target, Unit
 
 
 @pytest.fixture(params=["path", "abstract"])

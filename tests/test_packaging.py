@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import absent
-from mounting import run
 
 import iscsifs
+from support.machine import absent
+from support.mounting import run
 
 TOP = Path(__file__).resolve().parents[1]
 COMPLETIONS = TOP / "contrib" / "completions"

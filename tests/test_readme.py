@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import require_programs
-from mounting import AS_USER
+
+from support.machine import require_programs
+from support.mounting import AS_USER
 
 TOP = Path(__file__).resolve().parents[1]
 README = TOP / "README.rst"

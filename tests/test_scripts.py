@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import require_programs
+
+from support.machine import require_programs
 
 TOP = Path(__file__).resolve().parents[1]
 NOBODY = 65534

@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import Self
 
 import pytest
-from targets import Chap, Daemon, Istgt, Serve, Target, Tgt, Unit, make_image
+
+from support.targets import Chap, Daemon, Istgt, Serve, Target, Tgt, Unit, make_image
 
 NAME = "iqn.2026-01.example:disk"
 CHAP = Chap("alice", "secret of alice", "the-target", "secret of target")

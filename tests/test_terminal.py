@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from mounting import ENVIRONMENT, Mounted
 
 from iscsifs.exit_status import ExitStatus
 from iscsifs.target.testing import TestTarget
+from support.mounting import ENVIRONMENT, Mounted
 
 _LINE = "127.0.0.1: "
 _FULL = "standard output: No space left on device\n"

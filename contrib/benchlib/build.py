@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from targets import Target, Tgt, Unit, make_image
+from support.targets import Target, Tgt, Unit, make_image
 
 from . import servers
 

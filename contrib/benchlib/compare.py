@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from targets import Daemon, Istgt, Target, Tgt, Unit, make_image
+from support.targets import Daemon, Istgt, Target, Tgt, Unit, make_image
 
 from . import relay, servers
 from .jobs import JOBS, MIB, Job, JobFailed, Result, run

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from targets import Istgt, Target, Tgt, Unit, make_image
+from support.targets import Istgt, Target, Tgt, Unit, make_image
 
 from . import relay, servers
 from .jobs import DEPTH_1, DEPTH_32, DIRECT, END, MIB, Job, run

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from targets import Target, Tgt, Unit, make_image
+from support.targets import Target, Tgt, Unit, make_image
 
 from . import servers
 

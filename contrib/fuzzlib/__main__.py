@@ -3,9 +3,8 @@
 import argparse
 from concurrent.futures import ThreadPoolExecutor
 
-from harnesses import HARNESSES, TOKENS
-
 from fuzzlib import campaign, record
+from support.fuzz.harnesses import HARNESSES, TOKENS
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """Record seeds from real conversations: with tgt and istgt over TCP, and with the embedded target in memory.
 
-Writes what it hears in the form that the harnesses read (see tests/fuzz), under names that begin with who
+Writes what it hears in the form that the harnesses of `support.fuzz` read, under names that begin with who
 said it; the seeds that were made by hand stay as they are.
 """
 
@@ -11,26 +11,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-
-import harness_wire
-from harness_initiator import (
-    LOGIN_CONFIGS,
-    TARGET,
-    WINDOW,
-    FinishedLogin,
-    Initiator,
-    Setting,
-    difference,
-    due_response,
-    finish_login,
-    finished_logins,
-    login_of,
-)
-from harness_parsers import SECRET, STEP, TARGET_SECRET, USER
-from harness_target import Target as EmbeddedTarget
-from harness_target import TargetSetting, finished_login, target_login
-from harness_wire import WITHOUT_PAYLOAD, Written, counts_command, counts_status
-from targets import Chap, Daemon, Istgt, Target, Tgt, Unit, make_image
 
 from fuzzlib.campaign import SEEDS
 from iscsifs.errors import IscsifsError, LoginError
@@ -44,6 +24,25 @@ from iscsifs.iscsi.task import Task
 from iscsifs.iscsi.text import encode_pairs
 from iscsifs.scsi import cdb
 from iscsifs.scsi.luns import lun_from_number
+from support.fuzz import wire
+from support.fuzz.initiator import (
+    LOGIN_CONFIGS,
+    TARGET,
+    WINDOW,
+    FinishedLogin,
+    Initiator,
+    Setting,
+    difference,
+    due_response,
+    finish_login,
+    finished_logins,
+    login_of,
+)
+from support.fuzz.parsers import SECRET, STEP, TARGET_SECRET, USER
+from support.fuzz.target import Target as EmbeddedTarget
+from support.fuzz.target import TargetSetting, finished_login, target_login
+from support.fuzz.wire import WITHOUT_PAYLOAD, Written, counts_command, counts_status
+from support.targets import Chap, Daemon, Istgt, Target, Tgt, Unit, make_image
 
 SILENCE = 1.0
 """Seconds without a byte after which a target has said what it has to say."""
@@ -82,7 +81,7 @@ class Pdus:
 
     def add(self, stream: bytes) -> None:
         """Take what came."""
-        harness_wire.feed(self._receiver.get_buffer, self._receiver.buffer_updated, stream, len(stream))
+        wire.feed(self._receiver.get_buffer, self._receiver.buffer_updated, stream, len(stream))
 
 
 def written_down(pdus: list[Written], *, status: bool, due: int) -> bytes:
@@ -147,7 +146,7 @@ class Line:
                 stream = self.receive()
                 if not stream:
                     return
-                harness_wire.feed(connection.get_buffer, connection.buffer_updated, stream, len(stream))
+                wire.feed(connection.get_buffer, connection.buffer_updated, stream, len(stream))
 
     def run(self, connection: Connection, task: Task) -> Task:
         """Carry out one command."""
@@ -156,7 +155,7 @@ class Line:
             self._socket.sendall(b"".join(connection.data_to_send()))
             stream = self.receive()
             assert stream, "no answer"
-            harness_wire.feed(connection.get_buffer, connection.buffer_updated, stream, len(stream))
+            wire.feed(connection.get_buffer, connection.buffer_updated, stream, len(stream))
         return task
 
 

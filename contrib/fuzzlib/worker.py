@@ -17,11 +17,11 @@ from typing import Final
 import atheris
 
 TOP: Final = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(TOP), str(TOP / "tests" / "fuzz")]
+sys.path[:0] = [str(TOP), str(TOP / "tests")]
 
 with atheris.instrument_imports(include=["iscsifs"]):
-    import harnesses
-    from harness_checks import LogCheck
+    from support.fuzz import harnesses
+    from support.fuzz.checks import LogCheck
 
 SLOWEST: Final = 5.0
 """Seconds of the processor, not of the clock on the wall, that one input may take."""

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 import trio
-from mounting import ENVIRONMENT, ISCSIFS
+
+from support.mounting import ENVIRONMENT, ISCSIFS
 
 from . import load
 from .sides import NAME, SIZE, Embedded, RealTgt, Trouble, until

@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Final
 
 import trio
-from proxy import Connection, Fault, Proxy, Unit
-from targets import Target, Tgt, make_image
-from targets import Unit as Image
 
 from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.status import Status
@@ -18,6 +15,9 @@ from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
 from iscsifs.target.server import Server
 from iscsifs.target.store import Store
+from support.proxy import Connection, Fault, Proxy, Unit
+from support.targets import Target, Tgt, make_image
+from support.targets import Unit as Image
 
 NAME: Final = "iqn.2026-01.example:disk"
 SIZE: Final = 160 << 20

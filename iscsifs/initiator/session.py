@@ -164,7 +164,12 @@ class Session:
     def _tell_listeners(self) -> None:
         listeners, self._listeners = self._listeners, []
         for changed in listeners:
-            changed()
+            try:
+                changed()
+            except MemoryError:  # it is told of the next change, which comes soon
+                self._listeners.append(changed)
+                if not self.is_away:
+                    self.link.fail(TransportError("no memory to go on after the login"))
 
     def _hand_back(self, tasks: list[Task]) -> None:
         """End *tasks*, which have no status, with PathLost."""
@@ -216,10 +221,13 @@ class Session:
         self._keepalive = Keepalive(link, self._options, started)
         self._stuck_ticks = 0
         self._logged_out = trio.Event()
-        if self._away_since is not None:
-            self._resume(self._away_since)
         try:
+            if self._away_since is not None:
+                self._resume(self._away_since)
             await link.run(self._on_event)
+        except MemoryError:  # the units may not be suspended: nothing is sent before the next login
+            link.fail(TransportError("no memory to begin a session"))
+            link.close()
         finally:
             self._logged_out.set()  # the end of the connection answers a logout as well
             self._fail()
@@ -324,11 +332,18 @@ class Session:
                 if not self._closing and now - away_since >= self._options.replacement_timeout:
                     self._tell_of_absence()
             elif self.link.failure is None:
-                if self._keepalive is not None:
-                    self._keepalive.look(now)
-                self._watch_commands()
-                self._watch_managements(now)
-                self.link.kick()
+                try:
+                    self._watch(now)
+                except MemoryError:
+                    self.link.fail(TransportError("no memory to ask the target"))
+
+    def _watch(self, now: float) -> None:
+        """Ask for what is missing: signs of life, and the status of commands and task management requests."""
+        if self._keepalive is not None:
+            self._keepalive.look(now)
+        self._watch_commands()
+        self._watch_managements(now)
+        self.link.kick()
 
     def _tell_of_absence(self) -> None:
         if not self._told_of_absence:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-import mounting
 import pytest
-from crash_log import FAILURES, Flush, Medium, Write, interrupted, nothing, torn
-from crash_run import EXT4, TMPFS, XFS, FileSystem, examine, record
-from crash_workload import History
+
+from support import mounting
+from support.crash.medium import FAILURES, Flush, Medium, Write, interrupted, nothing, torn
+from support.crash.run import EXT4, TMPFS, XFS, FileSystem, examine, record
+from support.crash.workload import History
 
 OPERATIONS: Final = 60
 CUTS: Final = 50

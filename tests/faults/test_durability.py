@@ -9,10 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from mounting import Mounted, MountHosts, run, wait_until
-from proxy import Connection, Proxy, running
-from proxy import Unit as WireUnit
-from targets import Daemon, Serve, Target, Unit, make_image
 from test_scenarios_kernel import error_of, opened, served
 
 from iscsifs.iscsi.pdu import ScsiCommand
@@ -29,6 +25,10 @@ from iscsifs.target.unit import (
     WRITE_ERROR,
     Fault,
 )
+from support.mounting import Mounted, MountHosts, run, wait_until
+from support.proxy import Connection, Proxy, running
+from support.proxy import Unit as WireUnit
+from support.targets import Daemon, Serve, Target, Unit, make_image
 
 MIB = 1 << 20
 PAGE = 4096

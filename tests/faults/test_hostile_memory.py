@@ -4,14 +4,10 @@ import json
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-import flooded
 import pytest
 import trio
-from flooded import GOOD, MIB, Cost
-from peer import Closed, Peer, scripted_peer
 
 from iscsifs.iscsi.framing import frame
 from iscsifs.iscsi.pdu import (
@@ -54,6 +50,9 @@ from iscsifs.scsi.luns import lun_from_number, pack_luns
 from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
 from iscsifs.target.server import Server
+from support import TOP, flooded
+from support.flooded import GOOD, MIB, Cost
+from support.peer import Closed, Peer, scripted_peer
 
 NOISE = 4.0
 """MiB by which a process may grow that keeps nothing: what it had not used before, and fragmentation."""
@@ -76,7 +75,7 @@ Flood = Callable[[Peer], Awaitable[None]]
 async def cost_of(what: str, flood: Flood) -> Cost:
     """Let a process do *what*, see `flooded`, while its target does *flood*."""
     command = [sys.executable, flooded.__file__, what]
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {"PYTHONPATH": str(TOP)}
     good = Server([Device(GOOD, {0: Disk.in_memory(MIB, "good")})])
     with trio.fail_after(60):
         async with good, scripted_peer() as peer, trio.open_nursery() as nursery:

@@ -12,10 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from memory_site import FailedFlush
-from mounting import Mounted, MountHosts, run, wait_until
-from proxy import running
-from targets import Serve, Target, Tgt, Unit, make_image
 
 from iscsifs.scsi.sense import Sense
 from iscsifs.target.device import Device
@@ -31,6 +27,10 @@ from iscsifs.target.unit import (
     WRITE_PROTECTED,
     Fault,
 )
+from support.memory_site import FailedFlush
+from support.mounting import Mounted, MountHosts, run, wait_until
+from support.proxy import running
+from support.targets import Serve, Target, Tgt, Unit, make_image
 
 MIB = 1 << 20
 PAGE = 4096

@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from mounting import MountHosts, wait_until
-from proxy import Connection, Proxy, Unit, running
-from targets import Daemon, Istgt, Serve, Target, Tgt
-from targets import Unit as Lun
 
 from iscsifs.iscsi.pdu import DataIn, DataOut, Pdu
+from support.mounting import MountHosts, wait_until
+from support.proxy import Connection, Proxy, Unit, running
+from support.targets import Daemon, Istgt, Serve, Target, Tgt
+from support.targets import Unit as Lun
 
 MIB = 1 << 20
 PAGE = 4096

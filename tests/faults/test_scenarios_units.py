@@ -4,19 +4,6 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
-from memory_site import (
-    BEHIND,
-    PAGE,
-    SIZE,
-    File,
-    Says,
-    World,
-    behave,
-    errno_of,
-    nothing_was_lost,
-    open_world,
-    page,
-)
 from trio.testing import MockClock
 
 from iscsifs.iscsi.framing import Buffer
@@ -33,6 +20,19 @@ from iscsifs.iscsi.pdu import (
 from iscsifs.limits import UNIT_GRACE
 from iscsifs.target.disk import Disk
 from iscsifs.target.session import Session
+from support.memory_site import (
+    BEHIND,
+    PAGE,
+    SIZE,
+    File,
+    Says,
+    World,
+    errno_of,
+    nothing_was_lost,
+    open_world,
+    page,
+)
+from support.trouble import behave
 
 NAME = "iqn.2026-01.example:site LUN 0"
 

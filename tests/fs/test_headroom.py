@@ -11,7 +11,6 @@ from pathlib import Path
 import pyfuse3
 import pytest
 import trio
-from mounting import ENVIRONMENT
 
 from iscsifs.fs.mount import Mount
 from iscsifs.fs.operations import Operations
@@ -20,6 +19,7 @@ from iscsifs.fs.platform.headroom import MIB, RESERVE, Headroom
 from iscsifs.fs.platform.platform import LinuxPlatform
 from iscsifs.fs.platform.tuning import Limits
 from iscsifs.fs.tree import Tree
+from support.mounting import ENVIRONMENT
 
 LOT = 1 << 40
 

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from test_mount import MIB, Mounted, MountMemory, as_nobody, for_nobody, mount, run
 
+from support import SUPPORT
+
 __all__ = ["for_nobody", "mount"]  # the fixtures
 
 SIZE = 16 * MIB + 1536
@@ -209,7 +211,7 @@ def test_asynchronous_writes_across_the_end_find_no_space(
     direct_io: str, way: str, mount: MountMemory
 ) -> None:
     path = filled(mount(f"{SIZE}", direct_io))
-    program = Path(__file__).with_name("aio_write.py")
+    program = SUPPORT / "aio_write.py"
     done = subprocess.run(
         [sys.executable, program, path, way, f"{16 * MIB}", "4096"],
         capture_output=True,

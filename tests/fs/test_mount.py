@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from conftest import absent
 
 from iscsifs.errors import ConfigError
 from iscsifs.fs.background import Ready, run_in_background
 from iscsifs.fs.mount import check_mount_point
+from support import TESTS, TOP
+from support.machine import absent
 
 NOBODY = 65534
 MIB = 1 << 20
+MEMORY_MOUNT = (sys.executable, "-m", "support.memory_mount")
+MODULES = os.pathsep.join([str(TOP), str(TESTS)])
 
 
 class Mounted:
@@ -31,14 +34,12 @@ class Mounted:
     def __init__(self, path: Path, *arguments: str) -> None:
         self.path = path
         self.storage = path / "host/disk/storage"
-        program = Path(__file__).with_name("memory_mount.py")
-        root = program.parents[2]
         self._process = subprocess.Popen(
-            [sys.executable, program, path, *arguments],
+            [*MEMORY_MOUNT, path, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": f"{root}"},
+            env={**os.environ, "PYTHONPATH": MODULES},
         )
         assert self._process.stdout is not None
         if self._process.stdout.readline() != "mounted\n":
@@ -349,14 +350,13 @@ def test_a_mount_whose_program_has_died_is_named(tmp_path: Path, mount: MountMem
 
 
 def test_what_fuse_complains_of_is_told_in_one_line(tmp_path: Path) -> None:
-    program = Path(__file__).with_name("memory_mount.py")
     (tmp_path / "mnt").mkdir()
     done = subprocess.run(
-        [sys.executable, program, tmp_path / "mnt", "512", "options=nonsense"],
+        [*MEMORY_MOUNT, tmp_path / "mnt", "512", "options=nonsense"],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": f"{program.parents[2]}"},
+        env={**os.environ, "PYTHONPATH": MODULES},
     )
     complaint = done.stderr.splitlines()[-1]
     assert f"{tmp_path / 'mnt'}: cannot mount: fuse: unknown option(s): `-o nonsense'" in complaint

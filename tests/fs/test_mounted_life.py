@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from mounting import Mounted, MountHosts, iscsifs, run, wait_until
-from targets import Chap, Serve, Target, Tgt, Unit
 
 from iscsifs.limits import LAST_LOGOUT_TIMEOUT
 from iscsifs.target.testing import TestTarget
+from support.mounting import Mounted, MountHosts, iscsifs, run, wait_until
+from support.targets import Chap, Serve, Target, Tgt, Unit
 
 NAME = "iqn.2026-01.example:disk"
 MIB = 1 << 20

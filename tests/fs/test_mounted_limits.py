@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from mounting import TIME, Mounted, MountHosts, iscsifs, run, wait_until
-from targets import Daemon, Serve, Target, Tgt, Unit, make_image
+
+from support.mounting import TIME, Mounted, MountHosts, iscsifs, run, wait_until
+from support.targets import Daemon, Serve, Target, Tgt, Unit, make_image
 
 NAME = "iqn.2026-01.example:disk"
 OTHER = "iqn.2026-01.example:other"

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from embedded import Embedded
-from mounting import TIME, Mounted, MountHosts, iscsifs, run, wait_until
-from targets import Serve, Target, Unit, make_image
+
+from support.embedded import Embedded
+from support.mounting import TIME, Mounted, MountHosts, iscsifs, run, wait_until
+from support.targets import Serve, Target, Unit, make_image
 
 NAME = "iqn.2026-01.example:disk"
 MIB = 1 << 20

@@ -4,10 +4,10 @@ import itertools
 from pathlib import Path
 
 import pytest
-from mounting import MountHosts, iscsifs, run
 
 from iscsifs.mount_options import FUSE_OPTIONS, GENERIC_OPTIONS
 from iscsifs.target.testing import TestTarget
+from support.mounting import MountHosts, iscsifs, run
 
 _SELINUX = {"context=", "fscontext=", "defcontext=", "rootcontext="}
 _SHOWN = {"nodev", "nosuid", "noexec", "noatime", "sync", "dirsync", "allow_other"}

@@ -11,11 +11,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from mounting import ENVIRONMENT, ISCSIFS, TIME, Mounted, MountHosts, iscsifs, run, wait_until
-from targets import Serve, Target, Tgt, Unit
 
 from iscsifs.exit_status import ExitStatus
 from iscsifs.fs.record import mount_at
+from support.mounting import ENVIRONMENT, ISCSIFS, TIME, Mounted, MountHosts, iscsifs, run, wait_until
+from support.targets import Serve, Target, Tgt, Unit
 
 NAME = "iqn.2026-01.example:disk"
 NOBODY = 65534

@@ -9,13 +9,13 @@ from collections.abc import Awaitable, Callable
 import pyfuse3
 import pytest
 import trio
-from memory_operations import NOBODY, SIZE, STATUS, errno_of, fields, open_storage, serve, walk
-from memory_unit import Memory
 from pyfuse3 import EntryAttributes
 
 from iscsifs import errors
 from iscsifs.fs.operations import error_number
 from iscsifs.fs.tree import ROOT_INODE, File
+from support.memory_operations import NOBODY, SIZE, STATUS, errno_of, fields, open_storage, serve, walk
+from support.memory_unit import Memory
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ import os
 
 import pytest
 import trio
-from memory_operations import NOBODY, SIZE, STATUS, errno_of, open_storage, serve, unit, walk
-from memory_unit import Memory
 from trio.testing import MockClock
 
 from iscsifs import errors
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.tree import TargetDescription, Tree
+from support.memory_operations import NOBODY, SIZE, STATUS, errno_of, open_storage, serve, unit, walk
+from support.memory_unit import Memory
 
 
 @pytest.fixture

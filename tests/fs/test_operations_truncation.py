@@ -7,7 +7,13 @@ import threading
 import pyfuse3
 import pytest
 import trio
-from memory_operations import (
+from pyfuse3 import EntryAttributes, RequestContext
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from iscsifs import errors
+from iscsifs.fs.operations import Operations
+from iscsifs.fs.tree import ROOT_INODE
+from support.memory_operations import (
     NOBODY,
     OPENER,
     OTHER,
@@ -20,13 +26,7 @@ from memory_operations import (
     serve,
     walk,
 )
-from memory_unit import Memory
-from pyfuse3 import EntryAttributes, RequestContext
-from trio.testing import MockClock, wait_all_tasks_blocked
-
-from iscsifs import errors
-from iscsifs.fs.operations import Operations
-from iscsifs.fs.tree import ROOT_INODE
+from support.memory_unit import Memory
 
 
 @pytest.fixture

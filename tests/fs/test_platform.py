@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from embedded import Embedded
-from mounting import MountHosts, wait_until
-from targets import Serve, Target, Unit, make_image
+
+from support.embedded import Embedded
+from support.mounting import MountHosts, wait_until
+from support.targets import Serve, Target, Unit, make_image
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -26,7 +27,7 @@ def test_without_a_platform_a_mount_reads_writes_and_flushes(
 ) -> None:
     image = make_image(tmp_path / "image", SIZE)
     target = serve(Embedded(tmp_path, Target("iqn.2026-01.example:disk", [Unit(image)])))
-    monkeypatch.setattr("mounting.ISCSIFS", (sys.executable, "-c", WITHOUT))
+    monkeypatch.setattr("support.mounting.ISCSIFS", (sys.executable, "-c", WITHOUT))
     mounted = mount_hosts(target.portal, foreground=True)
     wait_until(mounted.storage().exists, "the tree is there")
     (pid,) = mounted.pids

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_unit import Memory
 
 from iscsifs.fs.tree import (
     MAX_NAME,
@@ -20,6 +19,7 @@ from iscsifs.fs.tree import (
     safe_name,
 )
 from iscsifs.limits import NOTES_A_LIST
+from support.memory_unit import Memory
 
 HOST = "inspiron1300.wherever.co.uk"
 NAME = "iqn.1994-04.org.netbsd.iscsi-target:target0"

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness_checks import LogCheck
-from harnesses import HARNESSES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from support.fuzz.checks import LogCheck
+from support.fuzz.harnesses import HARNESSES
 
 SEEDS = Path(__file__).with_name("seeds")
 

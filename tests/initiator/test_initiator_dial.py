@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import trio
-from peer import Closed, Peer, scripted_peer
 from trio.testing import MockClock
 
 from iscsifs.errors import (
@@ -33,6 +32,7 @@ from iscsifs.iscsi.text import decode_pairs, encode_pairs
 from iscsifs.limits import MAX_REDIRECTIONS
 from iscsifs.transport.link import Link
 from iscsifs.transport.lookup import look_up
+from support.peer import Closed, Peer, scripted_peer
 
 INITIATOR = "iqn.2001-04.com.example:initiator"
 TARGET = "iqn.2001-04.com.example:target"

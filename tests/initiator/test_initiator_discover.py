@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import trio
-from peer import Closed, Peer, scripted_peer
 from trio.testing import MockClock
 
 from iscsifs.errors import (
@@ -44,6 +43,7 @@ from iscsifs.iscsi.pdu import (
 )
 from iscsifs.iscsi.text import Pair, encode_pairs
 from iscsifs.limits import ANSWER_TIMEOUT, LAST_LOGOUT_TIMEOUT
+from support.peer import Closed, Peer, scripted_peer
 
 INITIATOR = "iqn.2001-04.com.example:initiator"
 ISID = bytes.fromhex("800102030405")

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-import memory_path
 import pytest
 import trio
 from hypothesis import given
@@ -36,6 +35,7 @@ from iscsifs.units.identity import (
 )
 from iscsifs.units.path import Attempt
 from iscsifs.units.queue import Queue
+from support import memory_path
 
 INVALID_OPERATION_CODE = Sense(SenseKey.ILLEGAL_REQUEST, 0x20, 0x00)
 INVALID_FIELD = Sense(SenseKey.ILLEGAL_REQUEST, 0x24, 0x00)

@@ -3,7 +3,6 @@
 import pytest
 import trio
 import trio.testing
-from memory_world import KIB, TARGET, disk, world
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import CommandTimeout, TransportError, UnitError
@@ -18,6 +17,7 @@ from iscsifs.target.disk import Disk
 from iscsifs.target.store import Store
 from iscsifs.units.block import LogicalUnit
 from iscsifs.units.inventory import PAUSE
+from support.memory_world import KIB, TARGET, disk, world
 
 HARDWARE_ERROR = Sense(SenseKey.HARDWARE_ERROR, 0x44, 0x00)
 
@@ -346,7 +346,7 @@ async def test_a_flood_of_reports_is_looked_into_now_and_then(
 ) -> None:
     async with world({0: disk()}) as w:
         (session,) = w.server.sessions
-        before = w.script.codes.count(OperationCode.SERVICE_ACTION_IN_16)
+        before = w.trouble.codes.count(OperationCode.SERVICE_ACTION_IN_16)
         started = trio.current_time()
         data = len(sense.pack()).to_bytes(2, "big") + sense.pack()
         for _ in range(1000):
@@ -354,7 +354,7 @@ async def test_a_flood_of_reports_is_looked_into_now_and_then(
             await session.flush()
             await trio.sleep(0.01)
         seconds = trio.current_time() - started
-        looks = w.script.codes.count(OperationCode.SERVICE_ACTION_IN_16) - before
+        looks = w.trouble.codes.count(OperationCode.SERVICE_ACTION_IN_16) - before
         assert 1 <= looks <= seconds / PAUSE + 2
         assert w.changes == 0
 
@@ -449,11 +449,11 @@ async def test_a_write_that_is_answered_with_the_report_is_repeated_when_the_uni
     async with world({0: same}) as w:
         unit = w.unit(0)
         same.establish_attention(report)
-        w.script.codes.clear()
+        w.trouble.commands.clear()
         with trio.fail_after(1.0):
             await unit.write(0, b"w" * 512)
         assert same.store.read(0, 512) == b"w" * 512
-        first, *later = w.script.codes
+        first, *later = w.trouble.codes
         assert first == WRITE
         assert OperationCode.MODE_SENSE_6 in later[: later.index(WRITE)]  # with which the check ends
         await settled()
@@ -519,7 +519,7 @@ async def test_a_unit_that_is_exchanged_in_the_check_is_checked_again(autojump_c
                 others.append(exchange(checked, scsi.INQUIRY_CHANGED))
             return True
 
-        w.script.on_command = on_command
+        w.trouble.on_command = on_command
         checked.establish_attention(scsi.INQUIRY_CHANGED)
         with pytest.raises(UnitError, match="another unit"):
             await old.write(0, b"w" * 512)
@@ -542,13 +542,13 @@ async def test_a_connection_that_is_lost_in_the_check_is_no_answer(
             except UnitError as error:
                 failures.append(error)
 
-        w.script.on_command = lambda code: code != OperationCode.SERVICE_ACTION_IN_16
+        w.trouble.on_command = lambda code: code != OperationCode.SERVICE_ACTION_IN_16
         checked.establish_attention(scsi.INQUIRY_CHANGED)
         nursery.start_soon(write)
         await wait_all_tasks_blocked()
-        assert w.script.codes[-1] == OperationCode.SERVICE_ACTION_IN_16
+        assert w.trouble.codes[-1] == OperationCode.SERVICE_ACTION_IN_16
         store = exchange(checked, scsi.INQUIRY_CHANGED) if exchanged else checked.store
-        w.script.on_command = lambda _: True
+        w.trouble.on_command = lambda _: True
         w.cut()
         await trio.sleep(10.0)
         assert bool(failures) == exchanged

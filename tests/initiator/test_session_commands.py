@@ -5,8 +5,6 @@ from contextlib import suppress
 
 import pytest
 import trio
-from memory_line import LUN, OTHER_LUN, Call, pair
-from peer import Closed, Peer
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import CommandTimeout, DataError, TaskAborted, TransportError
@@ -29,6 +27,8 @@ from iscsifs.limits import LAST_LOGOUT_TIMEOUT, MANAGEMENT_TIMEOUT
 from iscsifs.scsi import cdb
 from iscsifs.scsi.sense import Condition, Sense, SenseKey
 from iscsifs.scsi.status import Status
+from support.memory_line import LUN, OTHER_LUN, Call, pair
+from support.peer import Closed, Peer
 
 READ = cdb.read_10(0, 1)
 WRITE = cdb.write_10(0, 1)
@@ -620,4 +620,72 @@ async def test_a_report_that_there_is_no_memory_for_is_not_taken_for_none(
         again = await line.peer.expect(ScsiCommand)
         assert suspended == [logins + 1]
         await line.peer.status(again)
+        await call.succeeded()
+
+
+@pytest.mark.parametrize("what", ["login", "listener"])
+async def test_a_new_session_that_there_is_no_memory_for_ends_and_the_next_one_goes_on(
+    what: str, autojump_clock: MockClock
+) -> None:
+    """Nothing is sent to units that are not known to be suspended, and no command waits for ever."""
+    left = iter([MemoryError])
+
+    def fail_once() -> None:
+        for error in left:
+            raise error
+
+    async with pair() as line:
+        call = line.call(WRITE, write=bytes(512))
+        await line.peer.expect(ScsiCommand)
+        if what == "login":
+            line.session.on_login = fail_once
+        await line.peer.close()
+        await wait_all_tasks_blocked()
+        if what == "listener":
+            line.session.listen(fail_once)
+        await line.peer.login()
+        if what == "listener":
+            await line.peer.expect(ScsiCommand)  # the unit's queue was told before
+        await line.peer.closed()
+        assert not call.done.is_set()
+        await line.peer.login()
+        assert next(left, None) is None
+        await line.peer.status(await line.peer.expect(ScsiCommand))
+        await call.succeeded()
+
+
+async def test_a_failed_login_that_there_is_no_memory_to_tell_of_is_followed_by_others(
+    autojump_clock: MockClock,
+) -> None:
+    told: list[float] = []
+
+    def fail_once() -> None:
+        told.append(trio.current_time())
+        if len(told) == 1:
+            raise MemoryError
+
+    async with pair() as line:
+        line.line.failure = TransportError("Connection refused")
+        await line.peer.close()
+        await wait_all_tasks_blocked()
+        line.session.listen(fail_once)
+        await trio.sleep(60.0)
+        assert len(told) == 2
+        line.line.failure = None
+        await line.peer.login()
+
+
+async def test_an_abort_by_the_clock_that_there_is_no_memory_for_ends_the_connection_and_no_more(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    async with pair() as line:
+        call = line.call()
+        await line.peer.expect(ScsiCommand)
+        monkeypatch.setattr(line.session.link.connection, "abort_task", fail)
+        await line.peer.closed()
+        await line.peer.login()
+        await line.peer.status(await line.peer.expect(ScsiCommand))
         await call.succeeded()

@@ -4,7 +4,6 @@ import logging
 
 import pytest
 import trio
-from memory_line import LUN, TARGET, pair
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import TaskAborted
@@ -26,6 +25,7 @@ from iscsifs.iscsi.states import SessionState
 from iscsifs.limits import LOGOUT_TIMEOUT, MAX_TIME2WAIT, NOTES_A_MINUTE
 from iscsifs.scsi import cdb
 from iscsifs.scsi.sense import Sense, SenseKey
+from support.memory_line import LUN, TARGET, pair
 
 CAPACITY_CHANGED = Sense(SenseKey.UNIT_ATTENTION, 0x2A, 0x09).pack()
 

@@ -6,8 +6,6 @@ from itertools import pairwise
 import pytest
 import trio
 import trio.lowlevel
-from memory_line import ISID, LUN, OTHER_LUN, Pair, pair
-from peer import Closed
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import CommandTimeout, LoginRefused, TransportError, UnitError
@@ -27,6 +25,9 @@ from iscsifs.iscsi.states import ConnectionState, SessionState
 from iscsifs.limits import ATTEMPT_PATIENCE, ATTEMPT_PAUSE, MAX_ATTEMPTS
 from iscsifs.scsi import cdb
 from iscsifs.scsi.sense import Sense, SenseKey
+from support.memory_line import LUN, OTHER_LUN, Pair, pair
+from support.network import ISID
+from support.peer import Closed
 
 READ = cdb.read_10(0, 2)
 WRITE = cdb.write_10(0, 2)

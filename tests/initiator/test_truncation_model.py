@@ -12,13 +12,13 @@ import trio
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from memory_san import San
-from stepwise import Loop
 
 from iscsifs.errors import MediumError
 from iscsifs.scsi import vpd
 from iscsifs.target.disk import Disk
 from iscsifs.target.unit import INVALID_OPERATION_CODE, WRITE_ERROR, WRITE_SAME_CODES, Fault
+from support.memory_san import San
+from support.stepwise import Loop
 
 RUNS = int(os.environ.get("ISCSIFS_MODEL_RUNS", "200"))
 

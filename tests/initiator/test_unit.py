@@ -8,8 +8,6 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_san import San
-from stepwise import Loop
 from trio.testing import MockClock
 
 from iscsifs.errors import CommandTimeout, DataLostError, MediumError, StatusError, UnitError
@@ -24,6 +22,8 @@ from iscsifs.target.disk import Disk
 from iscsifs.target.unit import MODE_CHANGED, NO_MEDIUM, WRITE_CODES, WRITE_ERROR, Fault
 from iscsifs.units.identity import Description
 from iscsifs.units.queue import Command, Queue
+from support.memory_san import San
+from support.stepwise import Loop
 
 BLOCK = 512
 SIZE = 64 * BLOCK

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from targets import Istgt, Serve, Target, Tgt, Unit, make_image
 
 from iscsifs.errors import UnitError
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal
 from iscsifs.service import open_initiator
+from support.targets import Istgt, Serve, Target, Tgt, Unit, make_image
 
 NAME = "iqn.2001-04.com.example:thin"
 OPTIONS = InitiatorOptions("iqn.2001-04.com.example:initiator")

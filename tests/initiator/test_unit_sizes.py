@@ -2,13 +2,13 @@
 
 import pytest
 import trio
-from memory_path import MemoryPath, queue_of
 
 from iscsifs.scsi.capacity import Capacity
 from iscsifs.scsi.inquiry import DeviceType, InquiryData
 from iscsifs.scsi.vpd import BlockLimits, Provisioning
 from iscsifs.units.block import LONGEST_TRANSFER, PREFERRED_TRANSFER, LogicalUnit
 from iscsifs.units.identity import Description
+from support.memory_path import MemoryPath, queue_of
 
 
 @pytest.mark.parametrize(

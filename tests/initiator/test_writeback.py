@@ -6,12 +6,12 @@ from types import FrameType
 
 import pytest
 import trio
-from memory_cache import CachedUnit
 from trio.testing import wait_all_tasks_blocked
 
 from iscsifs.errors import DataLostError, IscsifsError, MediumError, TransportError, UnitError
 from iscsifs.units.extents import Command, Extent, cut
 from iscsifs.units.writeback import Done, WriteBuffer
+from support.memory_cache import CachedUnit
 
 BAD_BLOCK = MediumError("a bad block", status=2)
 GONE = TransportError("gone")

@@ -13,14 +13,14 @@ from itertools import pairwise
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from memory_cache import CachedUnit, Call
-from stepwise import Loop
 
 from iscsifs.errors import IscsifsError, MediumError, TransportError
 from iscsifs.units.answers import Unsupported
 from iscsifs.units.extents import Extent, State
 from iscsifs.units.ranges import Ranges
 from iscsifs.units.writeback import WriteBuffer
+from support.memory_cache import CachedUnit, Call
+from support.stepwise import Loop
 
 SIZE = 12
 LONGEST = 5

@@ -2,12 +2,12 @@
 
 import pytest
 import trio
-from memory_cache import CachedUnit
 from test_writeback import BAD_BLOCK, GONE, answer, answer_all, begin, write
 from trio.testing import wait_all_tasks_blocked
 
 from iscsifs.errors import DataLostError
 from iscsifs.units.answers import Unsupported
+from support.memory_cache import CachedUnit
 
 REFUSED = Unsupported("INVALID FIELD IN CDB", status=2)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import trio
-from memory_san import San
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import IscsifsError, MediumError, UnitError, WriteProtectedError
@@ -23,6 +22,7 @@ from iscsifs.target.unit import (
     Fault,
 )
 from iscsifs.units import zeroing
+from support.memory_san import San
 
 MIB = 1 << 20
 BLOCK = 512

@@ -6,7 +6,6 @@ from itertools import count, pairwise
 from typing import Any
 
 import pytest
-from dialogue import MUTUAL, ONE_WAY, SECRET, TARGET_SECRET, Dialogue
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +23,7 @@ from iscsifs.iscsi.chap import ALGORITHMS, ChallengeMemory, ChapTarget, Credenti
 from iscsifs.iscsi.login import another_try
 from iscsifs.iscsi.pdu import LoginFlag, Stage
 from iscsifs.iscsi.text import Pair, parse_binary
+from support.dialogue import MUTUAL, ONE_WAY, SECRET, TARGET_SECRET, Dialogue
 
 CHALLENGE = bytes(range(16))
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_target import LUN, MemoryTarget, config, connect, feed, pattern
 
 from iscsifs.errors import DigestError, IscsifsError, ProtocolError
 from iscsifs.iscsi.connection import Connection
@@ -33,6 +32,7 @@ from iscsifs.iscsi.pdu import (
 )
 from iscsifs.iscsi.states import ConnectionState
 from iscsifs.iscsi.task import Task
+from support.memory_target import LUN, MemoryTarget, config, connect, feed, pattern
 
 DIGESTS: dict[str, Any] = {"HeaderDigest": ("CRC32C",), "DataDigest": ("CRC32C",)}
 KINDS: list[type[Any]] = [

@@ -1,7 +1,6 @@
 """Task management: RFC 7143 sections 4.2.3.3, 11.5 and 11.6."""
 
 import pytest
-from memory_target import LUN, MemoryTarget, Sent, pattern, plain_task
 
 from iscsifs.errors import TaskAborted, TransportError
 from iscsifs.iscsi.events import SenseReported
@@ -20,6 +19,7 @@ from iscsifs.iscsi.pdu import (
 )
 from iscsifs.iscsi.task import Task
 from iscsifs.limits import MAX_LATE_TAGS
+from support.memory_target import LUN, MemoryTarget, Sent, pattern, plain_task
 
 OTHER_LUN = 2 << 48
 REPEATABLE = [

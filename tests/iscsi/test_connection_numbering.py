@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import pytest
-from memory_target import LUN, MemoryTarget, pattern, plain_task, read_task, write_task
 
 from iscsifs.errors import ProtocolError
 from iscsifs.iscsi import serial
@@ -25,6 +24,7 @@ from iscsifs.iscsi.pdu import (
 )
 from iscsifs.iscsi.task import Task
 from iscsifs.limits import MAX_TASKS
+from support.memory_target import LUN, MemoryTarget, pattern, plain_task, read_task, write_task
 
 
 def status(target: MemoryTarget, task: Task, stat_sn: int) -> None:

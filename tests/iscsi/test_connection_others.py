@@ -1,7 +1,6 @@
 """Pings, text, asynchronous messages and logouts of a connection: RFC 7143 sections 11.9 to 11.19."""
 
 import pytest
-from memory_target import LUN, MemoryTarget, Sent, config, connect, feed, plain_task
 
 from iscsifs.errors import TransportError
 from iscsifs.iscsi import connection
@@ -24,6 +23,7 @@ from iscsifs.iscsi.pdu import (
     TextResponse,
 )
 from iscsifs.limits import MAX_ANSWER_LENGTH, MAX_ANSWER_PIECES, MAX_UNSENT_ANSWERS
+from support.memory_target import LUN, MemoryTarget, Sent, config, connect, feed, plain_task
 
 FIRST_VENDOR_EVENT = 248
 

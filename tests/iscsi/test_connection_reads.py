@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-from memory_target import LUN, MemoryTarget, pattern, plain_task
 
 from iscsifs.errors import DataError, TaskAborted
 from iscsifs.iscsi.events import Noted, SenseReported
@@ -18,6 +17,7 @@ from iscsifs.iscsi.pdu import (
 )
 from iscsifs.iscsi.task import Task
 from iscsifs.limits import MAX_SENSE_LENGTH
+from support.memory_target import LUN, MemoryTarget, pattern, plain_task
 
 GOOD, CHECK_CONDITION, BUSY = 0, 2, 8
 STATUS = DataInFlag.FINAL | DataInFlag.STATUS

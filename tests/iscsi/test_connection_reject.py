@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-from memory_target import MemoryTarget, Sent, pattern, plain_task
 
 from iscsifs.errors import CommandError, TaskAborted
 from iscsifs.iscsi.events import LogoutRequested, Noted, Ping
@@ -25,6 +24,7 @@ from iscsifs.iscsi.pdu import (
     TextResponse,
     pack,
 )
+from support.memory_target import MemoryTarget, Sent, pattern, plain_task
 
 Reason = RejectReason
 REPEATABLE = [

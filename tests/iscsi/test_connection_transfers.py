@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_target import LUN, MemoryTarget, Sent, pattern
 
 from iscsifs.iscsi.events import Event
 from iscsifs.iscsi.pdu import (
@@ -18,6 +17,7 @@ from iscsifs.iscsi.pdu import (
     ScsiCommand,
 )
 from iscsifs.iscsi.task import Task
+from support.memory_target import LUN, MemoryTarget, Sent, pattern
 
 
 class Transfer(NamedTuple):

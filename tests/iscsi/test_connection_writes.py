@@ -4,7 +4,6 @@ import sys
 from typing import Any
 
 import pytest
-from memory_target import LUN, MemoryTarget, Sent, pattern, plain_task
 
 from iscsifs.errors import DataError
 from iscsifs.iscsi.keys import Value
@@ -22,6 +21,7 @@ from iscsifs.iscsi.pdu import (
 )
 from iscsifs.iscsi.task import Task
 from iscsifs.limits import MAX_STEPS
+from support.memory_target import LUN, MemoryTarget, Sent, pattern, plain_task
 
 SOLICITED_ONLY: dict[str, Value] = {"InitialR2T": True, "ImmediateData": False}
 

@@ -6,7 +6,6 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_target import MemoryTarget
 
 from iscsifs.errors import ProtocolError
 from iscsifs.iscsi.discovery import DiscoveredTarget, read_targets
@@ -14,6 +13,7 @@ from iscsifs.iscsi.names import MAX_NAME_LENGTH, Portal, TargetAddress
 from iscsifs.iscsi.pdu import RESERVED_TAG, TextRequest, TextResponse
 from iscsifs.iscsi.text import Pair, encode_pairs
 from iscsifs.limits import MAX_ADDRESSES, MAX_ANSWER_LENGTH, NOTES_A_LIST
+from support.memory_target import MemoryTarget
 
 HERE = Portal("192.0.2.9", 3261)
 DISK = "iqn.2001-04.com.example:disk"

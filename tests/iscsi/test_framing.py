@@ -5,11 +5,11 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_target import pattern
 
 from iscsifs.errors import DigestError, ProtocolError
 from iscsifs.iscsi import pdu
 from iscsifs.iscsi.framing import SCRATCH_LENGTH, Buffer, Receiver, digest, frame, frame_sequence
+from support.memory_target import pattern
 
 Arrived = tuple[pdu.Pdu, bytes, bytes]
 

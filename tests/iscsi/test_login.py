@@ -5,7 +5,6 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from dialogue import INITIATOR, ISID, MUTUAL, ONE_WAY, TARGET, Dialogue, operational
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +25,7 @@ from iscsifs.iscsi.names import Portal
 from iscsifs.iscsi.pdu import LoginFlag, LoginResponse, Stage, pack, unpack
 from iscsifs.iscsi.text import encode_pairs
 from iscsifs.limits import MAX_LOGIN_EXCHANGES, MAX_REDIRECTIONS, MAX_TEXT_LENGTH
+from support.dialogue import INITIATOR, ISID, MUTUAL, ONE_WAY, TARGET, Dialogue, operational
 
 ENDED = (ProtocolError, NegotiationError, AuthenticationError)
 T, C = LoginFlag.TRANSIT, LoginFlag.CONTINUE

@@ -1,11 +1,11 @@
 """The keys of a login, one after the other (RFC 7143 sections 6.2 and 13)."""
 
 import pytest
-from dialogue import MUTUAL, Dialogue, operational, settle
 
 from iscsifs.errors import ConfigError, NegotiationError, ProtocolError
 from iscsifs.iscsi.keys import INITIATOR_OFFER, Value
 from iscsifs.iscsi.pdu import LoginFlag, Stage
+from support.dialogue import MUTUAL, Dialogue, operational, settle
 
 ENDED = (ProtocolError, NegotiationError)
 T = LoginFlag.TRANSIT

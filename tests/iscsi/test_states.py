@@ -3,7 +3,6 @@
 from itertools import product
 
 import pytest
-from memory_target import MemoryTarget, plain_task
 
 from iscsifs.errors import ConnectionClosed, LoginRefused, ProtocolError
 from iscsifs.iscsi.connection import Connection
@@ -29,6 +28,7 @@ from iscsifs.iscsi.states import (
     advance,
     advance_session,
 )
+from support.memory_target import MemoryTarget, plain_task
 
 # The standard's own tables: each row is a state, each cell the transition to the state of the column.
 
@@ -136,7 +136,7 @@ class Watched(Connection):
 
 @pytest.fixture(autouse=True)
 def watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memory_target.Connection", Watched)
+    monkeypatch.setattr("support.memory_target.Connection", Watched)
 
 
 def passed(target: MemoryTarget) -> list[str]:

@@ -3,12 +3,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_target import LUN, pattern
 
 from iscsifs.errors import ProtocolError
 from iscsifs.iscsi.keys import Parameters
 from iscsifs.iscsi.pdu import BHS_LENGTH, FINAL, R2T, RESERVED_TAG, CommandFlag, DataOut, pack
 from iscsifs.iscsi.task import Task, read_sense
+from support.memory_target import LUN, pattern
 
 
 def r2t(offset: int, length: int, number: int = 0) -> R2T:

@@ -24,8 +24,6 @@ import trio
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from memory_san import Anonymous, San
-from stepwise import Loop
 
 from iscsifs.errors import (
     CommandTimeout,
@@ -53,6 +51,8 @@ from iscsifs.target.unit import (
     WRITE_ERROR,
     Fault,
 )
+from support.memory_san import Anonymous, San
+from support.stepwise import Loop
 
 RUNS = int(os.environ.get("ISCSIFS_MODEL_RUNS", "200"))
 

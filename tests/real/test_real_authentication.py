@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from embedded import Embedded
-from mounting import Mounted, iscsifs
-from targets import Chap, Daemon, Istgt, Serve, Target, Tgt, Unit, make_image
+
+from support.embedded import Embedded
+from support.mounting import Mounted, iscsifs
+from support.targets import Chap, Daemon, Istgt, Serve, Target, Tgt, Unit, make_image
 
 pytestmark = [pytest.mark.real, pytest.mark.mount]
 

@@ -9,8 +9,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from mounting import MountHosts, drop_caches, run
-from targets import Daemon, Serve, Target, Unit, make_image
+
+from support.mounting import MountHosts, drop_caches, run
+from support.targets import Daemon, Serve, Target, Unit, make_image
 
 NAME = "iqn.2026-01.example:disk"
 MIB = 1 << 20

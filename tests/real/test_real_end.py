@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mounting import ENVIRONMENT, ISCSIFS, TIME, Mounted, MountHosts, iscsifs, run, wait_until
-from targets import Daemon, Istgt, Serve, Target, Tgt, Unit
+
+from support.mounting import ENVIRONMENT, ISCSIFS, TIME, Mounted, MountHosts, iscsifs, run, wait_until
+from support.targets import Daemon, Istgt, Serve, Target, Tgt, Unit
 
 NAME = "iqn.2026-01.example:disk"
 NOBODY = 65534

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from embedded import Embedded
-from mounting import MountHosts, drop_caches, run, wait_until
-from targets import Daemon, Istgt, Serve, Target, Tgt, Unit, make_image
+
+from support.embedded import Embedded
+from support.mounting import MountHosts, drop_caches, run, wait_until
+from support.targets import Daemon, Istgt, Serve, Target, Tgt, Unit, make_image
 
 NAME = "iqn.2026-01.example:disk"
 MIB = 1 << 20

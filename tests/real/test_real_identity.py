@@ -10,8 +10,9 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from mounting import ENVIRONMENT, Mounted, MountHosts, iscsifs, run, wait_until
-from targets import Serve, Target, Tgt, Unit, make_image
+
+from support.mounting import ENVIRONMENT, Mounted, MountHosts, iscsifs, run, wait_until
+from support.targets import Serve, Target, Tgt, Unit, make_image
 
 NAME = "iqn.2026-01.example:disk"
 MIB = 1 << 20

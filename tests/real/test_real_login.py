@@ -9,8 +9,9 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from mounting import MountHosts, iscsifs
-from targets import Chap, Daemon, Istgt, Serve, Target, Tgt, Unit
+
+from support.mounting import MountHosts, iscsifs
+from support.targets import Chap, Daemon, Istgt, Serve, Target, Tgt, Unit
 
 NAME = "iqn.2026-01.example:disk"
 ALICE = Chap("alice", "secret of alice")

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import trio
-from targets import Daemon, Istgt, Serve, Target, Tgt, Unit, make_image
 
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.keys import Value
 from iscsifs.iscsi.names import Portal
 from iscsifs.service import open_initiator
+from support.targets import Daemon, Istgt, Serve, Target, Tgt, Unit, make_image
 
 pytestmark = pytest.mark.real
 

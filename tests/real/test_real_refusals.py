@@ -10,8 +10,9 @@ from string import Template
 from threading import Thread
 
 import pytest
-from mounting import MountHosts, iscsifs, run
-from targets import Chap, Serve, Target, Tgt, Unit
+
+from support.mounting import MountHosts, iscsifs, run
+from support.targets import Chap, Serve, Target, Tgt, Unit
 
 NAME = "iqn.2026-01.example:disk"
 LOCKED = "iqn.2026-01.example:locked"

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mounting import Mounted, MountHosts, iscsifs, run
-from targets import Daemon, Istgt, Serve, Target, Tgt, Unit, make_image
+
+from support.mounting import Mounted, MountHosts, iscsifs, run
+from support.targets import Daemon, Istgt, Serve, Target, Tgt, Unit, make_image
 
 NAME = "iqn.2026-01.example:disk"
 MIB = 1 << 20

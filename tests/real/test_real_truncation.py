@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-from mounting import MountHosts, run
-from targets import Daemon, Serve, Target, Unit
+
+from support.mounting import MountHosts, run
+from support.targets import Daemon, Serve, Target, Unit
 
 NAME = "iqn.2001-04.com.example:disk"
 MIB = 1 << 20

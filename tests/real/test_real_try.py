@@ -5,8 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import absent
-from mounting import run
+
+from support.machine import absent
+from support.mounting import run
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Final
 
 import pytest
-from subjects import MIB, OLD, SIZE, Program, Row, Subject, opened, outcome
+
+from support.subjects import MIB, OLD, SIZE, Program, Row, Subject, opened, outcome
 
 pytestmark = [pytest.mark.mount, pytest.mark.real]
 

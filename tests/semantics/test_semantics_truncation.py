@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mounting import run
-from subjects import MIB, OLD, SIZE, Subject, opened, outcome
+
+from support.mounting import run
+from support.subjects import MIB, OLD, SIZE, Subject, opened, outcome
 
 pytestmark = [pytest.mark.mount, pytest.mark.real]
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from raw_initiator import RawInitiator, raw_initiator
 
 from iscsifs.iscsi.chap import Credentials
 from iscsifs.iscsi.names import TargetAddress
@@ -19,6 +18,7 @@ from iscsifs.scsi import vpd
 from iscsifs.scsi.capacity import Capacity
 from iscsifs.scsi.luns import lun_from_number
 from iscsifs.target.cli import DEFAULT_NAME, main
+from support.raw_initiator import RawInitiator, raw_initiator
 
 COMMAND = (sys.executable, "-c", "import sys; from iscsifs.target.cli import main; sys.exit(main())")
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_client import BLOCK, BLOCKS, READS, WRITES, Client, block, make_disk
 
 from iscsifs.scsi import cdb as commands
 from iscsifs.scsi import mode, vpd
@@ -21,6 +20,7 @@ from iscsifs.target.commands import USAGE, sets_reserved_bits
 from iscsifs.target.disk import Disk
 from iscsifs.target.store import Store
 from iscsifs.target.unit import Identity
+from support.memory_client import BLOCK, BLOCKS, READS, WRITES, Client, block, make_disk
 
 
 @pytest.fixture

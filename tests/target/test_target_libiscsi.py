@@ -5,8 +5,9 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
-from embedded import Embedded
-from targets import Target, Unit, make_image
+
+from support.embedded import Embedded
+from support.targets import Target, Unit, make_image
 
 pytestmark = pytest.mark.real
 

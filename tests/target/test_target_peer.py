@@ -2,8 +2,6 @@
 
 import pytest
 import trio
-from peer import Peer, scripted_peer
-from raw_initiator import RawInitiator, raw_initiator
 
 from iscsifs.iscsi.pdu import (
     FINAL,
@@ -24,6 +22,8 @@ from iscsifs.iscsi.pdu import (
     TextResponse,
 )
 from iscsifs.scsi import cdb as commands
+from support.peer import Peer, scripted_peer
+from support.raw_initiator import RawInitiator, raw_initiator
 
 NAME = "iqn.2001-04.com.example:target"
 

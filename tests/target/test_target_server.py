@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from raw_initiator import INITIATOR, ISID, Closed, RawInitiator, raw_initiator
 
 from iscsifs.errors import ConfigError, DigestError, LoginRefused
 from iscsifs.iscsi.chap import Credentials
@@ -58,6 +57,7 @@ from iscsifs.target.server import Server
 from iscsifs.target.session import Session
 from iscsifs.target.store import Store
 from iscsifs.target.unit import Identity
+from support.raw_initiator import INITIATOR, ISID, Closed, RawInitiator, raw_initiator
 
 NAME = "iqn.2001-04.com.example:target"
 BLOCK = 512

@@ -13,7 +13,6 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
-from raw_initiator import INITIATOR, Closed, RawInitiator, raw_initiator
 
 from iscsifs.errors import ConfigError, LoginRefused
 from iscsifs.iscsi.chap import Credentials
@@ -25,6 +24,7 @@ from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.status import Status
 from iscsifs.target import command_log, testing, unit
 from iscsifs.target.testing import TestTarget
+from support.raw_initiator import INITIATOR, Closed, RawInitiator, raw_initiator
 
 BLOCK = 512
 DATA = bytes(range(256)) * 2

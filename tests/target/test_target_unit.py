@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_client import BLOCK, BLOCKS, NAME, READS, WRITES, Client, block, make_disk
 
 from iscsifs.errors import ConfigError
 from iscsifs.limits import MAX_TRANSFER
@@ -23,6 +22,7 @@ from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
 from iscsifs.target.store import Store
 from iscsifs.target.unit import Fault, Identity, LogicalUnit, Nexus
+from support.memory_client import BLOCK, BLOCKS, NAME, READS, WRITES, Client, block, make_disk
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import trio
-from memory_path import Answer, MemoryPath
 from trio.testing import MockClock
 
 from iscsifs.errors import CommandTimeout
@@ -16,6 +15,7 @@ from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.status import Status
 from iscsifs.units.block import LogicalUnit
 from iscsifs.units.inventory import Inventory, Settings
+from support.memory_path import Answer, MemoryPath
 
 DISK = InquiryData(DeviceType.DISK, version=5, vendor="ACME", product="Disk", revision="1.0").pack()
 UNSUPPORTED = Sense(SenseKey.ILLEGAL_REQUEST, 0x20, 0x00)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import trio
-from memory_path import Answer, MemoryPath, queue_of
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import (
@@ -19,6 +18,7 @@ from iscsifs.limits import MAX_ATTEMPTS
 from iscsifs.scsi import cdb
 from iscsifs.scsi.status import Status
 from iscsifs.units.queue import Command
+from support.memory_path import Answer, MemoryPath, queue_of
 
 TIMEOUT = 120.0
 PATIENCE = 30.0

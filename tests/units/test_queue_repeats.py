@@ -5,7 +5,6 @@ from typing import Protocol
 
 import pytest
 import trio
-from memory_path import Answer, MemoryPath, queue_of
 from trio.testing import MockClock
 
 from iscsifs.errors import (
@@ -26,6 +25,7 @@ from iscsifs.scsi.sense import Condition, Sense, SenseKey
 from iscsifs.scsi.status import Status
 from iscsifs.units.answers import Unsupported
 from iscsifs.units.queue import LONGEST_DELAY, Queue
+from support.memory_path import Answer, MemoryPath, queue_of
 
 PATIENCE = 30.0
 READ = cdb.read_10(7, 1)

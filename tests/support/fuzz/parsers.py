@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 
-from harness_checks import allowed, is_line, value_or_none
-
 from iscsifs.errors import (
     AuthenticationError,
     ConfigError,
@@ -44,6 +42,7 @@ from iscsifs.scsi.luns import (
 )
 from iscsifs.scsi.sense import Sense
 from iscsifs.target.login import TARGET_OFFER
+from support.fuzz.checks import allowed, is_line, value_or_none
 
 JUNK = b"\xa5" * 64
 """What may stand behind the end of parameter data, and must not be looked at."""

@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
-from dialogue import INITIATOR, ISID, TARGET
 
 from iscsifs.errors import ProtocolError
 from iscsifs.iscsi import serial
@@ -42,6 +41,7 @@ from iscsifs.iscsi.pdu import (
 )
 from iscsifs.iscsi.task import Task
 from iscsifs.target.login import TARGET_OFFER, TargetConfig, TargetLogin
+from support.dialogue import INITIATOR, ISID, TARGET
 
 LUN = 1 << 48
 CDB = bytes(range(1, 17))

@@ -1,10 +1,10 @@
 """The embedded target as a process, in the shape of the real ones."""
 
 import sys
-from pathlib import Path
 from typing import ClassVar
 
-from targets import Chap, Daemon
+from support import TOP
+from support.targets import Chap, Daemon
 
 
 class Embedded(Daemon):
@@ -12,7 +12,7 @@ class Embedded(Daemon):
 
     program: ClassVar[str] = "python3"  # for what looks whether the program is there
     first_lun: ClassVar[int] = 0
-    _ENVIRONMENT: ClassVar[dict[str, str]] = {"PYTHONPATH": str(Path(__file__).parents[1])}
+    _ENVIRONMENT: ClassVar[dict[str, str]] = {"PYTHONPATH": str(TOP)}
 
     def _command(self) -> list[str]:
         (address,) = self.addresses

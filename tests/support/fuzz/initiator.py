@@ -4,10 +4,6 @@ import random
 from functools import cache
 from typing import Any, NamedTuple
 
-from harness_checks import allowed, is_line
-from harness_parsers import SECRET, TARGET_SECRET, USER, check_parameters
-from harness_wire import SEGMENT, Written, counts_status, feed, numbered, on_the_wire, pattern, split
-
 from iscsifs.errors import LoginError, ProtocolError, TransportError
 from iscsifs.iscsi import serial
 from iscsifs.iscsi.chap import ChallengeMemory, Credentials
@@ -34,6 +30,9 @@ from iscsifs.iscsi.task import Task
 from iscsifs.limits import MAX_LOGIN_EXCHANGES
 from iscsifs.scsi import cdb
 from iscsifs.target.login import TARGET_OFFER, TargetConfig, TargetLogin
+from support.fuzz.checks import allowed, is_line
+from support.fuzz.parsers import SECRET, TARGET_SECRET, USER, check_parameters
+from support.fuzz.wire import SEGMENT, Written, counts_status, feed, numbered, on_the_wire, pattern, split
 
 INITIATOR = "iqn.2001-04.com.example:initiator"
 TARGET = "iqn.2001-04.com.example:target"

@@ -5,11 +5,6 @@ from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
-from harness_checks import is_line
-from harness_initiator import BLOCK, TARGET, WINDOW, Setting, login_of
-from harness_parsers import SECRET, TARGET_SECRET, USER, check_parameters
-from harness_wire import SEGMENT, counts_command, feed, numbered, on_the_wire
-
 from iscsifs.errors import ProtocolError
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.framing import Receiver, frame
@@ -21,6 +16,10 @@ from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
 from iscsifs.target.login import TARGET_OFFER, TargetConfig, TargetLogin
 from iscsifs.target.unit import Nexus, Operation
+from support.fuzz.checks import is_line
+from support.fuzz.initiator import BLOCK, TARGET, WINDOW, Setting, login_of
+from support.fuzz.parsers import SECRET, TARGET_SECRET, USER, check_parameters
+from support.fuzz.wire import SEGMENT, counts_command, feed, numbered, on_the_wire
 
 DISK = 64 * BLOCK
 

@@ -24,14 +24,13 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import crash_log
-import crash_workload
-from mounting import Mounted, run, wait_until
-from proxy import Call, running
-
 from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
 from iscsifs.target.server import Server
+from support.crash import workload
+from support.crash.medium import FAILURES, Entry, Flush, Medium, copy_sparse, everything, logged_disk
+from support.mounting import Mounted, run, wait_until
+from support.proxy import Call, running
 
 NAME: Final = "iqn.2026-01.example:disk"
 TMPFS: Final = "/dev/shm"
@@ -72,10 +71,10 @@ class Recording:
     kind: FileSystem
     image: Path
     root: Path
-    entries: list[crash_log.Entry] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
     start: int = 0
     """The position at which the file system was mounted and the workload began."""
-    histories: dict[Path, crash_workload.History] = field(default_factory=dict)
+    histories: dict[Path, workload.History] = field(default_factory=dict)
     troubles: int = 0
     """How often a connection was cut or the cache was lost meanwhile."""
 
@@ -84,7 +83,7 @@ class Recording:
         return [
             number
             for number, entry in enumerate(self.entries, 1)
-            if isinstance(entry, crash_log.Flush) and number > self.start
+            if isinstance(entry, Flush) and number > self.start
         ]
 
 
@@ -117,12 +116,12 @@ def record(
     run(*kind.make, image)
     run("fallocate", "--dig-holes", image)
     before = directory / f"{kind.name}-before.img"
-    crash_log.copy_sparse(image, before)
+    copy_sparse(image, before)
     recording = Recording(kind, before, directory / kind.name)
     entries = recording.entries
     recording.root.mkdir()
     with ExitStack() as stack:
-        disk = crash_log.logged_disk(image, entries)
+        disk = logged_disk(image, entries)
         stack.callback(disk.close)
         device = Device(NAME, {0: disk})
         server, call = stack.enter_context(running(lambda: Server([device])))
@@ -133,7 +132,7 @@ def record(
         assert mounted.said.returncode == 0, mounted.said
         with _loop(mounted.storage(), "--direct-io=on") as loop, _mounted(loop, recording.root):
             workers = [
-                crash_workload.Worker(
+                workload.Worker(
                     recording.root / f"worker{number}", lambda: len(entries), random.Random(rng.random())
                 )
                 for number in range(WORKERS)
@@ -143,7 +142,7 @@ def record(
                 recording.histories |= worker.histories
             recording.start = len(entries)
             with _trouble(recording, server, disk, call) if troubled else contextlib.nullcontext():
-                crash_workload.run(workers, operations)
+                workload.run(workers, operations)
             for worker in workers:
                 recording.histories |= worker.histories
         mounted.unmount()
@@ -166,10 +165,10 @@ def examine(recording: Recording, cuts: int, rng: random.Random) -> Verdict:
     between += rng.choices(
         range(recording.start, len(recording.entries) + 1), k=cuts - len(at_flush + between)
     )
-    medium = crash_log.Medium(recording.image, recording.entries)
+    medium = Medium(recording.image, recording.entries)
     scratch = recording.image.with_suffix(".scratch")
-    moments = [(position, crash_log.everything) for position in at_flush]
-    moments += [(position, rng.choice(crash_log.FAILURES)) for position in between]
+    moments = [(position, everything) for position in at_flush]
+    moments += [(position, rng.choice(FAILURES)) for position in between]
     for position, failure in sorted(moments, key=lambda moment: moment[0]):
         medium.advance(position)
         medium.fail(failure(medium.cached, recording.kind.atom, rng), scratch)
@@ -196,7 +195,7 @@ def _come_up(recording: Recording, image: Path, position: int) -> Iterator[str]:
             yield f"it does not mount: {done.stdout.strip()}"
             return
         try:
-            yield from crash_workload.complaints(recording.root, recording.histories, root, position)
+            yield from workload.complaints(recording.root, recording.histories, root, position)
         finally:
             run("umount", root)
     done = _try(*recording.kind.check, image)
@@ -267,7 +266,7 @@ def main() -> int:
     parser.add_argument("--fs", choices=FILE_SYSTEMS, action="append", help="only this one")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
-    kinds = ("at a flush", *(failure.__name__ for failure in crash_log.FAILURES))
+    kinds = ("at a flush", *(failure.__name__ for failure in FAILURES))
     columns = (
         "file system",
         "write-behind",

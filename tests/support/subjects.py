@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from mounting import Mounted, run
-from targets import Target, Tgt, Unit, make_image
+from support.mounting import Mounted, run
+from support.targets import Target, Tgt, Unit, make_image
 
 MIB: Final = 1 << 20
 SIZE: Final = 16 * MIB + 1536

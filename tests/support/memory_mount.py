@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import trio
-from memory_unit import Memory
 
 from iscsifs.fs.mount import Mount, check_mount_point
 from iscsifs.fs.operations import Operations
@@ -19,6 +18,7 @@ from iscsifs.fs.platform import init_reply
 from iscsifs.fs.platform.platform import LinuxPlatform
 from iscsifs.fs.platform.tuning import Limits
 from iscsifs.fs.tree import TargetDescription, Tree, UnitDescription
+from support.memory_unit import Memory
 
 
 class Stuck(Memory):

@@ -10,13 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from support import TOP
+
 TIME = 60.0  # seconds that any command may take
 
 ISCSIFS = (sys.executable, "-m", "iscsifs")
 # Root becomes somebody else, the first argument, only when all is imported: others may not read where it is.
 AS_USER = """import encodings.idna, os, sys; from iscsifs.cli import main; user = int(sys.argv.pop(1))
 os.setgroups([]); os.setresgid(user, user, user); os.setresuid(user, user, user); sys.exit(main())"""
-ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parents[1])}
+ENVIRONMENT = {"PYTHONPATH": str(TOP)}
 
 
 def run(*command: object, check: bool = True) -> str:

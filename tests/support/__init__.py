@@ -1,0 +1,16 @@
+"""What the tests share: stand-ins, real targets, mounts and proxies. contrib/ uses them too.
+
+The directory of this package is on the path of whatever uses it (setup.cfg, and the commands in contrib/).
+"""
+
+from pathlib import Path
+from typing import Final
+
+TESTS: Final = Path(__file__).parents[1]
+"""The directory of the tests."""
+
+TOP: Final = TESTS.parent
+"""The directory of the whole project."""
+
+SUPPORT: Final = TESTS / "support"
+"""The directory of this package, for its modules that are programs."""

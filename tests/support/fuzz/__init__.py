@@ -1,0 +1,1 @@
+"""Fuzz harnesses: plain Python, which ``contrib/fuzz`` and the tests drive."""
