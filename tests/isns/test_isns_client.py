@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 import pytest
-from memory_isns import HERE, ME, PORT, Asked, Portal, Server, Talk, attributes, esi, pdu, scn
 
 from iscsifs.isns.attributes import Attribute, Tag, Value
 from iscsifs.isns.messages import SCN_BITMAP
@@ -12,6 +11,7 @@ from iscsifs.isns.pdu import Function, Message, Receiver, Status
 from iscsifs.isns.states import State
 from iscsifs.isns.targets import wire_address
 from iscsifs.limits import ISNS_POLL_INTERVAL, ISNS_REFUSED_PAUSE, ISNS_RESPONSE_TIMEOUT
+from support.memory_isns import HERE, ME, PORT, Asked, Portal, Server, Talk, attributes, esi, pdu, scn
 
 A, B, C = (f"iqn.2001-04.com.example:{letter}" for letter in "abc")
 REG, QRY, NEXT, DEREG, SCN_REG, SCN_DEREG = (Function(number) for number in (1, 2, 3, 4, 5, 6))

@@ -5,7 +5,6 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_isns import attributes, pdu
 
 from iscsifs.errors import IsnsProtocolError
 from iscsifs.isns.attributes import pack
@@ -13,6 +12,7 @@ from iscsifs.isns.conversation import Conversation, Procedure, ask_all
 from iscsifs.isns.messages import query_all_targets, query_target
 from iscsifs.isns.pdu import Function, Message, Receiver, status_text
 from iscsifs.limits import ISNS_MESSAGE_TIMEOUT, MAX_ISNS_PDUS
+from support.memory_isns import attributes, pdu
 
 ME = "iqn.2001-04.com.example:me"
 OK = bytes(4)

@@ -1,7 +1,6 @@
 """A client and its server in memory: the set of targets, and how it changes."""
 
 import pytest
-from memory_isns import ME, PORT, Asked, Portal, Server, Talk, attributes, esi, scn
 
 from iscsifs.isns.attributes import Attribute, Scn, Tag
 from iscsifs.isns.pdu import Function, Status
@@ -12,6 +11,7 @@ from iscsifs.limits import (
     ISNS_SLOW_POLL_INTERVAL,
     MAX_TARGETS,
 )
+from support.memory_isns import ME, PORT, Asked, Portal, Server, Talk, attributes, esi, scn
 
 A, B, C = (f"iqn.2001-04.com.example:{letter}" for letter in "abc")
 QRY, NEXT, SCN_REG = Function.DEV_ATTR_QRY, Function.DEV_GET_NEXT, Function.SCN_REG

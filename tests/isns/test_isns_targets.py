@@ -5,11 +5,11 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_isns import attributes
 
 from iscsifs.isns.attributes import Attribute, Value
 from iscsifs.isns.targets import IsnsPortal, IsnsTarget, read_targets, usable_address, wire_address
 from iscsifs.limits import MAX_ADDRESSES, MAX_TARGETS
+from support.memory_isns import attributes
 
 A, B = "iqn.2001-04.com.example:a", "iqn.2001-04.com.example:b"
 
