@@ -9,6 +9,7 @@ from iscsifs.isns.attributes import Attribute, Tag
 from iscsifs.isns.conversation import Reply, Step, ask, ask_all, is_served
 from iscsifs.isns.messages import Answer, Entity, OwnPortal
 from iscsifs.isns.pdu import Status, status_text
+from iscsifs.isns.targets import usable_address
 from iscsifs.limits import ISNS_POLL_INTERVAL, ISNS_SLOW_POLL_INTERVAL, MAX_ISNS_REQUESTS
 
 MAX_ATTEMPTS: Final = 5
@@ -178,7 +179,8 @@ class Registration:
         """Return those of *portals* that are of this host, and that nobody serves any more."""
         dead: set[OwnPortal] = set()
         dead |= portals & {self._former}
-        local = [portal for portal in portals if portal.address == self._portal.address]
+        here = usable_address(self._portal.address)
+        local = [portal for portal in portals if usable_address(portal.address) == here]
         for portal in sorted(local, key=lambda portal: portal.port)[:MAX_ISNS_REQUESTS]:
             if not (yield from is_served(portal)):
                 dead.add(portal)

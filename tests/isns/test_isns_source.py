@@ -17,6 +17,7 @@ from iscsifs.isns.attributes import Scn
 from iscsifs.isns.client import ClientConfig
 from iscsifs.isns.pdu import Function, Message, Receiver, Status
 from iscsifs.isns.states import State
+from iscsifs.isns.targets import wire_address
 from iscsifs.limits import (
     ISNS_CONNECT_TIMEOUT,
     ISNS_LEAVE_TIMEOUT,
@@ -31,6 +32,13 @@ A, B = "iqn.2001-04.com.example:a", "iqn.2001-04.com.example:b"
 HOST, OTHER, HERE = IPv4Address("192.0.2.5"), IPv4Address("192.0.2.66"), IPv4Address("192.0.2.10")
 SERVER = Portal(str(HOST), 3205)
 NEVER = attributes((6, 1_000_000))
+
+
+async def trickle(stream: trio.abc.Stream, data: bytes) -> None:
+    """Send a byte a second."""
+    for byte in data:
+        await stream.send_all(bytes([byte]))
+        await trio.sleep(1)
 
 
 @dataclass
@@ -57,8 +65,8 @@ class MemoryNetwork:
 
     async def _serve(self, stream: trio.abc.Stream) -> None:
         try:
-            async for data in stream:  # type: ignore[attr-defined]
-                if answers := self.server.take(data):
+            async for data in stream:
+                if answers := self.server.take(bytes(data)):
                     await stream.send_all(answers)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
@@ -254,9 +262,7 @@ async def test_who_is_not_the_server_is_not_heard(autojump_clock: object) -> Non
     async with running(Server()) as run:
         stream = run.network.call(OTHER)
         with pytest.raises(trio.BrokenResourceError):
-            while True:
-                await stream.send_all(scn((Scn.ADDED, A)).pack())
-                await trio.sleep(0.1)
+            await trickle(stream, scn((Scn.ADDED, A)).pack() * 10)
         assert run.said == [
             f"iSNS server {SERVER}: a connection from 192.0.2.66, which is not the server, was closed"
         ]
@@ -269,9 +275,7 @@ async def test_a_trickle_on_our_port_ends_with_its_time(autojump_clock: object) 
         stream = run.network.call()
         begun = trio.current_time()
         with pytest.raises(trio.BrokenResourceError):
-            for byte in pdu(bytes(65532), Function.SCN):
-                await stream.send_all(bytes([byte]))
-                await trio.sleep(1)
+            await trickle(stream, pdu(bytes(65532), Function.SCN))
         assert trio.current_time() - begun == pytest.approx(ISNS_MESSAGE_TIMEOUT, abs=1.5)
 
 
@@ -308,7 +312,8 @@ async def test_a_message_that_breaks_the_rules_ends_the_connection_with_its_name
         await run.network.line.send_all(b"\0\2" + bytes(10))
         await trio.sleep(0.5)
         assert run.said == [
-            f"iSNS server {SERVER}: version 2 (RFC 4171 section 5.1.1); its targets stay, and it is tried again"
+            f"iSNS server {SERVER}: version 2 (RFC 4171 section 5.1.1); "
+            "its targets stay, and it is tried again"
         ]
         await trio.sleep(2)
         assert run.source.state is State.REGISTERED
@@ -336,8 +341,8 @@ async def test_a_thousand_names_that_are_none_are_counted(autojump_clock: object
 
 async def test_a_portal_of_before_is_probed_here_only(autojump_clock: object) -> None:
     server = Server()
-    server.portals[ip_address("::ffff:192.0.2.10"), 39999] = ME
-    server.portals[ip_address("::ffff:192.0.2.77"), 38888] = ME
+    server.portals[wire_address(HERE), 39999] = ME
+    server.portals[wire_address(OTHER), 38888] = ME
     async with running(server) as run:
         assert run.network.probed == [39999]
         assert [port for _, port in server.portals] == [38888, 41000]
