@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from iscsifs.iscsi.keys import METHOD_KEYS, OBSOLETE, TABLE
-from support.fuzz import initiator, parsers, target
+from support.fuzz import initiator, isns, parsers, target
 
 
 class Harness(NamedTuple):
@@ -30,6 +30,8 @@ HARNESSES: Final[Mapping[str, Harness]] = {
     "luns": Harness(parsers.luns, 1024),
     "capacity": Harness(parsers.capacity, 64),
     "addresses": Harness(parsers.addresses, 2048),
+    "isns_stream": Harness(isns.isns_stream, 4096),
+    "isns_payload": Harness(isns.isns_payload, 2048),
     "path_names": Harness(parsers.path_names, 1536),
 }
 
