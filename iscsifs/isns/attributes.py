@@ -2,7 +2,6 @@
 
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from enum import Enum, IntEnum, IntFlag
 from ipaddress import IPv6Address
 from typing import Final, NamedTuple
@@ -104,8 +103,7 @@ FORMS: Final = {
 """The attributes of section 6.1 without those of Fibre Channel. Others are skipped by their length."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attribute:
+class Attribute(NamedTuple):
     """An attribute; *tag* is a `Tag`, or one of `FORMS` that the client has no use for."""
 
     tag: int
@@ -144,12 +142,12 @@ def unpack(payload: bytes) -> Iterator[Attribute]:
 
     Raises IsnsProtocolError for one whose length does not suit its tag, or which is not all there.
     """
-    position, end = 0, len(payload)
+    position, end, header = 0, len(payload), _TLV.unpack_from
     while position < end:
-        if end - position < _TLV.size:
+        if end - position < 8:
             raise IsnsProtocolError("an attribute that is cut off", section="5.3")
-        tag, length = _TLV.unpack_from(payload, position)
-        position += _TLV.size
+        tag, length = header(payload, position)
+        position += 8
         if length > end - position or length % 4:
             rule = f"attribute {tag} of {length} bytes with {end - position} left in the message"
             raise IsnsProtocolError(rule, section="5.3")

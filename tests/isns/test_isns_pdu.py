@@ -1,6 +1,7 @@
 """iSNSP messages on a byte stream: RFC 4171 sections 5.1 to 5.5."""
 
 import struct
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -131,8 +132,14 @@ def endless(piece: bytes) -> None:
     """Send as many PDUs of one message as there are sequence ids."""
     receiver = Receiver()
     receiver.receive(pdu(OK, flags=0x4400), 0.0)
-    for seq in range(1, 65536):
-        receiver.receive(pdu(piece, flags=0x4000, seq=seq), 0.0)
+    tracemalloc.start()
+    try:
+        for seq in range(1, 65536):
+            receiver.receive(pdu(piece, flags=0x4000, seq=seq), 0.0)
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 2 << 20
 
 
 def test_status_texts() -> None:

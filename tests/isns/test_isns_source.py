@@ -1,5 +1,6 @@
 """An iSNS server as a source of targets: connections, our port, the end. In memory, at trio's own time."""
 
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from iscsifs.limits import (
     ISNS_MESSAGE_TIMEOUT,
     ISNS_POLL_INTERVAL,
     ISNS_RESPONSE_TIMEOUT,
+    ISNS_SHARE,
     MAX_ISNS_CONNECTIONS,
 )
 from support.memory_isns import ME, Server, attributes, esi, pdu, scn
@@ -289,6 +291,20 @@ async def test_silent_connections_to_our_port_end_and_are_not_many(autojump_cloc
         await trio.sleep(ISNS_POLL_INTERVAL)
         assert [await stream.receive_some() for stream in streams] == [b""] * MAX_ISNS_CONNECTIONS
         assert (await run.network.tell(esi())).status == 0
+
+
+@pytest.mark.conformance("ISNS-8.1", "ISNS-5.6")
+async def test_reading_takes_a_quarter_of_the_time_at_most(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(Server()) as run:
+        watch = itertools.count()  # a second passes between any two looks at it
+        monkeypatch.setattr("iscsifs.discovery.isns.time.perf_counter", lambda: float(next(watch)))
+        stream, begun = run.network.call(), trio.current_time()
+        for number in range(10):
+            await stream.send_all(esi(number).pack())
+            await stream.receive_some()
+        assert trio.current_time() - begun >= 9 * (1 / ISNS_SHARE - 1)
 
 
 @pytest.mark.conformance("ISNS-8.1", "ISNS-7.3")
