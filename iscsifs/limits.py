@@ -285,3 +285,19 @@ LOGGED_COMMANDS: Final = 100_000
 
 LOGGED_DATA: Final = 256 << 20
 """Bytes of data of these commands."""
+
+# Monitoring.
+
+MAX_EVENT_BYTES: Final = 1 << 20
+"""Bytes of events that are kept, and as many of those before."""
+
+MAX_METRIC_UNITS: Final = 4096
+"""Logical units that the metrics tell of; each has some 80 lines."""
+
+# Partitions, which whoever could write to a disk has named.
+
+MAX_PARTITIONS: Final = 256
+"""Partitions of one disk, as many as Linux shows."""
+
+MAX_PARTITION_ENTRIES: Final = 256 << 10
+"""Bytes of the entries of a GPT; 16 KiB are usual."""

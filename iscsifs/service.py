@@ -20,8 +20,8 @@ from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.discovery import DiscoveredTarget
 from iscsifs.iscsi.events import SenseReported
 from iscsifs.iscsi.names import Portal, TargetAddress
-from iscsifs.units.block import LogicalUnit
 from iscsifs.units.inventory import Inventory, Settings
+from iscsifs.units.unit import LogicalUnit
 
 # What all logins of a process share: no challenge is used twice, and no two sessions have the same ISID.
 _challenges = ChallengeMemory()

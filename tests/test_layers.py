@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "initiator": {"errors", "limits", "transport", "iscsi", "scsi"},
     "units": {"errors", "limits", "scsi"},
     "discovery": {"errors", "limits", "iscsi", "isns", "transport"},
+    "monitor": {"limits"},
     "service": {"errors", "limits", "initiator", "iscsi", "units"},
     "target": {"errors", "limits", "iscsi", "scsi", "secret", "terminal"},
     "fs": {"errors", "limits"},

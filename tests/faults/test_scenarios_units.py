@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from iscsifs.iscsi.bhs import pack
 from iscsifs.iscsi.framing import Buffer
 from iscsifs.iscsi.pdu import (
     RESERVED_TAG,
@@ -15,7 +16,6 @@ from iscsifs.iscsi.pdu import (
     LoginResponse,
     NopIn,
     TargetPdu,
-    pack,
 )
 from iscsifs.limits import UNIT_GRACE
 from iscsifs.target.disk import Disk

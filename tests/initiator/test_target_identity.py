@@ -27,9 +27,9 @@ from iscsifs.scsi.vpd import (
 from iscsifs.target import unit as scsi
 from iscsifs.target.disk import Disk
 from iscsifs.target.store import Store
-from iscsifs.units.block import LogicalUnit
 from iscsifs.units.identity import Description
 from iscsifs.units.inventory import PAUSE, REACTIONS, Reaction
+from iscsifs.units.unit import LogicalUnit
 from support.memory_san import Anonymous
 from support.memory_world import KIB, World, disk, world
 
@@ -144,6 +144,7 @@ def description(serial: str = "", *designators: Designator, **fields: Any) -> De
         # The others
         ("", [other_type(DesignatorType.MD5_LOGICAL_UNIT, bytes(range(16)))], True),
         ("", [other_type(DesignatorType.MD5_LOGICAL_UNIT, bytes(16))], False),
+        ("", [other_type(DesignatorType.MD5_LOGICAL_UNIT, bytes(range(15)))], False),
         ("", [other_type(DesignatorType.VENDOR_SPECIFIC, b"anything")], False),
         ("", [other_type(DesignatorType.TARGET_PORT_GROUP, b"\0\0\0\1")], False),
         ("", [other_type(DesignatorType.LOGICAL_UNIT_GROUP, b"\0\0\0\1")], False),
@@ -448,7 +449,7 @@ async def test_what_waits_for_another_write_of_the_same_block_is_of_before_as_we
         for _ in range(3):
             nursery.start_soon(fails, unit.write, 0, b"w" * BLOCK)
         await wait_all_tasks_blocked()
-        nursery.start_soon(fails, unit.discard, 0, 8 * BLOCK)
+        nursery.start_soon(fails, unit.write, BLOCK // 2, b"p" * BLOCK)
         await wait_all_tasks_blocked()
         exchanged.store = Store.memory(64 * KIB)
         exchanged.store.write(0, b"o" * 64 * KIB)

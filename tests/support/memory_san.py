@@ -32,7 +32,7 @@ from iscsifs.target.unit import (
     Identity,
     Nexus,
 )
-from iscsifs.units.block import LogicalUnit
+from iscsifs.units.block import BlockUnit
 from support.network import Listener, Network, Site
 from support.trouble import Trouble
 
@@ -152,7 +152,7 @@ class San:
     `unit` is the disk from the initiator's side.
     """
 
-    unit: LogicalUnit
+    unit: BlockUnit
 
     def __init__(
         self,
@@ -175,7 +175,9 @@ class San:
         """Log in and find the unit."""
         target = await self._site.log_in(self._options)
         self._session = target.session
-        (self.unit,) = target.units
+        (unit,) = target.units
+        assert isinstance(unit, BlockUnit)
+        self.unit = unit
 
     async def log_out(self) -> None:
         """End the session."""

@@ -10,7 +10,7 @@ from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.service import ManagedTarget
 from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
-from iscsifs.units.block import LogicalUnit
+from iscsifs.units.block import BlockUnit
 from support.network import Network, Site
 
 INITIATOR = "iqn.2001-04.com.example:initiator"
@@ -51,8 +51,10 @@ class World(Site):
     def labels(self) -> list[str]:
         return [unit.label for unit in self.target.units]
 
-    def unit(self, number: int) -> LogicalUnit:
-        return next(unit for unit in self.target.units if unit.label == str(number))
+    def unit(self, number: int) -> BlockUnit:
+        unit = next(unit for unit in self.target.units if unit.label == str(number))
+        assert isinstance(unit, BlockUnit)
+        return unit
 
     def cut(self) -> None:
         self.server.drop_connections()
