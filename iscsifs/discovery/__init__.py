@@ -1,1 +1,1 @@
-"""Sources of targets: each tells of a set of targets, which may change while it runs."""
+"""Sources of targets: what tells which targets a user wants, now and later."""

@@ -12,8 +12,8 @@ from typing import Final
 import trio
 
 from iscsifs.discovery.isns_network import Address, Line, Network, Tcp
+from iscsifs.discovery.source import Report, Wanted
 from iscsifs.errors import ConnectionClosed, IsnsError, TransportError, printable
-from iscsifs.iscsi.discovery import DiscoveredTarget
 from iscsifs.iscsi.names import Portal, TargetAddress, name_fault
 from iscsifs.isns.client import Client, ClientConfig, Note, TargetsChanged
 from iscsifs.isns.messages import OwnPortal
@@ -36,9 +36,6 @@ DEFAULT_PORT: Final = 3205
 
 _PIECE: Final = 65536
 
-Report = Callable[[Sequence[DiscoveredTarget]], None]
-"""Is given all targets of a source, whenever they have changed."""
-
 
 def parse_server(text: str) -> Portal:
     """Read what a user gives for an iSNS server: ``host``, ``host:port``, ``[address]:port``, IPv6 address.
@@ -51,7 +48,8 @@ def parse_server(text: str) -> Portal:
 class IsnsSource:
     """The targets that an iSNS server knows for an initiator, which is registered there while `run` runs.
 
-    *say* is given a sentence for the user, one for each event. Targets stay while the server is away.
+    Only targets whose names *wants* takes are reported. *say* is given a sentence for the user, one for each
+    event. Targets stay while the server is away.
     """
 
     def __init__(
@@ -59,14 +57,16 @@ class IsnsSource:
         server: Portal,
         config: ClientConfig,
         say: Callable[[str], None],
+        wants: Callable[[str], bool] = lambda name: True,
         network: Network | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._server = server
         self._say_it = say
+        self._wants = wants
         self._network = network or Tcp()
         self._client = Client(config, jitter)
-        self._report: Report = lambda targets: None
+        self._hosts: dict[str, str] = {}  # by which a target is shown for as long as it is there
         self._wake = trio.Event()
         self._port = 0
         self._callers = 0
@@ -93,19 +93,18 @@ class IsnsSource:
 
         Whatever happens to the server or the connection, this goes on; the end takes 2 s at most.
         """
-        self._report = report
         while True:
             try:
                 line = await self._network.connect(self._server)
                 try:
-                    await self._serve(line)
+                    await self._serve(line, report)
                 finally:
                     await trio.aclose_forcefully(line.stream)
             except (TransportError, IsnsError) as error:
                 self._lost(str(error).removeprefix(f"{self._server}: "))
             await trio.sleep(self._client.reconnect_pause())
 
-    async def _serve(self, line: Line) -> None:
+    async def _serve(self, line: Line, report: Report) -> None:
         """Be a client on *line* until it is lost, which raises TransportError or IsnsError."""
         self._wake, self._is_whole, self._callers = trio.Event(), True, 0
         failures: list[TransportError | IsnsError] = []
@@ -124,7 +123,7 @@ class IsnsSource:
                 )
                 self._client.connected(trio.current_time(), line.local, self._port)
                 nursery.start_soon(work, self._read)
-                nursery.start_soon(work, self._write)
+                nursery.start_soon(work, partial(self._write, report))
         finally:
             if trio.current_effective_deadline() == -math.inf:
                 with trio.move_on_after(ISNS_LEAVE_TIMEOUT, shield=True):
@@ -140,10 +139,10 @@ class IsnsSource:
                 self._client.receive(data, trio.current_time())
                 self._wake.set()
 
-    async def _write(self, line: Line) -> None:
+    async def _write(self, report: Report, line: Line) -> None:
         """Do what the client wants, at once or at its deadline; the only task that writes to the server."""
         while True:
-            self._take_events()
+            self._take_events(report)
             if (portal := self._client.probe) is not None:
                 self._client.probed(await self._is_served(portal), trio.current_time())
             elif data := self._client.data_to_send():
@@ -166,7 +165,7 @@ class IsnsSource:
             while self._client.state is State.LEAVING:
                 await _send(line, self._client.data_to_send())
                 self._client.receive(await _receive(line), trio.current_time())
-                self._take_events()
+                self._take_events(lambda targets: None)
         except (TransportError, IsnsError) as error:
             self._say(f"it is left without a deregistration: {error}")
 
@@ -214,32 +213,34 @@ class IsnsSource:
 
     # What the user is told.
 
-    def _take_events(self) -> None:
+    def _take_events(self, report: Report) -> None:
         """Report and say what has happened; raises IsnsError where the connection has to be closed."""
         for event in self._client.take_events():
             if isinstance(event, TargetsChanged):
                 self._has_told_of_loss = False
-                self._report(self._usable(event.targets))
+                report(self._wanted(event.targets))
             elif isinstance(event, Note):
                 self._say(event.sentence)
             else:
                 raise IsnsError(event.reason)
 
-    def _usable(self, targets: Sequence[IsnsTarget]) -> list[DiscoveredTarget]:
-        """Return *targets* that can be logged in to, by their names and portals."""
-        usable, left_out = [], 0
-        for target in targets:
-            fault = name_fault(target.name) or ("" if target.portals else "it has no portal")
-            if not fault:
-                addresses = (TargetAddress(Portal(str(p.address), p.port), p.tag) for p in target.portals)
-                usable.append(DiscoveredTarget(target.name, tuple(addresses)))
-                continue
-            left_out += 1
-            if left_out <= NOTES_A_LIST:
-                self._say(f'left out target "{printable(target.name)}": {fault}')
+    def _wanted(self, targets: Sequence[IsnsTarget]) -> list[Wanted]:
+        """Return the *targets* that are wanted and can be logged in to, in the order of their names."""
+        wanted, left_out = [], 0
+        for target in sorted(targets, key=lambda target: target.name):
+            if fault := name_fault(target.name) or ("" if target.portals else "it has no portal"):
+                left_out += 1
+                if left_out <= NOTES_A_LIST:
+                    self._say(f'left out target "{printable(target.name)}": {fault}')
+            elif self._wants(target.name):
+                portals = [TargetAddress(Portal(str(p.address), p.port), p.tag) for p in target.portals]
+                first = min(target.portals, key=lambda portal: (portal.address.version, int(portal.address)))
+                host_name = self._hosts.get(target.name, str(first.address))
+                wanted.append(Wanted(host_name, target.name, tuple(portals)))
         if left_out > NOTES_A_LIST:
             self._say(f"left out {left_out - NOTES_A_LIST} more")
-        return usable
+        self._hosts = {target.name: target.host_name for target in wanted}
+        return wanted
 
     def _lost(self, why: str) -> None:
         """Say that the server is away, once for each time."""

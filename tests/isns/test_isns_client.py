@@ -167,6 +167,19 @@ def test_a_registration_that_is_gone_is_made_again(status: int) -> None:
     assert len(talk.reports) == 1
 
 
+@pytest.mark.conformance("ISNS-3.7", "ISNS-7.4")
+def test_a_server_that_has_forgotten_us_is_not_believed_that_the_targets_are_gone() -> None:
+    server = Server({A: [*DISK]}, granted=attributes((6, 30)))
+    talk = Talk(server).connect()
+    server.forget()
+    server.targets.clear()
+    talk.wait(11)
+    assert server.is_registered
+    assert talk.names == [A]
+    talk.wait(ISNS_POLL_INTERVAL)
+    assert talk.names == []
+
+
 @pytest.mark.conformance("ISNS-3.8")
 def test_the_end_deregisters_the_entity() -> None:
     talk = Talk().connect()

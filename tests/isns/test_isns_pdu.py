@@ -194,7 +194,7 @@ def test_requests_in_flight_have_different_ids_when_the_counter_wraps_as_well() 
     conversation = Conversation(print)
     conversation.run(asks(3, []), 0.0)
     assert transactions(conversation) == [1, 2, 3]
-    for _ in range(0x10000 // 8 + 2):
+    for _ in range(0x10000 // 5 + 2):
         statuses: list[int] = []
         conversation.run(asks(5, statuses), 0.0)  # those of before stay without an answer
         ids = transactions(conversation)

@@ -11,8 +11,8 @@ import trio
 
 from iscsifs.discovery.isns import IsnsSource, parse_server
 from iscsifs.discovery.isns_network import Address, Line
+from iscsifs.discovery.source import Source, Wanted
 from iscsifs.errors import ConfigError, TransportError
-from iscsifs.iscsi.discovery import DiscoveredTarget
 from iscsifs.iscsi.names import Portal
 from iscsifs.isns.attributes import Scn
 from iscsifs.isns.client import ClientConfig
@@ -113,7 +113,7 @@ class Run:
     source: IsnsSource
     network: MemoryNetwork
     scope: trio.CancelScope
-    reports: list[Sequence[DiscoveredTarget]] = field(default_factory=list)
+    reports: list[Sequence[Wanted]] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     ended: trio.Event = field(default_factory=trio.Event)
 
@@ -127,12 +127,14 @@ class Run:
 
 
 @asynccontextmanager
-async def running(server: Server, *, is_down: bool = False) -> AsyncIterator[Run]:
+async def running(
+    server: Server, *, is_down: bool = False, wants: Callable[[str], bool] = lambda name: True
+) -> AsyncIterator[Run]:
     """Run a source, and end it."""
     async with trio.open_nursery() as nursery:
         network = MemoryNetwork(server, nursery, is_down)
         said: list[str] = []
-        source = IsnsSource(SERVER, ClientConfig(ME), said.append, network, lambda: 0.5)
+        source = IsnsSource(SERVER, ClientConfig(ME), said.append, wants, network, lambda: 0.5)
         run = Run(source, network, trio.CancelScope(), said=said)
 
         async def work() -> None:
@@ -163,6 +165,20 @@ async def test_the_targets_with_their_portals_are_reported(autojump_clock: objec
         assert run.said == []
         assert server.asked[0].value(23) == 41000
         assert server.asked[0].value(16) == ip_address("::ffff:192.0.2.10")
+
+
+async def test_a_target_keeps_its_host_when_portals_come_and_the_unwanted_are_left_out(
+    autojump_clock: object,
+) -> None:
+    server = Server({A: [("2001:db8::1", 3260, 1), ("192.0.2.3", 3260, 1)], B: [("192.0.2.3", 3260, 1)]})
+    async with running(server, wants=lambda name: name == A) as run:
+        source: Source = run.source
+        assert source.name == f"iSNS server {SERVER}"
+        assert [(wanted.host_name, wanted.name) for wanted in run.reports[-1]] == [("192.0.2.3", A)]
+        server.targets[A].append(("192.0.2.1", 3260, 1))
+        await run.network.tell(scn((Scn.UPDATED, A)))
+        await trio.sleep(2)
+        assert [(wanted.host_name, len(wanted.addresses)) for wanted in run.reports[-1]] == [("192.0.2.3", 3)]
 
 
 @pytest.mark.conformance("ISNS-5.3", "ISNS-5.4")

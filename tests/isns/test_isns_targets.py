@@ -91,6 +91,11 @@ def test_a_portal_belongs_to_the_node_that_its_group_names_or_that_it_stands_bes
         assert not notes
 
 
+def test_a_group_in_front_of_the_portals_of_its_node_is_not_that_of_the_portal_before() -> None:
+    found, _ = read(*node(A, 1), (32, B), (33, 1), (51, 5), (34, "disk"), (17, 3260))
+    assert portals(found[B]) == []
+
+
 @pytest.mark.conformance("ISNS-4.3")
 def test_portal_group_tags() -> None:
     found, _ = read(*node(A, 1, 2, 3, 4), *group(A, 1, 7), *group(A, 2, 0x10002), *group(A, 3, None))

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from iscsifs.discovery.isns import IsnsSource, parse_server
-from iscsifs.iscsi.discovery import DiscoveredTarget
+from iscsifs.discovery.source import Wanted
 from iscsifs.isns.client import ClientConfig
 from iscsifs.isns.states import State
 from support.isnsd import Isnsd
@@ -50,7 +50,7 @@ class Run:
         print(sentence)
         self.said.append(sentence)
 
-    def report(self, targets: Sequence[DiscoveredTarget]) -> None:
+    def report(self, targets: Sequence[Wanted]) -> None:
         self.targets = {target.name: list(map(str, target.addresses)) for target in targets}
         self.history.append(set(self.targets))
         self._changed.set()
