@@ -93,6 +93,9 @@ ISNS_CONNECT_TIMEOUT: Final = 10.0
 ISNS_RESPONSE_TIMEOUT: Final = 15.0
 """Seconds that a request to an iSNS server may be without an answer; then the connection is closed."""
 
+ISNS_FIRST_TIMEOUT: Final = 10.0
+"""Seconds at the start after which nobody waits any longer for the first targets of an iSNS server."""
+
 ISNS_LEAVE_TIMEOUT: Final = 2.0
 """Seconds at the end for the deregistration."""
 

@@ -21,6 +21,7 @@ from iscsifs.isns.pdu import Receiver
 from iscsifs.isns.states import State
 from iscsifs.isns.targets import IsnsTarget, usable_address
 from iscsifs.limits import (
+    ISNS_FIRST_TIMEOUT,
     ISNS_LEAVE_TIMEOUT,
     ISNS_POLL_INTERVAL,
     ISNS_RESPONSE_TIMEOUT,
@@ -85,14 +86,33 @@ class IsnsSource:
 
     @property
     def entity_id(self) -> str | None:
-        """The entity that the server has registered us in."""
-        return self._client.entity_id
+        """The entity that the server has registered us in, fit for a terminal."""
+        return None if self._client.entity_id is None else printable(self._client.entity_id)
 
     async def run(self, report: Report) -> None:
         """Give *report* the targets whenever they have changed, until this is cancelled; then deregister.
 
-        Whatever happens to the server or the connection, this goes on; the end takes 2 s at most.
+        Whatever happens to the server or the connection, this goes on; the end takes 2 s at most. Where the
+        server tells of no targets within ISNS_FIRST_TIMEOUT, none are reported, so that nobody waits for it.
         """
+        told = trio.Event()
+
+        def tell(targets: Sequence[Wanted]) -> None:
+            told.set()
+            report(targets)
+
+        async def tell_in_time() -> None:
+            with trio.move_on_after(ISNS_FIRST_TIMEOUT):
+                await told.wait()
+            if not told.is_set():
+                tell([])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tell_in_time)
+            await self._keep_in_touch(tell)
+
+    async def _keep_in_touch(self, report: Report) -> None:
+        """Connect again and again, with pauses."""
         while True:
             try:
                 line = await self._network.connect(self._server)
@@ -116,7 +136,10 @@ class IsnsSource:
                         await task(line)
                     except (TransportError, IsnsError) as error:
                         failures.append(error)
-                        nursery.cancel_scope.cancel()
+                    except Exception:  # which must not end the mount
+                        log.exception("%s: unexpected error, please report it", self.name)
+                        failures.append(IsnsError("the connection is closed"))
+                    nursery.cancel_scope.cancel()
 
                 self._port = await self._network.listen(
                     nursery, line.local, self._port, partial(self._serve_caller, line.peer)
@@ -190,6 +213,8 @@ class IsnsSource:
                 await self._answer(line)
             except (TransportError, IsnsError) as error:
                 log.debug("%s: a connection to our port: %s", self.name, error)
+            except Exception:  # which must not end the mount
+                log.exception("%s: unexpected error, please report it", self.name)
             finally:
                 self._callers -= 1
         await trio.aclose_forcefully(line.stream)

@@ -4,6 +4,7 @@ import errno
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -81,7 +82,10 @@ class Tcp:
         """Listen at *address* only: nobody who cannot reach that has anything to tell."""
 
         async def handle(stream: trio.SocketStream) -> None:
-            await serve(_line(stream))
+            async with stream:
+                with suppress(OSError):  # the other end has gone already
+                    line = _line(stream)
+                    await serve(line)
 
         try:
             try:

@@ -111,7 +111,10 @@ class Attribute(NamedTuple):
 
 
 def pack(attributes: Iterable[Attribute]) -> bytes:
-    """Return *attributes* as they are sent; raises ValueError for a value that its tag cannot have."""
+    """Return *attributes* as they are sent; raises ValueError for a value that its tag cannot have.
+
+    What was unpacked can be packed: a text that is no UTF-8 goes back as it came, and the longest has no NUL.
+    """
     return b"".join(map(_pack_one, attributes))
 
 
@@ -129,7 +132,9 @@ def _pack_value(form: Form, value: Value) -> bytes:
     if isinstance(value, int):
         return value.to_bytes(form.longest, "big")
     if isinstance(value, str):
-        text = value.encode() + b"\0"
+        text = value.encode("utf-8", "surrogateescape")
+        if len(text) < form.longest:
+            text += b"\0"
         return text + bytes(-len(text) % 4)
     if isinstance(value, IPv6Address):
         return value.packed
@@ -167,7 +172,7 @@ def _unpack_value(form: Form, value: bytes) -> Value:
     if form.kind is Kind.NUMBER:
         return int.from_bytes(value, "big")
     if form.kind is Kind.TEXT:
-        return value.partition(b"\0")[0].decode("utf-8", "backslashreplace")
+        return value.partition(b"\0")[0].decode("utf-8", "surrogateescape")
     if form.kind is Kind.ADDRESS:
         return IPv6Address(value)
     return value

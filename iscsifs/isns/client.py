@@ -10,7 +10,7 @@ from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-from iscsifs.errors import IsnsError, printable
+from iscsifs.errors import IsnsError, IsnsProtocolError, printable
 from iscsifs.isns import messages
 from iscsifs.isns.attributes import Scn
 from iscsifs.isns.backoff import BackOff
@@ -34,6 +34,9 @@ BUSY: Final = frozenset({Status.INTERNAL_ERROR, Status.BUSY})
 """Statuses after which the same request is sent again, later."""
 
 _CHANGE: Final = Scn.REMOVED | Scn.ADDED | Scn.UPDATED | Scn.MEMBER_REMOVED | Scn.MEMBER_ADDED
+
+MAX_INQUIRY_LENGTH: Final = 1 << 15
+"""Bytes of a notification or an inquiry: its answer has to fit into one PDU."""
 
 MAX_CHANGED: Final = 16
 """Names of changed targets that are remembered; where there are more, all are asked for."""
@@ -180,6 +183,8 @@ class Client:
             self._note_once("a response to no request of ours was dropped")
             return None
         try:
+            if len(request.payload) > MAX_INQUIRY_LENGTH:
+                raise IsnsProtocolError(f"{len(request.payload)} bytes of attributes", section="5.6.5")
             if request.function == Function.ESI:
                 self._registration.was_reached = True
                 return request.answer(Status.SUCCESSFUL, request.payload)  # unchanged (section 5.7.5.13)

@@ -447,6 +447,38 @@ def test_a_notification_that_is_none_is_answered_with_a_format_error(payload: by
     assert len(talk.notes) == 1
 
 
+@pytest.mark.conformance("ISNS-8.1")
+@pytest.mark.parametrize("function", [Function.SCN, Function.ESI])
+def test_an_inquiry_of_a_megabyte_is_refused(function: Function) -> None:
+    talk = Talk().connect()
+    answer = talk.tell(Message(function, 1, bytes(1 << 20)))
+    assert answer is not None
+    assert answer.status == Status.MESSAGE_FORMAT_ERROR
+    assert len(answer.pack()) == 16
+    answer = talk.tell(Message(Function.ESI, 1, bytes(1 << 15)))
+    assert answer is not None
+    assert len(answer.pack()) == 16 + (1 << 15)
+
+
+@pytest.mark.conformance("ISNS-8.2")
+@pytest.mark.parametrize("text", ["\udcff" * 255, "\x1b" * 255, "\U0001f4be" * 63])
+def test_an_entity_whose_name_is_none_is_used_as_it_is(text: str) -> None:
+    talk = Talk(Server(entity=text)).connect()
+    assert talk.client.state is State.REGISTERED
+    talk.client.leave(talk.now)
+    talk.settle()
+    assert pairs(asked(talk, DEREG)[0].operating) == [(1, text)]
+
+
+@pytest.mark.conformance("ISNS-8.2")
+@pytest.mark.parametrize("name", ["\udcff" * 224, "n" * 224, "", "/../"])
+def test_a_walk_over_names_that_are_none(name: str) -> None:
+    talk = Talk(Server({name: [*DISK], "\udcff\udcff": [*DISK]}))
+    talk.server.statuses[QRY].extend([0, Status.INTERNAL_ERROR])
+    talk.connect()
+    assert set(talk.names) == {name, "\udcff\udcff"}
+
+
 def test_a_request_that_clients_do_not_take_is_answered() -> None:
     talk = Talk().connect()
     answer = talk.tell(Message(0x0009, 1))

@@ -15,12 +15,13 @@ from iscsifs.discovery.source import Source, Wanted
 from iscsifs.errors import ConfigError, TransportError
 from iscsifs.iscsi.names import Portal
 from iscsifs.isns.attributes import Scn
-from iscsifs.isns.client import ClientConfig
+from iscsifs.isns.client import Client, ClientConfig
 from iscsifs.isns.pdu import Function, Message, Receiver, Status
 from iscsifs.isns.states import State
 from iscsifs.isns.targets import wire_address
 from iscsifs.limits import (
     ISNS_CONNECT_TIMEOUT,
+    ISNS_FIRST_TIMEOUT,
     ISNS_LEAVE_TIMEOUT,
     ISNS_MESSAGE_TIMEOUT,
     ISNS_POLL_INTERVAL,
@@ -266,7 +267,7 @@ async def test_targets_stay_while_the_server_is_away_and_it_is_tried_again(autoj
 async def test_a_server_that_is_away_at_the_start_is_tried_until_it_is_there(autojump_clock: object) -> None:
     async with running(Server({A: [("192.0.2.1", 3260, 1)]}), is_down=True) as run:
         await trio.sleep(30)
-        assert run.reports == []
+        assert run.reports == [[]]  # nobody waits for it
         assert run.said == [
             f"iSNS server {SERVER}: Connection refused; its targets stay, and it is tried again"
         ]
@@ -369,6 +370,38 @@ async def test_a_thousand_names_that_are_none_are_counted(autojump_clock: object
         assert run.names == []
         assert len(run.said) == 21
         assert run.said[-1].endswith("left out 980 more")
+
+
+@pytest.mark.conformance("ISNS-8.1")
+async def test_nobody_waits_for_the_first_targets_of_a_server_that_has_no_answer(
+    autojump_clock: object,
+) -> None:
+    server = Server({A: [("192.0.2.1", 3260, 1)]}, is_silent=True)
+    async with running(server) as run:
+        await trio.sleep(ISNS_FIRST_TIMEOUT - 1)
+        assert run.reports == []
+        await trio.sleep(1)
+        assert run.reports == [[]]
+        server.is_silent = False
+        await trio.sleep(60)
+        assert run.names == [A]
+
+
+async def test_an_unexpected_error_closes_the_connection_and_ends_nothing(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(Server({A: [("192.0.2.1", 3260, 1)]})) as run:
+        with monkeypatch.context() as patch:
+            patch.setattr(Client, "inquire", lambda *_: 1 / 0)
+            assert run.network.line is not None
+            await run.network.line.send_all(esi().pack())
+            stream = run.network.call()
+            await stream.send_all(esi().pack())
+            assert await stream.receive_some() == b""
+            await trio.sleep(0.5)
+        assert caplog.text.count("unexpected error, please report it") == 2
+        await trio.sleep(10)
+        assert run.source.state is State.REGISTERED
 
 
 async def test_a_portal_of_before_is_probed_here_only(autojump_clock: object) -> None:
