@@ -2,6 +2,7 @@
 
 import errno
 import ipaddress
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -134,6 +135,8 @@ def _address(text: str) -> Address:
 
 
 def _reason(error: OSError) -> str:
-    if error.errno == errno.ECONNREFUSED:
-        return f"{error.strerror}; is an iSNS server running there, and is the port right?"
-    return reason(error)
+    """Return why there is no connection, without the address that trio has put in front, and the remedy."""
+    plain = OSError(error.errno, os.strerror(error.errno)) if error.errno else error
+    if plain.errno == errno.ECONNREFUSED:
+        return f"{plain.strerror}; is an iSNS server running there, and is the port right?"
+    return reason(plain)
