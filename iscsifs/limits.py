@@ -15,6 +15,9 @@ A target may be broken or hostile. Whatever it sends, one session with it keeps 
 A discovery session keeps one answer to SendTargets: 16 MiB while it arrives, and with its 262,144 pairs up to
 eight times as much while it is read.
 
+An iSNS server can have us keep one message of 1 MiB for each of 17 connections while it arrives, with 16 times
+as much while one of them is read, and what it says of 4,096 targets with 32 portals each.
+
 Waiting ends as well, by the times here and by those that the user sets (`initiator.options`). Constants of
 the standards are where they are used, and so is what serves speed alone. What all this comes to is measured
 by `tests/faults/test_hostile_memory.py`.
@@ -101,6 +104,15 @@ ISNS_LEAVE_TIMEOUT: Final = 2.0
 
 MAX_ISNS_REQUESTS: Final = 8
 """Requests to an iSNS server that are without an answer at once."""
+
+MAX_ISNS_REGISTRATIONS: Final = 5
+"""Registrations in a row at an iSNS server: each has another form than those before."""
+
+MAX_ISNS_INQUIRY_LENGTH: Final = 1 << 15
+"""Bytes of a notification or an inquiry of an iSNS server: its answer has to fit into one PDU."""
+
+MAX_ISNS_CHANGES: Final = 16
+"""Names of changed targets that are remembered; where there are more, all are asked for."""
 
 MAX_ISNS_CONNECTIONS: Final = 16
 """Connections at once by which an iSNS server may bring us notifications."""

@@ -26,6 +26,8 @@ from iscsifs.limits import (
     ISNS_COALESCE,
     ISNS_REFUSED_PAUSE,
     ISNS_SETTLE,
+    MAX_ISNS_CHANGES,
+    MAX_ISNS_INQUIRY_LENGTH,
     MAX_ISNS_NOTES,
     MIN_ISNS_PERIOD,
 )
@@ -34,12 +36,6 @@ BUSY: Final = frozenset({Status.INTERNAL_ERROR, Status.BUSY})
 """Statuses after which the same request is sent again, later."""
 
 _CHANGE: Final = Scn.REMOVED | Scn.ADDED | Scn.UPDATED | Scn.MEMBER_REMOVED | Scn.MEMBER_ADDED
-
-MAX_INQUIRY_LENGTH: Final = 1 << 15
-"""Bytes of a notification or an inquiry: its answer has to fit into one PDU."""
-
-MAX_CHANGED: Final = 16
-"""Names of changed targets that are remembered; where there are more, all are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +179,7 @@ class Client:
             self._note_once("a response to no request of ours was dropped")
             return None
         try:
-            if len(request.payload) > MAX_INQUIRY_LENGTH:
+            if len(request.payload) > MAX_ISNS_INQUIRY_LENGTH:
                 raise IsnsProtocolError(f"{len(request.payload)} bytes of attributes", section="5.6.5")
             if request.function == Function.ESI:
                 self._registration.was_reached = True
@@ -354,7 +350,7 @@ class Client:
             return request.answer(Status.SOURCE_UNKNOWN)
         self._registration.was_reached = True
         for event, name in notification.changes:
-            if event & _CHANGE and len(self._changed) < MAX_CHANGED:
+            if event & _CHANGE and len(self._changed) < MAX_ISNS_CHANGES:
                 self._changed.add(name)
         if self._changed and self.state in (State.REGISTERED, State.UNREGISTERED):
             self._due.setdefault(Duty.FOLLOW, max(self._now + ISNS_SETTLE, self._looked + ISNS_COALESCE))

@@ -10,10 +10,12 @@ from iscsifs.isns.conversation import Reply, Step, ask, ask_all, is_served
 from iscsifs.isns.messages import Answer, Entity, OwnPortal
 from iscsifs.isns.pdu import Status, status_text
 from iscsifs.isns.targets import usable_address
-from iscsifs.limits import ISNS_POLL_INTERVAL, ISNS_SLOW_POLL_INTERVAL, MAX_ISNS_REQUESTS
-
-MAX_ATTEMPTS: Final = 5
-"""Registrations in a row: each has another form than those before."""
+from iscsifs.limits import (
+    ISNS_POLL_INTERVAL,
+    ISNS_SLOW_POLL_INTERVAL,
+    MAX_ISNS_REGISTRATIONS,
+    MAX_ISNS_REQUESTS,
+)
 
 DEFAULT_PERIOD: Final = 180.0
 """Seconds of the registration period, where a server names none."""
@@ -75,7 +77,7 @@ class Registration:
         """Register, in another form where the server does not take one; return the last status."""
         entity_id, replace, without = self._own_entity_id, False, frozenset[int]()
         status: int = Status.UNKNOWN_ERROR
-        for _ in range(MAX_ATTEMPTS):
+        for _ in range(MAX_ISNS_REGISTRATIONS):
             self.has_been_sent = True
             answer = yield from ask(
                 messages.registration(
