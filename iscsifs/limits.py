@@ -15,8 +15,8 @@ A target may be broken or hostile. Whatever it sends, one session with it keeps 
 A discovery session keeps one answer to SendTargets: 16 MiB while it arrives, and with its 262,144 pairs up to
 eight times as much while it is read.
 
-An iSNS server can have us keep one message of 1 MiB for each of 17 connections while it arrives, with 16 times
-as much while one of them is read, and what it says of 4,096 targets with 32 portals each.
+An iSNS server can have us keep one message of 1 MiB for each of 17 connections while it arrives, with 16 MiB
+more while one of them is read, and what it says of 4,096 targets with 32 portals each.
 
 Waiting ends as well, by the times here and by those that the user sets (`initiator.options`). Constants of
 the standards are where they are used, and so is what serves speed alone. What all this comes to is measured
