@@ -7,22 +7,31 @@ from pathlib import Path
 import pytest
 import trio
 
+from iscsifs import service
 from iscsifs.discovery.isns import IsnsSource, parse_server
 from iscsifs.discovery.source import Wanted
+from iscsifs.fs.nodes import Directory, TreeOptions
+from iscsifs.fs.tree import Tree
+from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.isns.client import ClientConfig
 from iscsifs.isns.states import State
+from iscsifs.service.find import Origin
+from iscsifs.service.living import open_living_set
+from iscsifs.transport.polling import NO_POLLER
+from support.embedded import Embedded
 from support.isnsd import Isnsd
+from support.targets import Serve, Target, Unit
 
 ME = "iqn.2001-04.com.example:mounted"
 A, B = "iqn.2001-04.com.example:a", "iqn.2001-04.com.example:b"
 
 pytestmark = pytest.mark.real
 
-Serve = Callable[..., Isnsd]
+Start = Callable[..., Isnsd]
 
 
 @pytest.fixture
-def isnsd(tmp_path: Path, require: Callable[..., None]) -> Iterator[Serve]:
+def isnsd(tmp_path: Path, require: Callable[..., None]) -> Iterator[Start]:
     """Start servers, as in ``server = isnsd(ESIMinInterval="2s")``, and end them after the test."""
     require("isnsd", "isnsadm")
     with ExitStack() as stack:
@@ -76,7 +85,7 @@ async def in_thread(function: Callable[..., object], *arguments: object) -> str:
 
 
 @pytest.mark.conformance("ISNS-8.5", "ISNS-3.1", "ISNS-3.2", "ISNS-3.8", "ISNS-5.1", "ISNS-5.3", "ISNS-4.1")
-async def test_a_target_comes_and_goes_and_we_are_registered_meanwhile(isnsd: Serve) -> None:
+async def test_a_target_comes_and_goes_and_we_are_registered_meanwhile(isnsd: Start) -> None:
     server = isnsd()
     run = Run(server)
     async with running(run):
@@ -98,7 +107,7 @@ async def test_a_target_comes_and_goes_and_we_are_registered_meanwhile(isnsd: Se
 
 
 @pytest.mark.conformance("ISNS-8.4")
-async def test_targets_in_no_common_discovery_domain_are_not_seen(isnsd: Serve) -> None:
+async def test_targets_in_no_common_discovery_domain_are_not_seen(isnsd: Start) -> None:
     server = isnsd(DefaultDiscoveryDomain="0")
     server.register("array", A, "127.0.0.1:3260")
     run = Run(server)
@@ -112,7 +121,7 @@ async def test_targets_in_no_common_discovery_domain_are_not_seen(isnsd: Serve) 
 
 
 @pytest.mark.conformance("ISNS-6.2", "ISNS-6.1", "ISNS-3.5")
-async def test_inquiries_are_answered_and_keep_the_registration(isnsd: Serve) -> None:
+async def test_inquiries_are_answered_and_keep_the_registration(isnsd: Start) -> None:
     server = isnsd(ESIMinInterval="2s", ESIRetries="2")
     run = Run(server, esi_interval=2)
     async with running(run):
@@ -124,7 +133,7 @@ async def test_inquiries_are_answered_and_keep_the_registration(isnsd: Serve) ->
 
 
 @pytest.mark.conformance("ISNS-6.3")
-async def test_a_server_without_inquiries_takes_us_without(isnsd: Serve) -> None:
+async def test_a_server_without_inquiries_takes_us_without(isnsd: Start) -> None:
     server = isnsd(ESIRetries="0")
     run = Run(server)
     async with running(run):
@@ -134,7 +143,7 @@ async def test_a_server_without_inquiries_takes_us_without(isnsd: Serve) -> None
 
 
 @pytest.mark.conformance("ISNS-3.6")
-async def test_a_short_period_is_refreshed(isnsd: Serve) -> None:
+async def test_a_short_period_is_refreshed(isnsd: Start) -> None:
     server = isnsd(RegistrationPeriod="6s", ESIRetries="0")
     run = Run(server, esi_interval=None)
     async with running(run):
@@ -145,7 +154,7 @@ async def test_a_short_period_is_refreshed(isnsd: Serve) -> None:
 
 
 @pytest.mark.conformance("ISNS-4.7", "ISNS-4.8")
-async def test_five_hundred_targets_all_appear(isnsd: Serve) -> None:
+async def test_five_hundred_targets_all_appear(isnsd: Start) -> None:
     server = isnsd()
     names = [f"iqn.2001-04.com.example:a-long-name-for-a-disk-{number:03}" for number in range(500)]
     for start in range(0, 500, 50):  # so many to a message
@@ -160,7 +169,7 @@ async def test_five_hundred_targets_all_appear(isnsd: Serve) -> None:
 
 
 @pytest.mark.conformance("ISNS-4.9", "ISNS-1.1")
-async def test_names_of_the_greatest_length(isnsd: Serve) -> None:
+async def test_names_of_the_greatest_length(isnsd: Start) -> None:
     server = isnsd()
     name = A + "x" * (223 - len(A))
     server.register("array", name, "127.0.0.1:3260")
@@ -170,7 +179,7 @@ async def test_names_of_the_greatest_length(isnsd: Serve) -> None:
 
 
 @pytest.mark.conformance("ISNS-7.3", "ISNS-7.4")
-async def test_a_restart_of_the_server_takes_no_target_away(isnsd: Serve) -> None:
+async def test_a_restart_of_the_server_takes_no_target_away(isnsd: Start) -> None:
     server = isnsd()
     server.register("array", A, "127.0.0.1:3260")
     run = Run(server)
@@ -190,7 +199,7 @@ async def test_a_restart_of_the_server_takes_no_target_away(isnsd: Serve) -> Non
 
 
 @pytest.mark.conformance("ISNS-3.4", "ISNS-3.8", "ISNS-3.3")
-async def test_two_programs_of_one_name_do_not_harm_each_other(isnsd: Serve) -> None:
+async def test_two_programs_of_one_name_do_not_harm_each_other(isnsd: Start) -> None:
     server = isnsd()
     server.register("array", A, "127.0.0.1:3260")
     first, second = Run(server), Run(server)
@@ -206,7 +215,7 @@ async def test_two_programs_of_one_name_do_not_harm_each_other(isnsd: Serve) -> 
 
 
 @pytest.mark.conformance("ISNS-3.4")
-async def test_what_a_killed_run_has_left_is_cleared_away(isnsd: Serve) -> None:
+async def test_what_a_killed_run_has_left_is_cleared_away(isnsd: Start) -> None:
     server = isnsd()
     # A registration of ours at a port where nobody listens.
     words = "--register", "entity=isns.old", f"initiator={ME}", "portal=127.0.0.1:9"
@@ -217,4 +226,34 @@ async def test_what_a_killed_run_has_left_is_cleared_away(isnsd: Serve) -> None:
         assert run.source.state is State.REGISTERED
         await in_thread(server.register, "array", A, "127.0.0.1:3260")
         await run.until(A)
+    assert ME not in await in_thread(server.nodes)
+
+
+@pytest.mark.conformance("ISNS-8.5", "ISNS-5.5")
+async def test_the_tree_follows_the_server(isnsd: Start, serve: Serve, image: Path, tmp_path: Path) -> None:
+    """A disk of the target is in the tree soon after its registration, and leaves it."""
+    server = isnsd()
+    target = serve(Embedded(tmp_path, Target(A, [Unit(image)])))
+    options = InitiatorOptions(ME)
+    source = IsnsSource(parse_server(server.portal), ClientConfig(ME), print)
+    tree = Tree(TreeOptions(uid=0, gid=0))
+
+    def shown() -> list[str]:
+        host = tree.root.entries.get(b"127.0.0.1")
+        return [name.decode() for name, _ in host.listing()] if isinstance(host, Directory) else []
+
+    async def until(*names: str) -> None:
+        with trio.fail_after(4):
+            while shown() != list(names):  # noqa: ASYNC110
+                await trio.sleep(0.05)
+
+    async with open_living_set(tree, service, NO_POLLER) as living, trio.open_nursery() as nursery:
+        nursery.start_soon(living.follow)
+        assert await living.add_source(Origin(source, options)) == ([], [])
+        await in_thread(server.register, "array", A, target.portal)
+        await until("a")
+        await in_thread(server.deregister, f"iscsi-name={A}")
+        await until()
+        assert living.targets == []
+        nursery.cancel_scope.cancel()
     assert ME not in await in_thread(server.nodes)
