@@ -23,8 +23,8 @@ _REMEDIES: Final = {
 async def look_up(portal: Portal, family: socket.AddressFamily, flags: int = 0) -> list[tuple[Any, ...]]:
     """Return what getaddrinfo(3) with *flags* finds for connections to *portal*; at least one entry.
 
-    Raises TransportError, which names the portal, the reason and what to look at: UnknownHost where there is
-    no such name, and asking again does not help.
+    Raises TransportError, which names the portal, the reason and the remedy: UnknownHost where there is no
+    such name, and to ask again does not help.
     """
     kind = TransportError
     number = 0
