@@ -391,6 +391,8 @@ async def _mount(
             status = _summary(failures, attached or waits)
             if config.hosts and not attached and not waits:
                 return status
+            if waits and failures:
+                complain("iscsifs: what is missing is tried again; it appears when it comes")
             living.retry(refused)
             try:
                 fuse_options = config.mount_options.fuse_options(config.source)

@@ -206,7 +206,8 @@ class Control:
 
     def _tell_failure(self, path: bytes, text: str) -> None:
         """Say why *path* was not made or removed, to the log and as an event."""
-        sentence = printable(f"{printable(path)}: {text}", MAX_TEXT)
+        name = printable(path)
+        sentence = printable(text if text.startswith(name) else f"{name}: {text}", MAX_TEXT)
         log.warning("%s", sentence)
-        where = dict(zip(("host", "target"), printable(path).split("/"), strict=False))
+        where = dict(zip(("host", "target"), name.split("/"), strict=False))
         self._living.events.add("control_failed", sentence, **where)

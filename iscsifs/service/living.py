@@ -93,7 +93,7 @@ class LivingSet:
         followers = [self._followers[origin] for origin in origins]
         found, failures = await first_reports(followers, self._nursery)
         for failure in failures:
-            self.events.add("source_failed", str(failure))
+            self.events.add("source_failed", str(failure), host=failure.what)
         return found, failures
 
     async def add_source(self, origin: Origin) -> tuple[list[Attached], list[Failure]]:

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from iscsifs.errors import IscsifsError, TaskAborted, UnitError
+from iscsifs.errors import IscsifsError, TaskAborted, TransportError, UnitError
 from iscsifs.initiator import discover as discovery
 from iscsifs.initiator.dial import NO_POLLER, Connect, Dialler, Poller, connect
 from iscsifs.initiator.options import InitiatorOptions
@@ -76,7 +76,9 @@ class ManagedTarget:
 
     async def rescan(self, label: str | None = None) -> None:
         """Find the units that have come and gone, and those of another size; with *label* look at this unit
-        only. Raises an `IscsifsError`."""
+        only. Raises an `IscsifsError`, at once where the target is away: it is asked when it is back."""
+        if self.session.is_away:
+            raise TransportError(f"{self.target_name}: the target is away; it is looked at when it is back")
         log.info("%s: rescan", self.target_name)
         if label is None:
             await self.inventory.rescan()

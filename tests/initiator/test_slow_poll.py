@@ -124,8 +124,15 @@ async def test_a_reset_without_an_answer_is_an_error_and_no_new_session(
         assert w.target.session.logins == 1
 
 
-async def test_a_reset_ends_with_its_connection(autojump_clock: MockClock) -> None:
+async def test_commands_for_a_target_that_is_away_fail_at_once(autojump_clock: MockClock) -> None:
     async with world({0: disk()}) as w:
         w.kill()
         with pytest.raises(TransportError):
             await w.target.reset("0")
+        await trio.sleep(1)
+        started = trio.current_time()
+        for command in w.target.reset, w.target.rescan:
+            for label in None, "0":
+                with pytest.raises(TransportError, match="away"):
+                    await command(label)
+        assert trio.current_time() == started
