@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -351,3 +352,54 @@ def test_a_look_attaches_a_host(mount_hosts: MountHosts, host: str) -> None:
     assert run("ls", mounted.path) == f"{host}\nby-id\n"
     assert not (mounted.path / f"127.0.0.1:{free_port()}").exists()
     run("rmdir", mounted.path / host)
+
+
+@pytest.mark.conformance("CONTROL-1.3")
+def test_tail_reads_each_line_once_also_when_the_file_is_turned(
+    empty: Mounted, host: str, tmp_path: Path
+) -> None:
+    (empty.path / host).mkdir()
+    output, control = tmp_path / "F", empty.path / host / "disk/rescan"
+    file = empty.path / ".iscsifs/events"
+    with output.open("wb") as out:
+        tail = subprocess.Popen(["tail", "-n", "+1", "-s", "0.1", "-F", file], stdout=out, stderr=out)
+    try:
+        wait_until(lambda: output.stat().st_size > 0, "tail has begun", 3.0)
+        descriptor = os.open(control, os.O_WRONLY)
+        count = 0
+        while not (empty.path / ".iscsifs/events.1").exists():
+            for _ in range(50):
+                assert refused(partial(os.write, descriptor, b"2")) == errno.EINVAL
+                count += 1
+            assert count < 20_000
+        for _ in range(10):
+            assert refused(partial(os.write, descriptor, b"2")) == errno.EINVAL
+        os.close(descriptor)
+        last = events(empty)[-1]["id"]
+
+        def seen() -> list[int]:
+            lines = output.read_text().splitlines()
+            return [json.loads(line)["id"] for line in lines if line.startswith("{")]
+
+        wait_until(lambda: seen()[-1:] == [last], "tail has it all", 5.0)
+        assert seen() == list(range(1, last + 1))
+        assert set(os.listdir(file.parent)) >= {"events", "events.1"}
+    finally:
+        tail.terminate()
+        tail.wait()
+
+
+@pytest.mark.conformance("CONTROL-1.16")
+def test_a_mount_that_ends_does_not_wait_for_a_login(mount_hosts: MountHosts) -> None:
+    mounted = mount_hosts("-o", "login_timeout=60")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        path = mounted.path / f"127.0.0.1:{silent.getsockname()[1]}"
+        maker = subprocess.Popen(["mkdir", path], stderr=subprocess.PIPE, text=True)
+        time.sleep(0.5)
+        started = time.monotonic()
+        mounted.signal(signal.SIGTERM)
+        _, said = maker.communicate(timeout=20)
+        mounted.wait()
+        assert time.monotonic() - started < 10
+        assert maker.returncode == 1
+        assert said
