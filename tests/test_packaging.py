@@ -19,12 +19,12 @@ from support.mounting import run
 
 TOP = Path(__file__).resolve().parents[1]
 COMPLETIONS = TOP / "contrib" / "completions"
-PAGES = ["iscsifs.8", "iscsifs-target.8"]
+COMMANDS = ["iscsifs", "iscsifs-target", "iscsifsctl"]
 DATA = {
-    *(f"share/man/man8/{page}" for page in PAGES),
-    *(f"share/bash-completion/completions/{command}" for command in ("iscsifs", "iscsifs-target")),
-    *(f"share/zsh/site-functions/_{command}" for command in ("iscsifs", "iscsifs-target")),
-    *(f"share/fish/vendor_completions.d/{command}.fish" for command in ("iscsifs", "iscsifs-target")),
+    *(f"share/man/man8/{command}.8" for command in COMMANDS),
+    *(f"share/bash-completion/completions/{command}" for command in COMMANDS),
+    *(f"share/zsh/site-functions/_{command}" for command in COMMANDS),
+    *(f"share/fish/vendor_completions.d/{command}.fish" for command in COMMANDS),
     "lib/systemd/system/iscsifs@.service",
 }
 
@@ -88,7 +88,7 @@ def test_an_installed_wheel_runs_and_man_finds_its_page(
     # Its requirements are those that the tests run with.
     (site,) = venv.glob("lib/python*/site-packages")
     (site / "requirements.pth").write_text(next(path for path in sys.path if path.endswith("site-packages")))
-    for command in "iscsifs", "iscsifs-target":
+    for command in COMMANDS:
         assert run(venv / "bin" / command, "-V") == f"{command} {iscsifs.__version__}\n"
     where = run(venv / "bin/python", "-I", "-c", "import iscsifs; print(iscsifs.__file__)")
     assert where.startswith(str(venv))
@@ -109,7 +109,7 @@ def test_an_installed_wheel_runs_and_man_finds_its_page(
 def test_the_completions_are_those_of_the_parsers(tmp_path: Path) -> None:
     run(sys.executable, COMPLETIONS / "generate", tmp_path)
     made = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
-    assert len(made) == 6
+    assert len(made) == 3 * len(COMMANDS)
     for path, text in made.items():
         here = COMPLETIONS / path
         assert here.read_text() == text, (
