@@ -21,6 +21,8 @@ from iscsifs.ctl.statistics import Rates
 from iscsifs.errors import printable
 
 _LOGGED_IN: Final = "LOGGED_IN"
+_SMALL: Final = 3
+"""Lines of a window that has no room for the names of the keys."""
 _KEY_WAIT: Final = 100  # milliseconds
 
 
@@ -96,9 +98,8 @@ class View:
         way = f"{self.order}{' upwards' if self.is_reverse else ''}"
         keys = f"q quit  s,S sort: {way}  r reverse  j,k scroll"
         body = [f"{self._title}  {self.message}".rstrip(), self._total(), *_fitting(shown, width)]
-        return [line[:width] for line in [*body[: max(height - 1, 0)], *([keys] if height > 3 else [])]][
-            :height
-        ]
+        found = [*body[: height - 1], keys] if height > _SMALL else body[:height]
+        return [line[:width] for line in found]
 
     def is_sorted_by(self, heading: str) -> bool:
         """Say whether the units are sorted by the column of *heading*."""
