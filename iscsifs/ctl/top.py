@@ -97,7 +97,7 @@ class View:
         shown = [rows[0], *rows[1 + first :]]
         way = f"{self.order}{' upwards' if self.is_reverse else ''}"
         keys = f"q quit  s,S sort: {way}  r reverse  j,k scroll"
-        body = [f"{self._title}  {self.message}".rstrip(), self._total(), *_fitting(shown, width)]
+        body = [f"{self.message}  {self._title}".lstrip(), self._total(), *_fitting(shown, width)]
         found = [*body[: height - 1], keys] if height > _SMALL else body[:height]
         return [line[:width] for line in found]
 
