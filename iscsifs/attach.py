@@ -23,8 +23,8 @@ from iscsifs.transport.waiting import explained
 _R = TypeVar("_R")
 
 
-class LogicalUnit(Storage, Protocol):
-    """What is used of a logical unit; as a `Storage` only where *is_block*."""
+class LogicalUnit(Protocol):
+    """What is used of a logical unit."""
 
     @property
     def label(self) -> str:
@@ -59,8 +59,8 @@ class LogicalUnit(Storage, Protocol):
         """The worldwide name."""
 
     @property
-    def is_block(self) -> bool:
-        """Whether the unit has bytes to read."""
+    def storage(self) -> Storage | None:
+        """The unit as a range of bytes, where it has any."""
 
 
 class Target(Protocol):
@@ -340,6 +340,7 @@ async def _resolve(portal: Portal, family: socket.AddressFamily) -> tuple[str, f
 
 
 def _description(unit: LogicalUnit) -> UnitDescription:
+    storage = unit.storage
     return UnitDescription(
         label=unit.label,
         device_type=unit.device_type,
@@ -349,6 +350,6 @@ def _description(unit: LogicalUnit) -> UnitDescription:
         version=unit.revision,
         serial=unit.serial,
         wwid=unit.wwid,
-        block_size=unit.block_size if unit.is_block else None,
-        storage=unit if unit.is_block else None,
+        block_size=None if storage is None else storage.block_size,
+        storage=storage,
     )

@@ -249,7 +249,7 @@ def _configured_name(name_file: Path) -> str | None:
 
 
 def _derived_name(machine_id: Path) -> str:
-    """Return a name of the type naa., format 3 (locally assigned): nobody's domain has to be borrowed for it.
+    """Return a name of the type naa., format 3 (locally assigned): it needs no domain of its own.
 
     machine-id(5) wants its content kept from the network, so only a hash of it goes there.
     """

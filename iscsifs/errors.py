@@ -137,7 +137,7 @@ class LoginRefused(LoginError):
 
 
 class LoginDropped(LoginError):
-    """The target closed the connection where it had to say whether it lets us in."""
+    """The target closed the connection instead of sending a login status."""
 
 
 class CommandError(IscsifsError):
@@ -154,7 +154,7 @@ class StatusError(CommandError):
 
 
 class BusyError(StatusError):
-    """The unit had no time for the command: BUSY, TASK SET FULL and the like, again and again."""
+    """The unit stayed busy: BUSY, TASK SET FULL and the like, until the retries were used up."""
 
 
 class MediumError(StatusError):
@@ -194,7 +194,7 @@ class TruncationError(IscsifsError):
 
 
 class InUseError(IscsifsError):
-    """A truncation that others would suffer from who use the unit."""
+    """A truncation is refused because the unit is open elsewhere."""
 
 
 class DataLostError(IscsifsError):

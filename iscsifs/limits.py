@@ -227,8 +227,26 @@ LOGGED_COMMANDS: Final = 100_000
 LOGGED_DATA: Final = 256 << 20
 """Bytes of data of these commands."""
 
+# iscsifsctl.
+
 MAX_STATE_FILE: Final = 64 << 20
 """Bytes of one text file of a mount that iscsifsctl reads: root looks into mounts of others too."""
 
 MAX_LATENCY_BUCKETS: Final = 1024
 """Buckets of a latency histogram that iscsifsctl reads."""
+
+# Monitoring.
+
+MAX_EVENT_BYTES: Final = 1 << 20
+"""Bytes of events that are kept, and as many of those before."""
+
+MAX_METRIC_UNITS: Final = 4096
+"""Logical units that the metrics tell of; each has some 80 lines."""
+
+# Partitions, which whoever could write to a disk has named.
+
+MAX_PARTITIONS: Final = 256
+"""Partitions of one disk, as many as Linux shows."""
+
+MAX_PARTITION_ENTRIES: Final = 256 << 10
+"""Bytes of the entries of a GPT; 16 KiB are usual."""

@@ -46,10 +46,10 @@ class _TerminalFormatter(logging.Formatter):
 
 
 class _TerminalHandler(logging.StreamHandler[TextIO]):
-    """Prints on the standard error, as long as that takes it."""
+    """Print on the standard error until that fails."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Leave *record* out, and what follows, where the terminal has gone."""
+        """Drop *record* and all that follow: the terminal has gone."""
         if isinstance(sys.exception(), OSError):
             drop_errors()
         else:
@@ -60,11 +60,11 @@ class _FileHandler(logging.FileHandler):
     """Appends to a file; where that fails, the mount goes on without."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Leave *record* out: the disk is full, perhaps."""
+        """Drop *record*: the file cannot be written, for example on a full disk."""
 
 
 class _SyslogHandler(logging.Handler):
-    """Sends what the system's log takes at once, without waiting: its reader may wait for a disk of ours."""
+    """Send to the system's log without blocking: the log daemon may be waiting for a disk of this mount."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class _Moderator(logging.Filter):
 
 
 class _Distributor(logging.Handler):
-    """Hands what passes its filters to each of *outputs*.
+    """Give a message that passes the filters to each of *outputs*.
 
     The filters count, and alter what they let pass, so a message must come by them once, however many outputs
     there are. At the level DEBUG there are none.
@@ -194,7 +194,7 @@ class _Distributor(logging.Handler):
             self.addFilter(_Moderator())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Hand *record* on."""
+        """Give *record* to each output."""
         for output in self.outputs:
             output.handle(record)
 

@@ -22,7 +22,7 @@ _PR_SET_DUMPABLE: Final = 4  # prctl(2)
 
 
 def forbid_core_dumps() -> None:
-    """Let nobody find secrets in a core dump, or read them in the memory of the process (PR_SET_DUMPABLE).
+    """Forbid core dumps, and reading the memory of the process (PR_SET_DUMPABLE): both hold secrets.
 
     To be called before the first secret is read.
     """

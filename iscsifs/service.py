@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from iscsifs.initiator import discover as discovery
-from iscsifs.initiator.dial import NO_POLLER, Dialler, Poller
+from iscsifs.initiator.dial import NO_POLLER, Connect, Dialler, Poller, connect
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.initiator.session import Session
 from iscsifs.initiator.target import Target
@@ -20,8 +20,8 @@ from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.discovery import DiscoveredTarget
 from iscsifs.iscsi.events import SenseReported
 from iscsifs.iscsi.names import Portal, TargetAddress
-from iscsifs.units.block import LogicalUnit
 from iscsifs.units.inventory import Inventory, Settings
+from iscsifs.units.unit import LogicalUnit
 
 # What all logins of a process share: no challenge is used twice, and no two sessions have the same ISID.
 _challenges = ChallengeMemory()
@@ -105,9 +105,12 @@ class ManagedTarget:
 class Initiator:
     """Sessions with targets, as the initiator that *options* describe; see `open_initiator`."""
 
-    def __init__(self, options: InitiatorOptions, nursery: trio.Nursery, poller: Poller) -> None:
+    def __init__(
+        self, options: InitiatorOptions, nursery: trio.Nursery, poller: Poller, connect: Connect = connect
+    ) -> None:
         self._options = options
         self._poller = poller
+        self._connect = connect
         self._nursery = nursery
         self._sessions: list[Session] = []
 
@@ -117,7 +120,9 @@ class Initiator:
         Raises TransportError, ProtocolError, LoginError or CommandError; nothing is left behind then.
         """
         addresses = [TargetAddress(portal) for portal in portals]
-        dialler = Dialler(self._options, _challenges, target_name, addresses, new_isid(), self._poller)
+        dialler = Dialler(
+            self._options, _challenges, target_name, addresses, new_isid(), self._poller, self._connect
+        )
         session = Session(target_name, dialler, self._options, await dialler())
         self._nursery.start_soon(session.run)
         self._sessions.append(session)
@@ -139,16 +144,18 @@ class Initiator:
 
 
 @asynccontextmanager
-async def open_initiator(options: InitiatorOptions, poller: Poller = NO_POLLER) -> AsyncIterator[Initiator]:
+async def open_initiator(
+    options: InitiatorOptions, poller: Poller = NO_POLLER, connect: Connect = connect
+) -> AsyncIterator[Initiator]:
     """Give an initiator; leaving the context, also by cancellation, logs out of all its targets.
 
-    Its connections busy-poll by *poller*.
+    Its connections are those that *connect* gives, and busy-poll by *poller*.
     """
     manager = trio.open_nursery()
     outer = await manager.__aenter__()
     try:
         nursery: trio.Nursery = await outer.start(_shelter)
-        initiator = Initiator(options, nursery, poller)
+        initiator = Initiator(options, nursery, poller, connect)
         try:
             yield initiator
         finally:

@@ -17,7 +17,7 @@ _USAGE: Final = 2
 
 
 class OutputError(IscsifsError):
-    """The standard output takes no more; *is_left* if its reader has gone, of which nobody wants to hear."""
+    """The standard output cannot be written; *is_left*: its reader has gone, and that is not reported."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(f"standard output: {reason(error)}")
@@ -27,7 +27,7 @@ class OutputError(IscsifsError):
 def open_standard_streams() -> None:
     """Open the null device as each standard stream that is closed.
 
-    Otherwise the next file that is opened has its number, perhaps /dev/fuse, and gets what is meant for it.
+    Otherwise the next file that is opened, perhaps /dev/fuse, gets its number, and what is printed.
     """
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -57,12 +57,12 @@ def complain(text: str, end: str = "\n") -> None:
 
 
 def drop_errors() -> None:
-    """Send what is left for the standard error to the null device: it takes no more."""
+    """Redirect the standard error, which cannot be written any more, to the null device."""
     _drop(sys.stderr)
 
 
 def _drop(stream: IO[str]) -> None:
-    """Send *stream* to the null device: what it still holds would fail again at the end."""
+    """Redirect *stream* to the null device: writing its buffer would fail again at the exit."""
     with suppress(OSError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,15 +18,22 @@ from iscsifs.terminal import OutputError, Parser, complain, open_standard_stream
 _FSTYPE: Final = "fuse.iscsifs"
 
 _SHOWN: Final = 5
-"""So many who use a mount are named."""
+"""Users of a busy mount that are named."""
+
+_BUSY_TIME: Final = 2.0
+"""Seconds for which a mount may be busy without a user: its own process opens files for moments, to have
+cached pages dropped (`iscsifs.fs.platform.pages`)."""
+
+_PAUSE: Final = 0.05
+"""Seconds between two attempts to unmount."""
 
 
 def unmount(mount_point: Path, options: Sequence[str] = ()) -> int:
     """Unmount *mount_point*, wait until its process has written everything and has ended, and return its exit
     status; *options* are those of umount(8), which only root can give.
 
-    What is unmounted already, while its process is still at work, is only waited for; with ``-l`` nobody is.
-    Raises ConfigError for what is not mounted, or by another program, IscsifsError for what is busy.
+    Where it is unmounted already, only the end of the process is waited for; with ``-l`` not even that.
+    Raises ConfigError where nothing is mounted, or another file system; IscsifsError where it is busy.
     """
     path = Path(os.path.realpath(mount_point))
     entry = mount_at(path)
@@ -37,7 +45,7 @@ def unmount(mount_point: Path, options: Sequence[str] = ()) -> int:
             raise ConfigError(f"{path}: nothing is mounted there, and nothing is being written any more")
         return _wait(path, watch)
     has_died = watch is None and _is_dead(path)
-    _unmount(entry, options, lazy=has_died or "-l" in options)
+    _unmount(entry, options, None if watch is None else watch.pid, lazy=has_died or "-l" in options)
     if has_died:
         _say(f"{path}: its process had died; what it had not written is lost")
         return ExitStatus.NOT_WRITTEN
@@ -68,7 +76,7 @@ def _say(message: str) -> None:
 
 
 def _is_dead(path: Path) -> bool:
-    """Say whether nobody answers for what is mounted on *path*."""
+    """Say whether the process that serves the mount on *path* has died."""
     try:
         os.statvfs(path)
     except OSError as exc:
@@ -76,8 +84,11 @@ def _is_dead(path: Path) -> bool:
     return False
 
 
-def _unmount(entry: MountEntry, options: Sequence[str], lazy: bool) -> None:
-    """Have the mount ended by the program that is permitted to; raises IscsifsError."""
+def _unmount(entry: MountEntry, options: Sequence[str], server: int | None, *, lazy: bool) -> None:
+    """Have the mount ended by the program that is permitted to; raises IscsifsError.
+
+    *server* is the process that serves it, if that is known.
+    """
     path = str(entry.path)
     if os.geteuid() == 0:
         # Without -i it would call the helper, which is this module.
@@ -85,6 +96,20 @@ def _unmount(entry: MountEntry, options: Sequence[str], lazy: bool) -> None:
         command = ["umount", "-i", *others, *(["-l"] if lazy else []), path]
     else:
         command = ["fusermount3", "-u", *(["-z"] if lazy else []), path]
+    began = time.monotonic()
+    while said := _run(path, command):
+        if "busy" not in said:
+            raise IscsifsError(f"{path}: cannot unmount: {said}")
+        users = list(_users(entry, server))
+        if users or time.monotonic() - began > _BUSY_TIME:
+            more = f" and {len(users) - _SHOWN} more" if len(users) > _SHOWN else ""
+            by = f" by {', '.join(users[:_SHOWN])}{more}" if users else ""
+            raise IscsifsError(f"{path}: target is busy: in use{by}; nothing was unmounted")
+        time.sleep(_PAUSE)
+
+
+def _run(path: str, command: list[str]) -> str:
+    """Run *command*, which unmounts *path*; return why it has failed, or an empty text."""
     try:
         done = subprocess.run(
             command,
@@ -100,18 +125,15 @@ def _unmount(entry: MountEntry, options: Sequence[str], lazy: bool) -> None:
     with suppress(OutputError):
         say(done.stdout, end="")
     if done.returncode == 0:
-        return
-    said = "; ".join(done.stderr.splitlines())
-    if "busy" not in said:
-        raise IscsifsError(f"{path}: cannot unmount: {said}")
-    users = list(_users(entry))
-    names = ", ".join(users[:_SHOWN]) + (f" and {len(users) - _SHOWN} more" if len(users) > _SHOWN else "")
-    by = f" by {names}" if users else ""
-    raise IscsifsError(f"{path}: target is busy: in use{by}; nothing was unmounted")
+        return ""
+    return "; ".join(done.stderr.splitlines()) or f"{command[0]} has ended with status {done.returncode}"
 
 
-def _users(entry: MountEntry) -> Iterator[str]:
-    """Give who uses what is mounted: loop devices, mounts on it, and processes, as far as this user sees."""
+def _users(entry: MountEntry, server: int | None) -> Iterator[str]:
+    """Yield the users of a mount: loop devices, mounts on it, and processes, as far as this user sees.
+
+    The children of *server* are left out.
+    """
     path = str(entry.path)
 
     def is_inside(text: str) -> bool:
@@ -129,8 +151,14 @@ def _users(entry: MountEntry) -> Iterator[str]:
         with suppress(OSError):
             links = [process / "cwd", process / "root", *(process / "fd").iterdir()]
             uses = any(is_inside(_link(link)) for link in links)
-            if uses or re.search(rf" {device} ", (process / "maps").read_text(errors="replace")):
+            uses = uses or bool(re.search(rf" {device} ", (process / "maps").read_text(errors="replace")))
+            if uses and _parent(process) != server:
                 yield f"{(process / 'comm').read_text().strip()} ({process.name})"
+
+
+def _parent(process: Path) -> int:
+    """Return the number of the parent of a process (proc(5))."""
+    return int((process / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
 
 
 def _link(link: Path) -> str:

@@ -17,7 +17,7 @@ from pyfuse3 import RequestContext
 
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.tree import TargetDescription, Tree, UnitDescription
-from iscsifs.iscsi.states import CONNECTION_TRANSITIONS, SESSION_TRANSITIONS
+from iscsifs.iscsi.states import CONNECTION_TRANSITIONS, SESSION_TRANSITIONS, TARGET_CONNECTION_TRANSITIONS
 from iscsifs.target.disk import Disk
 from support.memory_san import San
 from test_layers import MAY_IMPORT, MODULES, ROOT
@@ -142,7 +142,11 @@ def test_methods_that_the_page_names_alone_are_there() -> None:
 
 @pytest.mark.parametrize(
     ("heading", "table"),
-    [("CONNECTION_TRANSITIONS", CONNECTION_TRANSITIONS), ("SESSION_TRANSITIONS", SESSION_TRANSITIONS)],
+    [
+        ("CONNECTION_TRANSITIONS", CONNECTION_TRANSITIONS),
+        ("TARGET_CONNECTION_TRANSITIONS", TARGET_CONNECTION_TRANSITIONS),
+        ("SESSION_TRANSITIONS", SESSION_TRANSITIONS),
+    ],
 )
 def test_the_states_of_the_page_are_those_of_the_code(
     heading: str, table: Mapping[tuple[Enum, Enum], Enum]

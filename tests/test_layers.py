@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "transport": {"errors", "limits", "iscsi"},
     "initiator": {"errors", "limits", "transport", "iscsi", "scsi"},
     "units": {"errors", "limits", "scsi"},
+    "monitor": {"limits"},
     "service": {"errors", "limits", "initiator", "iscsi", "units"},
     "target": {"errors", "limits", "iscsi", "scsi", "secret", "terminal"},
     "fs": {"errors", "limits"},

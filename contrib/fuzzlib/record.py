@@ -15,11 +15,11 @@ from pathlib import Path
 from fuzzlib.campaign import SEEDS
 from iscsifs.errors import IscsifsError, LoginError
 from iscsifs.iscsi import serial
+from iscsifs.iscsi.bhs import pack, unpack
 from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.events import Text
 from iscsifs.iscsi.framing import Receiver, frame
 from iscsifs.iscsi.login import InitiatorLogin, LoginConfig, Outgoing, Redirect
-from iscsifs.iscsi.pdu import pack, unpack
 from iscsifs.iscsi.task import Task
 from iscsifs.iscsi.text import encode_pairs
 from iscsifs.scsi import cdb
@@ -306,7 +306,7 @@ def record_embedded() -> None:
             heard.add(answer)
             initiator.receive(answer, len(answer) or 1)
         target.device.close()
-        due = finished_logins(setting)[1].stat_sn
+        due = finished_logins(setting)[1].statuses.stat_sn
         save(
             "initiator_stream",
             f"iscsifs-{setting.byte:02x}",

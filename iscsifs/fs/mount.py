@@ -10,14 +10,13 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Final, TypeVar, TypeVarTuple, Unpack
+from typing import Final
 
 import pyfuse3
 import trio
 
 from iscsifs.errors import ConfigError, IscsifsError, reason
-from iscsifs.fs.operations import Operations
-from iscsifs.fs.platform.pages import PageDropper, is_thread_waiting
+from iscsifs.fs.operations import Operations, drop_cached_pages
 from iscsifs.fs.platform.platform import Platform
 from iscsifs.fs.record import MountEntry, Record, mount_at
 from iscsifs.fs.storage import Storage
@@ -25,17 +24,11 @@ from iscsifs.limits import END_TIMEOUT
 
 log = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
-_Ts = TypeVarTuple("_Ts")
-
 # A request that is in work keeps a task of pyfuse3 to itself. With its default of 99 as many processes that
 # wait for a unit that is away would stop all other units as well, so there is a task for every process.
 _MAX_TASKS: Final = 1 << 16
 
 _MNT_FORCE: Final = 1  # umount2(2): abort the connection
-
-_WRITTEN_AT_ONCE: Final = 16
-"""Files of which the kernel is to write the pages at once; there is a process for each."""
 
 _PATIENCE: Final = 0.5
 """Seconds between two looks at whether anybody still waits for an answer."""
@@ -96,8 +89,7 @@ class Mount:
         self._operations = operations
         self._mount_point = mount_point
         self._platform = platform
-        self._pages = PageDropper(mount_point)
-        operations.drop_pages = self._pages.drop
+        self._pages = operations.pages = platform.pages(mount_point, drop_cached_pages)
         self._path = Path(os.path.realpath(mount_point))  # not later: a look at it would wait for us
         self.fault: IscsifsError | None = None
         """Why it could never be used, after `serve`."""
@@ -158,20 +150,13 @@ class Mount:
 
         async def leave() -> None:
             nonlocal is_ready
-            try:
-                await self._in_thread(self._platform.tune, self._mount_point)
-            except OSError as exc:
-                log.warning("%s: the kernel's limits stay as they are: %s", self._mount_point, exc.strerror)
-            try:
-                device = (await self._in_thread(os.stat, self._mount_point)).st_dev
-            except OSError as exc:
-                if exc.errno != errno.ENOMEM:  # for a thread; later there may be
-                    over.set()
-                    return
-            else:
-                if f"{os.major(device)}:{os.minor(device)}" != self._entry.device:
-                    over.set()  # it was unmounted
-                    return
+            if not await self._pages.is_answered():
+                with trio.move_on_after(_PATIENCE):  # where the connection was aborted, `answer` ends as well
+                    await over.wait()
+            if over.is_set() or not self._is_mounted():
+                over.set()  # it was unmounted
+                return
+            self._platform.tune(self._entry.device)
             if not stop.is_set():
                 is_ready = True
                 mounted()
@@ -201,12 +186,12 @@ class Mount:
             nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
-        if not is_ready and not stop.is_set() and mount_at(self._path) == self._entry:
+        if not is_ready and not stop.is_set() and self._is_mounted():
             self.fault = IscsifsError(f"{self._mount_point}: mounted, but the kernel ended it; unmounting")
 
     def close(self) -> None:
         """Unmount, even when files are still open; do nothing where that has been done from outside."""
-        if is_thread_waiting() and mount_at(self._path) == self._entry:
+        if self._pages.is_thread_waiting and self._is_mounted():
             # Nothing is answered any more, so it would wait for ever. An ordinary user has no way to do this.
             ctypes.CDLL(None).umount2(os.fsencode(self._path), _MNT_FORCE)
         pyfuse3.close()
@@ -219,40 +204,36 @@ class Mount:
                 unmount = ["umount", "-i", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
                 subprocess.run([*unmount, self._mount_point], stdin=subprocess.DEVNULL, check=False)
 
+    def _is_mounted(self) -> bool:
+        """Return whether the path still leads to this mount, also where there is no descriptor to look."""
+        try:
+            return mount_at(self._path) == self._entry
+        except OSError as exc:
+            log.debug("%s: %s", self._path, exc)
+            return True
+
     async def _write_back(self) -> None:
         """Have the kernel write the pages that mmap(2) has changed; all others were written at once.
 
         A target that is away is not waited for: what is written for it is kept, and counted, by its unit.
         """
-        left = dict(self._operations.open_to_write())
-        at_once = trio.CapacityLimiter(_WRITTEN_AT_ONCE)
+        left = {storage: (inode, path) for inode, path, storage in self._operations.open_to_write()}
 
-        async def write_back(path: bytes, storage: Storage) -> None:
-            async with at_once:
-                if await self._pages.write_back(path, lambda: not storage.is_away) or storage.is_away:
-                    del left[path]
+        async def write_back(storage: Storage, inode: int, path: bytes) -> None:
+            is_written = await self._pages.write_back(inode, path, lambda: not storage.is_away)
+            if is_written or storage.is_away:
+                del left[storage]
 
         try:
-            await self._in_thread(pyfuse3.syncfs, str(self._mount_point))  # of all at once, without waiting
             async with trio.open_nursery() as nursery:
-                for path, storage in list(left.items()):
-                    nursery.start_soon(write_back, path, storage)
-        except OSError as exc:
-            log.error("%s: cannot write back: %s", self._mount_point, exc.strerror)
+                for storage, (inode, path) in left.items():
+                    nursery.start_soon(write_back, storage, inode, path)
         finally:
             self.is_written_back = not left
-            for storage in left.values():
+            for storage in left:
                 log.error(
                     "%s: data may be lost: mmap(2) may have changed pages that are not written", storage.name
                 )
-
-    async def _in_thread(self, work: Callable[[Unpack[_Ts]], _T], *arguments: *_Ts) -> _T:
-        """Do *work* in a thread, as it waits for an answer of this file system; raises OSError."""
-        self._platform.make_room_for_thread()
-        try:
-            return await trio.to_thread.run_sync(work, *arguments, abandon_on_cancel=True)
-        except RuntimeError as exc:
-            raise OSError(errno.ENOMEM, str(exc)) from None
 
 
 class _StandardError:

@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from itertools import count
+from pathlib import Path
 from time import time_ns
 from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar
 
@@ -40,6 +41,7 @@ from iscsifs.errors import (
 )
 from iscsifs.fs.losses import Ledger, Losses
 from iscsifs.fs.open_files import OpenFile, OpenFiles
+from iscsifs.fs.platform.pages import Pages, PagesByThread
 from iscsifs.fs.storage import Storage
 from iscsifs.fs.times import Timetable
 from iscsifs.fs.tree import MAX_NAME, Directory, File, Link, Node, Tree
@@ -145,14 +147,15 @@ class Operations(pyfuse3.Operations):
         self._exclusive = exclusive
         self._time_ns = time_ns()  # of directories and links
         self._times = Timetable()
-        self.drop_pages: Callable[[bytes], None] = lambda path: None
-        """Called with the path, below the mount point, of a file whose cached pages may be old."""
+        self.pages: Pages = PagesByThread(Path("/"), drop_cached_pages)
+        """The kernel's cached pages of the files."""
         self._handles = count(1)
         self._files = OpenFiles()
         self._written: dict[Storage, None] = {}  # what was ever opened to be written, or truncated
         self._losses = Ledger(lambda storage: any(file.storage is storage for file in tree.files()))
         self._truncations = Truncations(
-            self._files, lambda inode: pyfuse3.invalidate_inode(inode, attr_only=False)
+            self._files,
+            lambda inode, patience: self.pages.drop(inode, self._tree.path_of(inode), patience),
         )
         self._listings: dict[int, list[tuple[bytes, Node]]] = {}
 
@@ -166,11 +169,11 @@ class Operations(pyfuse3.Operations):
         """The units of which writes were lost that no fsync and no synchronous write has reported."""
         return self._losses.unseen()
 
-    def open_to_write(self) -> Iterator[tuple[bytes, Storage]]:
-        """Yield the path below the mount point, and the storage, of each file that is open to write."""
+    def open_to_write(self) -> Iterator[tuple[int, bytes, Storage]]:
+        """Yield inode, path below the mount point, and storage of each file that is open to write."""
         for inode, storage in {file.inode: file.storage for file in self._files if file.writes}.items():
             if (path := self._tree.path_of(inode)) is not None:
-                yield path, storage
+                yield inode, path, storage
 
     def has_work(self) -> bool:
         """Say whether any request is in work that does not wait for a target that is away."""
@@ -194,7 +197,7 @@ class Operations(pyfuse3.Operations):
         if self._files.of(storage):
             path = self._tree.path_of(times.inode)
             if path is not None:
-                self.drop_pages(path)
+                self.pages.drop_soon(times.inode, path)
 
     def relieve(self) -> None:
         """Have all units let go of what they need not keep: memory is short."""
@@ -299,6 +302,7 @@ class Operations(pyfuse3.Operations):
         if not isinstance(node, File):
             raise FUSEError(errno.EISDIR if isinstance(node, Directory) else errno.ELOOP)
         storage = node.storage
+        self.pages.opened(inode, _thread(ctx))
         writes = flags & os.O_ACCMODE != os.O_RDONLY
         if writes and self._is_read_only(storage):
             raise FUSEError(errno.EROFS)
@@ -503,6 +507,11 @@ def _request_size(storage: Storage) -> int:
     Programs round the size of a regular file up to st_blksize (shred(1)), and the kernel keeps its logarithm.
     """
     return min(storage.size & -storage.size or _SECTOR, 1 << storage.preferred_size.bit_length() - 1)
+
+
+def drop_cached_pages(inode: int) -> None:
+    """Have the kernel drop the pages of *inode*, and wait for those that are being read; raises OSError."""
+    pyfuse3.invalidate_inode(inode, attr_only=False)
 
 
 def _forget_attributes(inode: int) -> None:

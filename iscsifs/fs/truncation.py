@@ -6,12 +6,11 @@ file system in front of it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from iscsifs.errors import InUseError, TruncationError
 from iscsifs.fs.open_files import OpenFile, OpenFiles
-from iscsifs.fs.platform.pages import drop_pages
 from iscsifs.fs.storage import Storage
 from iscsifs.fs.tree import File
 
@@ -26,11 +25,15 @@ SHARED_DROP_TIME: Final = 0.2
 
 
 class Truncations:
-    """Truncates units by their open *files*. *invalidate(inode)* has the kernel drop the pages of a file."""
+    """Truncates units by their open *files*.
 
-    def __init__(self, files: OpenFiles, invalidate: Callable[[int], None]) -> None:
+    *drop_pages(inode, patience)* has the kernel drop the pages of a file, and returns whether it has done so
+    within so many seconds.
+    """
+
+    def __init__(self, files: OpenFiles, drop_pages: Callable[[int, float], Awaitable[bool]]) -> None:
         self._files = files
-        self._invalidate = invalidate
+        self._drop_pages = drop_pages
 
     async def truncate(self, node: File, size: int, file: OpenFile | None, pid: int) -> None:
         """Truncate *node* to *size* bytes for thread *pid*, through the open *file* or by its name.
@@ -57,7 +60,7 @@ class Truncations:
         await storage.truncate(size)
         if storage.take_stale():
             # Pages that mmap(2) has changed are not written before this is answered.
-            while not await drop_pages(self._invalidate, node.inode, DROP_TIME):
+            while not await self._drop_pages(node.inode, DROP_TIME):
                 if not storage.is_away:
                     raise InUseError(f"{storage.name}: not truncated: programs have it mapped")
         if file is None and not self._others(storage, None):
@@ -76,7 +79,7 @@ class Truncations:
         page was not read. Such a page has no old bytes, so it is not waited for.
         """
         whole = offset % PAGE == 0 and (offset + size) % PAGE == 0
-        await drop_pages(self._invalidate, inode, math.inf if whole else SHARED_DROP_TIME)
+        await self._drop_pages(inode, math.inf if whole else SHARED_DROP_TIME)
 
     def _just_opened(self, storage: Storage, pid: int) -> OpenFile | None:
         """Return the file that thread *pid* has opened to write and not used yet, if there is one."""

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
+from typing import Protocol
 
 import trio
 
@@ -58,11 +59,53 @@ def offer(options: InitiatorOptions) -> dict[str, Value]:
     }
 
 
+class Connect(Protocol):
+    """How to reach a portal: `connect`, or what stands in for TCP."""
+
+    async def __call__(self, portal: Portal, family: socket.AddressFamily) -> socket.socket:
+        """Return a connected non-blocking socket; raises TransportError."""
+
+
+async def connect(portal: Portal, family: socket.AddressFamily) -> socket.socket:
+    """Return a non-blocking TCP socket connected to *portal*, over addresses of *family*.
+
+    Each address of its name gets a fair part of the time that the caller allows. Raises TransportError, which
+    names the portal, the reason and what to look at.
+    """
+    found = await look_up(portal, family)
+    failure = 0
+    for left, (address_family, kind, protocol, _, address) in zip(
+        range(len(found), 0, -1), found, strict=True
+    ):
+        patience = max(trio.current_effective_deadline() - trio.current_time(), 0) / left
+        try:
+            sock = socket.socket(address_family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
+        except OSError as error:
+            failure = error.errno or 0
+            continue
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            failure = sock.connect_ex(address)
+            if failure == errno.EINPROGRESS:
+                failure = errno.ETIMEDOUT
+                with trio.move_on_after(patience):
+                    await trio.lowlevel.wait_writable(sock)
+                    failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        except BaseException:
+            sock.close()
+            raise
+        if not failure:
+            return sock
+        sock.close()
+    raise TransportError(f"{portal}: {reason(OSError(failure, os.strerror(failure)))}")
+
+
 class Dialler:
     """Logs in to one target, or for discovery to none, again and again as the same initiator port.
 
     The *addresses* are tried in their order. *isid* stays the same, so that a new session takes the place of
-    a lost one (RFC 7143 section 6.3.5). `portal` is the one that answered last. The links use *poller*.
+    a lost one (RFC 7143 section 6.3.5). `portal` is the one that answered last. The links use *poller*,
+    and the sockets that *connect* gives.
     """
 
     def __init__(
@@ -73,7 +116,9 @@ class Dialler:
         addresses: Sequence[TargetAddress],
         isid: bytes,
         poller: Poller = NO_POLLER,
+        connect: Connect = connect,
     ) -> None:
+        self._connect = connect
         self._options = options
         self._poller = poller
         self._memory = memory
@@ -142,7 +187,7 @@ class Dialler:
         while True:
             self._login = None
             try:
-                sock = await connect(portal, self._options.family)
+                sock = await self._connect(portal, self._options.family)
             except TransportError as error:
                 portal = _alternative(redirect, redirections, error)
                 continue
@@ -211,37 +256,3 @@ def _alternative(redirect: Redirect | None, redirections: Redirections, failure:
         with suppress(RedirectionError):
             return redirections.follow(redirect)
     raise failure
-
-
-async def connect(portal: Portal, family: socket.AddressFamily) -> socket.socket:
-    """Return a non-blocking TCP socket connected to *portal*, over addresses of *family*.
-
-    Each address of its name gets a fair part of the time that the caller allows. Raises TransportError, which
-    names the portal, the reason and what to look at.
-    """
-    found = await look_up(portal, family)
-    failure = 0
-    for left, (address_family, kind, protocol, _, address) in zip(
-        range(len(found), 0, -1), found, strict=True
-    ):
-        patience = max(trio.current_effective_deadline() - trio.current_time(), 0) / left
-        try:
-            sock = socket.socket(address_family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
-        except OSError as error:
-            failure = error.errno or 0
-            continue
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            failure = sock.connect_ex(address)
-            if failure == errno.EINPROGRESS:
-                failure = errno.ETIMEDOUT
-                with trio.move_on_after(patience):
-                    await trio.lowlevel.wait_writable(sock)
-                    failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        except BaseException:
-            sock.close()
-            raise
-        if not failure:
-            return sock
-        sock.close()
-    raise TransportError(f"{portal}: {reason(OSError(failure, os.strerror(failure)))}")

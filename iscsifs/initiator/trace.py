@@ -6,6 +6,7 @@ Nothing is called while messages of this level are not wanted: `tracer` gives No
 import logging
 from typing import Final
 
+from iscsifs.iscsi.bhs import opcode_of
 from iscsifs.iscsi.connection import Observer
 from iscsifs.iscsi.pdu import (
     RESERVED_TAG,
@@ -26,7 +27,6 @@ from iscsifs.iscsi.pdu import (
     TextFlag,
     TextRequest,
     TextResponse,
-    opcode_of,
 )
 from iscsifs.scsi.cdb import describe
 from iscsifs.scsi.luns import lun_label

@@ -8,7 +8,7 @@
         initiator.verify(...)
 
 `ChapTarget` is the mirror. The initiator raises AuthenticationError for all that goes wrong. The target
-raises it for who is not believed, and NegotiationError for keys that are not those of the step (section 9.2).
+raises it for an initiator whose proof is wrong, and NegotiationError for keys of another step (section 9.2).
 """
 
 import hashlib
@@ -47,14 +47,14 @@ CHALLENGE_LENGTH: Final = 32
 _DRAWS: Final = 16
 
 RandomBytes = Callable[[int], bytes]
-"""Returns that many random bytes that nobody can predict, as os.urandom() does."""
+"""Returns that many unpredictable random bytes, as os.urandom() does."""
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Who we are to the target, and for mutual authentication who the target is to us.
+    """The names and secrets of both sides: our own and, for mutual authentication, the target's.
 
     Where *target_user* is None any name is accepted that goes with *target_secret*: a session keeps to the
     one that it saw first. Raises ConfigError for names and secrets that cannot be used.

@@ -16,6 +16,7 @@ from typing import Final
 
 from iscsifs.errors import CommandError, ConnectionClosed, IscsifsError, ProtocolError, TaskAborted
 from iscsifs.iscsi import serial
+from iscsifs.iscsi.bhs import BHS_LENGTH, unpack
 from iscsifs.iscsi.events import (
     ConnectionDropped,
     Event,
@@ -34,7 +35,6 @@ from iscsifs.iscsi.keys import Parameters
 from iscsifs.iscsi.login import InitiatorLogin, Redirect
 from iscsifs.iscsi.numbering import CommandNumbering, NumberedPdu, StatusNumbering
 from iscsifs.iscsi.pdu import (
-    BHS_LENGTH,
     FINAL,
     R2T,
     RESERVED_TAG,
@@ -60,7 +60,6 @@ from iscsifs.iscsi.pdu import (
     TextFlag,
     TextRequest,
     TextResponse,
-    unpack,
 )
 from iscsifs.iscsi.states import MAY_REQUEST, OVER, ConnectionEvent, ConnectionState, advance
 from iscsifs.iscsi.task import CHECK_CONDITION, DATA_IN_STATUS, Sequence, Task, read_sense

@@ -14,7 +14,11 @@ from typing import Final
 from crc32c import crc32c
 
 from iscsifs.errors import DigestError, ProtocolError
-from iscsifs.iscsi.pdu import BHS_LENGTH, DataOut, Pdu, opcode_of, pack, unpack
+from iscsifs.iscsi.bhs import BHS_LENGTH, opcode_of, pack, unpack
+from iscsifs.iscsi.pdu import (
+    DataOut,
+    Pdu,
+)
 
 Buffer = bytes | bytearray | memoryview
 
@@ -57,7 +61,7 @@ def frame(
 
 
 def frame_sequence(
-    last: DataOut, data: memoryview, longest: int, *, header_digest: bool = False, data_digest: bool = False
+    last: DataOut, data: memoryview, longest: int, *, header_digest: bool, data_digest: bool
 ) -> list[Buffer]:
     """Return the buffers that carry *data* in a sequence of Data-Outs, none longer than *longest* bytes
     (section 11.7).

@@ -10,9 +10,9 @@
         request, text = outcome
 
 Whatever is wrong is raised, and then the connection must be closed: ProtocolError, NegotiationError,
-AuthenticationError, RedirectionError or LoginRefused. To ask the same again has sense only where
-`LoginRefused.status_class` is 3; `another_try` may have something else to ask. What a target does against
-the standard without harm is in `login.oddities`.
+AuthenticationError, RedirectionError or LoginRefused. A retry without change can succeed only where
+`LoginRefused.status_class` is 3; `another_try` returns another configuration to try. Harmless faults of a
+target are in `login.oddities`.
 """
 
 import logging
@@ -363,9 +363,7 @@ class InitiatorLogin:
         if response.version_active != 0:
             raise _broken(f"Version-active {response.version_active}", "11.13.2")
         if self._requests > 1 and serial.lt(response.stat_sn, self.exp_stat_sn):
-            self._tolerate(
-                "the StatSN of its Login Responses does not count up"
-            )  # so there is nothing missing
+            self._tolerate("the StatSN of its Login Responses does not count up")  # nothing is missing then
             return
         if self._requests > 1 and response.stat_sn != self.exp_stat_sn:
             raise _broken(f"StatSN {response.stat_sn}, not {self.exp_stat_sn}", "11.13.4")
@@ -386,7 +384,7 @@ class InitiatorLogin:
                 raise _broken("both T and C are set", "11.13.7")
             if not asked & LoginFlag.TRANSIT:
                 if current == Stage.SECURITY and following == Stage.OPERATIONAL and self.chap is None:
-                    return  # who needs CHAP says in plain words that this is none
+                    return  # the message says that CHAP is needed
                 raise _broken("T is set with AuthMethod=CHAP, before the exchange", "12.1")
             if following == 2 or not current < following <= asked & 3:
                 raise _broken(f"from stage {current} to {following}, where {asked & 3} was asked for", "6.3")
@@ -459,7 +457,7 @@ def another_try(login: InitiatorLogin, failure: IscsifsError) -> LoginConfig | N
     """Return the configuration to try once more with after *login* ended in *failure*, or None to give up.
 
     - tgt 1.0.85 takes CHAP_A=7 for SHA-1, and others close the connection on a list: MD5 gets a try alone.
-    - Where the target need not prove itself it is not asked to, if it would not have that.
+    - A target that refuses mutual authentication is asked without it, unless the user demands it.
     - gotgt reads SessionType=Discovery in the operational stage only: without authentication a discovery may
       begin there (section 6.3.1).
 

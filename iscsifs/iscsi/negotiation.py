@@ -42,7 +42,7 @@ REJECT: Final = "Reject"
 class Negotiation:
     """The keys of one login, seen from one side.
 
-    *offer* is what this side proposes, and what it aims for where the peer proposes first; *leading* tells
+    *offer* is what this side proposes, and what it prefers where the peer proposes first; *leading* tells
     the login of a session's first connection from that of a further one.
     """
 
@@ -62,17 +62,17 @@ class Negotiation:
 
     def send(self, name: str, value: Value) -> Pair:
         """Return the pair that declares or proposes *name*; no key can be sent twice (section 6.3)."""
+        assert name in TABLE
         assert name not in self._sent
         self._sent[name] = value
         return name, format_value(value)
 
     def offer(self) -> list[Pair]:
-        """Return our proposals and declarations for the operational stage, but none that is settled."""
+        """Return our proposals and declarations; nothing of the operational stage was received before."""
         return [
             self.send(key.name, self._wish[key.name])
             for key in TABLE.values()
             if key.name in self._wish
-            and (key.result is Result.DECLARED or key.name not in self._received)
             and (self._leading or key.use is not Use.LEADING)
             and not (self.discovery and key.normal_only)
         ]
@@ -94,7 +94,7 @@ class Negotiation:
             if name in self._received and name != "TargetAddress":
                 raise self._broken(f"{name} for the second time", "6.3")
             self._received.add(name)
-            if name in self._sent and (name not in TABLE or TABLE[name].result is not Result.DECLARED):
+            if name in self._sent and TABLE[name].result is not Result.DECLARED:
                 self._take_answer(name, value)
             else:
                 answer = self._answer(name, value, stage)
@@ -110,8 +110,8 @@ class Negotiation:
         """Check the outcome as a whole, and return it; raises NegotiationError."""
         settled = dict(self.values)
         for name, offered in self._sent.items():
-            key = TABLE.get(name)
-            if key is None or key.default is None or key.result is Result.DECLARED or name in settled:
+            key = TABLE[name]
+            if key.default is None or key.result is Result.DECLARED or name in settled:
                 continue
             if decides(key, offered) and name not in self._received:
                 settled[name] = offered
@@ -157,13 +157,13 @@ class Negotiation:
 
     def _take_answer(self, name: str, value: str) -> None:
         """Check the peer's answer to what we proposed, and settle it."""
-        key, offered = TABLE.get(name), self._sent[name]
+        key, offered = TABLE[name], self._sent[name]
         if value == NOT_UNDERSTOOD:
-            if key is not None and not key.later:
+            if not key.later:
                 raise self._broken(f"{name}=NotUnderstood, a key that everyone must know", "6.2")
             return
-        if key is None or value in (REJECT, IRRELEVANT):
-            if key is not None and key.default is None:
+        if value in (REJECT, IRRELEVANT):
+            if key.default is None:
                 raise NegotiationError(name, f"the peer takes none of {format_value(offered)}")
             return
         answer = read_value(key, value)
@@ -232,7 +232,7 @@ class Negotiation:
         return format_value(result)
 
     def _is_due(self, name: str, value: str) -> bool:
-        """Tell whether a proposal must be answered (section 6.2.2); one we know nothing of can be dropped."""
+        """Tell whether a proposal must be answered (section 6.2.2); an unknown one can be dropped."""
         key = TABLE.get(name)
         if key is None:
             return name in OBSOLETE

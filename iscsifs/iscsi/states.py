@@ -1,6 +1,7 @@
-"""The states of the initiator's connections and sessions (RFC 7143 section 8), as tables.
+"""The states of connections and sessions (RFC 7143 section 8), as tables.
 
-Section 8.1.3 draws the states of a connection, with the standard's numbers of states and transitions::
+Section 8.1.3 draws the states of a connection for an initiator, with the standard's numbers of states and
+transitions::
 
                     T1              T4              T5
     S1 FREE --------> S2 XPT_WAIT --> S4 IN_LOGIN ---> S5 LOGGED_IN
@@ -30,9 +31,31 @@ A session is LOGGED_IN while a connection of it is in its full feature phase. A 
 gracefully (N3), everything else makes it FAILED (N5). A login with the same ISID and TSIH 0 clears the failed
 instance (N6), and begins a new one (N1).
 
-What is left out needs a second connection: T8 and T18, T2, T7 and T13 for a logout on another connection, and
-the state R2 IN_CLEANUP for cleaning up from there; or needs more than ErrorRecoveryLevel 0: N4, the
-continuation of a session.
+Section 8.1.4 draws those of a target. They differ before the login, and where a new login takes the place of
+a session (T8, T13 and T18)::
+
+               T3            T4              T5
+    S1 FREE ------> S3 XPT_UP --> S4 IN_LOGIN --> S5 LOGGED_IN
+      ^ ^              | T6           | T7          |  |  |
+      | +--------------+--------------+             |  |  | T15
+      |         T8                                  |  |  |
+      +---------------------------------------------+  |  |
+      |  T18                                T11        |  |
+      +------- S7 LOGOUT_REQUESTED <-------------------+  |
+      |          (T12: again) | T10     | T16          |  |
+      |  T13                  v         |           T9 |  |
+      +----------------- S6 IN_LOGOUT <-|--------------+  |
+      |                       | T17     v                 |
+      |                       +------> S8 CLEANUP_WAIT <--+
+      |  M1                             |
+      +---------------------------------+
+
+With one connection, and at ErrorRecoveryLevel 0, the state of a target's session (section 8.3.2) follows from
+that of its connection: `TARGET_SESSION_STATES`.
+
+What is left out needs a second connection: T8 and T18 for an initiator; T2, T7, T8, T13 and T18 for a logout
+on another connection; and the state R2 IN_CLEANUP for cleaning up from there. Or it needs more than
+ErrorRecoveryLevel 0: N4, N7, N8, N10 and N11, the continuation of a session.
 """
 
 from collections.abc import Mapping
@@ -49,7 +72,9 @@ class ConnectionState(Enum):
     FREE = "S1"
     """There is no connection: not yet, or no more."""
     XPT_WAIT = "S2"
-    """It waits for the transport connection."""
+    """It waits for the transport connection; only for an initiator."""
+    XPT_UP = "S3"
+    """It waits for the login; only for a target."""
     IN_LOGIN = "S4"
     """It waits for the end of the login."""
     LOGGED_IN = "S5"
@@ -57,7 +82,7 @@ class ConnectionState(Enum):
     IN_LOGOUT = "S6"
     """It waits for the Logout Response."""
     LOGOUT_REQUESTED = "S7"
-    """The target wants a logout, and no Logout Request has been sent."""
+    """The target has asked for a logout, and no Logout Request has been sent."""
     CLEANUP_WAIT = "S8"
     """It is lost, and tasks without a status may be left."""
 
@@ -66,25 +91,31 @@ class ConnectionEvent(Enum):
     """What changes the state of a connection (section 8.1.2)."""
 
     CONNECT = auto()
-    """The transport connection is asked for (T1)."""
+    """The transport connection is asked for (T1); only for an initiator."""
     CONNECTED = auto()
-    """The transport connection is established (T4)."""
+    """The transport connection is established (T4; T3 for a target)."""
+    LOGIN_STARTED = auto()
+    """The first Login Request has arrived (T4); only for a target."""
     LOGGED_IN = auto()
-    """The final Login Response with Status-Class 0 has arrived (T5)."""
+    """The final Login Response with Status-Class 0 has arrived, or is sent (T5)."""
     LOGIN_FAILED = auto()
-    """A Login Response with another Status-Class has arrived, or the login has timed out (T7 a, b)."""
+    """A Login Response with another Status-Class has arrived or is sent, or the login times out (T7 a, b)."""
     LOGOUT_REQUESTED = auto()
     """The target asks for a logout, perhaps again (T11, T12, T14)."""
     LOGOUT_SENT = auto()
-    """A Logout Request is sent (T9, T10)."""
+    """A Logout Request is sent (T9, T10); only for an initiator."""
+    LOGOUT_RECEIVED = auto()
+    """A Logout Request for this connection has arrived (T9, T10); only for a target."""
     LOGOUT_SUCCEEDED = auto()
     """The Logout Response says that the logout has succeeded (T13)."""
     LOGOUT_FAILED = auto()
     """The Logout Response says that the logout has failed, or the request is rejected (T17 a)."""
+    REINSTATED = auto()
+    """A new login has taken the place of the session (T8, T13, T18); only for a target."""
     LOST = auto()
-    """The transport connection is lost or given up, or the target drops it (T2, T7 c to e, T15 to T17)."""
+    """The transport connection is lost or given up, or the target drops it (T2, T6, T7, T15 to T17)."""
     CLEANED_UP = auto()
-    """The tasks without a status are taken back (M1, M4)."""
+    """The tasks without a status are taken back, or ended by the target (M1, M4)."""
 
 
 class SessionState(Enum):
@@ -92,6 +123,8 @@ class SessionState(Enum):
 
     FREE = "Q1"
     """There is no session: not yet, or no more."""
+    ACTIVE = "Q2"
+    """Its connection is in the login; only for a target."""
     LOGGED_IN = "Q3"
     """It has a connection in the full feature phase."""
     FAILED = "Q4"
@@ -142,7 +175,34 @@ CONNECTION_TRANSITIONS: Final[Mapping[tuple[ConnectionState, ConnectionEvent], C
         }
     )
 )
-"""The table of section 8.1.3, by events. What is not in it cannot happen."""
+"""The table of section 8.1.3, for an initiator, by events. What is not in it cannot happen."""
+
+TARGET_CONNECTION_TRANSITIONS: Final[Mapping[tuple[ConnectionState, ConnectionEvent], ConnectionState]] = (
+    MappingProxyType(
+        {
+            (_S.FREE, _E.CONNECTED): _S.XPT_UP,  # T3
+            (_S.XPT_UP, _E.LOGIN_STARTED): _S.IN_LOGIN,  # T4
+            (_S.XPT_UP, _E.LOST): _S.FREE,  # T6
+            (_S.IN_LOGIN, _E.LOGGED_IN): _S.LOGGED_IN,  # T5
+            (_S.IN_LOGIN, _E.LOGIN_FAILED): _S.FREE,  # T7
+            (_S.IN_LOGIN, _E.LOST): _S.FREE,  # T7
+            (_S.LOGGED_IN, _E.REINSTATED): _S.FREE,  # T8
+            (_S.LOGGED_IN, _E.LOGOUT_RECEIVED): _S.IN_LOGOUT,  # T9
+            (_S.LOGGED_IN, _E.LOGOUT_REQUESTED): _S.LOGOUT_REQUESTED,  # T11
+            (_S.LOGGED_IN, _E.LOST): _S.CLEANUP_WAIT,  # T15
+            (_S.LOGOUT_REQUESTED, _E.LOGOUT_RECEIVED): _S.IN_LOGOUT,  # T10
+            (_S.LOGOUT_REQUESTED, _E.LOGOUT_REQUESTED): _S.LOGOUT_REQUESTED,  # T12
+            (_S.LOGOUT_REQUESTED, _E.LOST): _S.CLEANUP_WAIT,  # T16
+            (_S.LOGOUT_REQUESTED, _E.REINSTATED): _S.FREE,  # T18
+            (_S.IN_LOGOUT, _E.LOGOUT_SUCCEEDED): _S.FREE,  # T13
+            (_S.IN_LOGOUT, _E.REINSTATED): _S.FREE,  # T13
+            (_S.IN_LOGOUT, _E.LOGOUT_FAILED): _S.CLEANUP_WAIT,  # T17
+            (_S.IN_LOGOUT, _E.LOST): _S.CLEANUP_WAIT,  # T17
+            (_S.CLEANUP_WAIT, _E.CLEANED_UP): _S.FREE,  # M1
+        }
+    )
+)
+"""The table of section 8.1.4, for a target, by events."""
 
 SESSION_TRANSITIONS: Final[Mapping[tuple[SessionState, SessionEvent], SessionState]] = MappingProxyType(
     {
@@ -152,7 +212,20 @@ SESSION_TRANSITIONS: Final[Mapping[tuple[SessionState, SessionEvent], SessionSta
         (_Q.FAILED, _N.CLEARED): _Q.FREE,  # N6
     }
 )
-"""The table of section 8.3.1, by events."""
+"""The table of section 8.3.1, for an initiator, by events."""
+
+TARGET_SESSION_STATES: Final[Mapping[ConnectionState, SessionState]] = MappingProxyType(
+    {
+        _S.FREE: _Q.FREE,
+        _S.XPT_UP: _Q.FREE,
+        _S.IN_LOGIN: _Q.ACTIVE,
+        _S.LOGGED_IN: _Q.LOGGED_IN,
+        _S.IN_LOGOUT: _Q.LOGGED_IN,
+        _S.LOGOUT_REQUESTED: _Q.LOGGED_IN,
+        _S.CLEANUP_WAIT: _Q.FAILED,
+    }
+)
+"""The state of a target's session (section 8.3.2) by that of its only connection."""
 
 MAY_REQUEST: Final = frozenset({_S.LOGGED_IN, _S.LOGOUT_REQUESTED})
 """The states in which requests other than commands may be sent: commands need LOGGED_IN."""
@@ -162,15 +235,23 @@ OVER: Final = frozenset({_S.FREE, _S.CLEANUP_WAIT})
 
 
 def advance(state: ConnectionState, event: ConnectionEvent) -> ConnectionState:
-    """Return the state of a connection that follows *state* after *event*.
+    """Return the state of an initiator's connection that follows *state* after *event*.
 
     Raises ProtocolError where the table has no such transition.
     """
     return _following(CONNECTION_TRANSITIONS, state, event, "8.1.3")
 
 
+def advance_target(state: ConnectionState, event: ConnectionEvent) -> ConnectionState:
+    """Return the state of a target's connection that follows *state* after *event*.
+
+    Raises ProtocolError where the table has no such transition.
+    """
+    return _following(TARGET_CONNECTION_TRANSITIONS, state, event, "8.1.4")
+
+
 def advance_session(state: SessionState, event: SessionEvent) -> SessionState:
-    """Return the state of a session that follows *state* after *event*.
+    """Return the state of an initiator's session that follows *state* after *event*.
 
     Raises ProtocolError where the table has no such transition.
     """

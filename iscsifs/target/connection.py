@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 from iscsifs.errors import DigestError, ProtocolError
 from iscsifs.iscsi import serial
+from iscsifs.iscsi.bhs import pack
 from iscsifs.iscsi.framing import Buffer, pdu_name
 from iscsifs.iscsi.pdu import (
     FINAL,
@@ -39,16 +40,16 @@ from iscsifs.iscsi.pdu import (
     TaskManagementRequest,
     TaskManagementResponse,
     TaskResponse,
-    TextFlag,
     TextRequest,
     TextResponse,
-    pack,
 )
-from iscsifs.iscsi.text import Pair, TextCollector, cut_text, encode_pairs
-from iscsifs.limits import COMMAND_WINDOW, MAX_HELD_LENGTH, MAX_HELD_PDUS, MAX_IMMEDIATE
+from iscsifs.iscsi.states import MAY_REQUEST, OVER, ConnectionEvent, ConnectionState, advance_target
+from iscsifs.iscsi.text import Pair
+from iscsifs.limits import MAX_IMMEDIATE
 from iscsifs.scsi.status import Status
 from iscsifs.target.login import TargetLogin
-from iscsifs.target.task import Task
+from iscsifs.target.task import Task, rest_of_cdb
+from iscsifs.target.text import TextExchange
 from iscsifs.target.unit import Operation, Result
 
 _WHOLE_SET: Final = frozenset(
@@ -56,10 +57,7 @@ _WHOLE_SET: Final = frozenset(
 )
 TARGET_RESETS: Final = frozenset({TaskFunction.TARGET_WARM_RESET, TaskFunction.TARGET_COLD_RESET})
 
-_EXTENDED_CDB: Final = 1  # the AHSType of the rest of a long CDB (section 11.2.2.3)
-
 _Numbered = NopOut | ScsiCommand | TaskManagementRequest | TextRequest | LogoutRequest
-_Arrived = tuple[_Numbered | DataOut, bytes, memoryview]
 
 
 class Services(Protocol):
@@ -78,47 +76,39 @@ class Services(Protocol):
         """Answer SendTargets (appendix C)."""
 
 
-class _Text:
-    """A text exchange: what has come of the request, and what has not been sent of the answer."""
-
-    def __init__(self, tag: int) -> None:
-        self.tag = tag
-        self.collector = TextCollector("TEXT_REQUEST")
-        self.pieces: list[bytes] = []
-
-
 class Connection:
     """One connection, the only one of its session; see the module for its calls.
 
-    `closing` is set when the connection is to be closed after what is still to be sent. `status_in_data`
-    lets GOOD status travel in the last Data-In; a test may turn it off.
+    `state` is that of section 8.1.4. `statuses` and `commands` number what is sent and taken, from the login
+    on. `status_in_data` lets GOOD status travel in the last Data-In; a test may turn it off.
     """
 
-    def __init__(
-        self, login: TargetLogin, services: Services, *, command_window: int = COMMAND_WINDOW
-    ) -> None:
+    def __init__(self, login: TargetLogin, services: Services) -> None:
         self.login = login
-        self.closing = False
+        self.state = advance_target(ConnectionState.FREE, ConnectionEvent.CONNECTED)
+        self.statuses = login.statuses
+        self.commands = login.commands
         self.status_in_data = True
-        self.acknowledged = 0  # the initiator's last ExpStatSN
         self.pongs: list[bytes] = []  # the data of NOP-Outs that answered our pings
         self.isid = bytes(6)
         self._cid = 0
         self._services = services
         self._header: tuple[Pdu, bytes, int] | None = None  # of the PDU that is on its way or being taken
-        self._window = command_window
         self._out: list[tuple[TargetPdu, Buffer]] = []
         self._ready: list[Task] = []
         self._tasks: dict[int, Task] = {}
         self._managing: list[tuple[TaskManagementResponse, list[Task]]] = []
-        self._stat_sn = 0
-        self._exp_cmd_sn = 0
-        self._held: dict[int, list[_Arrived]] = {}
-        self._held_pdus = 0
-        self._held_length = 0
         self._next_transfer_tag = 0
         self._pings: set[int] = set()
-        self._text: _Text | None = None
+        self._text: TextExchange | None = None
+
+    @property
+    def closing(self) -> bool:
+        """Whether the connection is to be closed after what is still to be sent."""
+        return self.state in OVER
+
+    def _advance(self, event: ConnectionEvent) -> None:
+        self.state = advance_target(self.state, event)
 
     # What arrives.
 
@@ -142,11 +132,28 @@ class Connection:
 
     def fail(self, error: ProtocolError) -> None:
         """End the connection for *error*, with a Reject where it is known of which PDU (section 7.7, 7.8)."""
-        self.closing = True
+        self._lose()
         if self.login.done and self._header is not None:
             digest = isinstance(error, DigestError)
             reason = RejectReason.DATA_DIGEST_ERROR if digest else RejectReason.PROTOCOL_ERROR
             self.reject(reason, *self._header)
+
+    def connection_lost(self) -> None:
+        """Take note that the transport connection has ended, and end the tasks without an answer."""
+        self._lose()
+        self.abort()
+        if self.state is ConnectionState.CLEANUP_WAIT:
+            self._advance(ConnectionEvent.CLEANED_UP)
+
+    def reinstated(self) -> None:
+        """End the tasks, as a new login has taken the place of the session (section 6.3.5)."""
+        if not self.closing:
+            self.abort()
+            self._advance(ConnectionEvent.REINSTATED)
+
+    def _lose(self) -> None:
+        if not self.closing:
+            self._advance(ConnectionEvent.LOST)
 
     def tasks(self) -> list[Task]:
         """Return the tasks that have become ready to be carried out, in the order of their commands."""
@@ -154,9 +161,10 @@ class Connection:
         return ready
 
     def start_full_feature_phase(self) -> None:
-        """Take over the numbers of the login, which is done."""
-        self._stat_sn = self.login.stat_sn
-        self._exp_cmd_sn = self.login.exp_cmd_sn
+        """Take note that the login is done, also where it was done without this connection."""
+        if self.state is ConnectionState.XPT_UP:
+            self._advance(ConnectionEvent.LOGIN_STARTED)
+        self._advance(ConnectionEvent.LOGGED_IN)
 
     @property
     def outstanding(self) -> Sequence[Task]:
@@ -174,7 +182,7 @@ class Connection:
         """Answer *task* with its data and status (sections 11.4 and 11.7); an aborted one is forgotten."""
         if self._tasks.get(task.tag) is not task or task.aborted:
             return
-        del self._tasks[task.tag]
+        self._forget(task)
         residual_flag, residual_count = task.residual(result)
         sent = 0
         for piece in task.data_in(result, status_in_data=self.status_in_data):
@@ -187,9 +195,9 @@ class Connection:
                 lun=0,
                 initiator_task_tag=task.tag,
                 target_transfer_tag=RESERVED_TAG,
-                stat_sn=self._count_status() if last else 0,
-                exp_cmd_sn=self._exp_cmd_sn,
-                max_cmd_sn=self._max_cmd_sn,
+                stat_sn=self.statuses.take_stat_sn() if last else 0,
+                exp_cmd_sn=self.commands.exp_cmd_sn,
+                max_cmd_sn=self.commands.max_cmd_sn,
                 data_sn=piece.data_sn,
                 buffer_offset=piece.offset,
                 residual_count=residual_count if last else 0,
@@ -203,9 +211,9 @@ class Connection:
             response=0,
             status=result.status,
             initiator_task_tag=task.tag,
-            stat_sn=self._count_status(),
-            exp_cmd_sn=self._exp_cmd_sn,
-            max_cmd_sn=self._max_cmd_sn,
+            stat_sn=self.statuses.take_stat_sn(),
+            exp_cmd_sn=self.commands.exp_cmd_sn,
+            max_cmd_sn=self.commands.max_cmd_sn,
             exp_data_sn=task.sequence_count(sent),
             residual_count=residual_count,
         )
@@ -215,9 +223,7 @@ class Connection:
         """Send a NOP-In that asks for an answer (section 11.19)."""
         tag = self._new_transfer_tag()
         self._pings.add(tag)
-        self._out.append(
-            (NopIn(0, RESERVED_TAG, tag, self._stat_sn, self._exp_cmd_sn, self._max_cmd_sn), data)
-        )
+        self._out.append((NopIn(0, RESERVED_TAG, tag, self.statuses.stat_sn, *self._window()), data))
 
     def send_async(
         self,
@@ -228,13 +234,15 @@ class Connection:
         parameters: tuple[int, int, int] = (0, 0, 0),
         data: bytes = b"",
     ) -> None:
-        """Send an Asynchronous Message (section 11.9)."""
-        numbers = self._count_status(), self._exp_cmd_sn, self._max_cmd_sn
+        """Send an Asynchronous Message (section 11.9); a caller that drops the connection closes it."""
+        if event is AsyncEvent.LOGOUT_REQUESTED and self.state in MAY_REQUEST:
+            self._advance(ConnectionEvent.LOGOUT_REQUESTED)
+        numbers = self.statuses.take_stat_sn(), *self._window()
         self._out.append((AsyncMessage(lun, RESERVED_TAG, *numbers, event, vcode, *parameters), data))
 
     def reject(self, reason: RejectReason, pdu: Pdu, ahs: bytes = b"", data_length: int = 0) -> None:
         """Send a Reject of *pdu* (section 11.17)."""
-        numbers = self._count_status(), self._exp_cmd_sn, self._max_cmd_sn
+        numbers = self.statuses.take_stat_sn(), *self._window()
         header = pack(pdu, data_length, len(ahs)) + ahs
         limit = self.login.parameters.max_send_data_segment_length
         self._out.append((Reject(reason, RESERVED_TAG, *numbers), header[:limit]))
@@ -248,16 +256,9 @@ class Connection:
 
     # The numbers (section 4.2.2).
 
-    @property
-    def _max_cmd_sn(self) -> int:
-        queued = sum(not task.command.immediate for task in self._tasks.values())
-        return serial.add(self._exp_cmd_sn, self._window - queued - 1)
-
-    def _count_status(self) -> int:
-        """Return the StatSN of a response and go on to the next."""
-        stat_sn = self._stat_sn
-        self._stat_sn = serial.add(stat_sn, 1)
-        return stat_sn
+    def _window(self) -> tuple[int, int]:
+        """Return ExpCmdSN and MaxCmdSN, which are in each PDU."""
+        return self.commands.exp_cmd_sn, self.commands.max_cmd_sn
 
     def _new_transfer_tag(self) -> int:
         tag = self._next_transfer_tag
@@ -269,13 +270,15 @@ class Connection:
     def _login(self, pdu: Pdu, data: memoryview) -> None:
         if not isinstance(pdu, LoginRequest):
             raise ProtocolError("not a login request", section="4.2.4", pdu=pdu_name(pdu))
+        if self.state is ConnectionState.XPT_UP:
+            self._advance(ConnectionEvent.LOGIN_STARTED)
         self.isid, self._cid = pdu.isid, pdu.cid
         response, text = self.login.receive(pdu, bytes(data))
         if self.login.done:
             self.start_full_feature_phase()
             self._services.logged_in()
         elif response.status_class:
-            self.closing = True
+            self._advance(ConnectionEvent.LOGIN_FAILED)
         self._out.append((response, text))
 
     # The full feature phase: what has no CmdSN, what is immediate, then the rest in order.
@@ -283,13 +286,13 @@ class Connection:
     def _receive(self, pdu: Pdu, ahs: bytes, data: memoryview) -> None:
         match pdu:
             case DataOut():
-                self.acknowledged = pdu.exp_stat_sn
+                self.statuses.acknowledged = pdu.exp_stat_sn
                 self._data_out(pdu, data)
             case SnackRequest():
-                self.acknowledged = pdu.exp_stat_sn
+                self.statuses.acknowledged = pdu.exp_stat_sn
                 self.reject(RejectReason.SNACK_REJECT, pdu)
             case NopOut() | ScsiCommand() | TaskManagementRequest() | TextRequest() | LogoutRequest():
-                self.acknowledged = pdu.exp_stat_sn
+                self.statuses.acknowledged = pdu.exp_stat_sn
                 if pdu.immediate:
                     self._carry_out(pdu, ahs, data)
                 else:
@@ -299,43 +302,19 @@ class Connection:
 
     def _in_order(self, pdu: _Numbered, ahs: bytes, data: memoryview) -> None:
         """Carry out *pdu* when all before it have come; one outside of the window is ignored."""
-        if serial.lt(pdu.cmd_sn, self._exp_cmd_sn) or serial.lt(self._max_cmd_sn, pdu.cmd_sn):
-            return
-        if pdu.cmd_sn not in self._held:
-            self._hold(pdu.cmd_sn, pdu, ahs, data)
+        if self.commands.may_come(pdu.cmd_sn):
+            self.commands.hold(pdu.cmd_sn, (pdu, ahs, data), len(data), pdu_name(pdu))
             self._release()
 
-    def _hold(self, cmd_sn: int, pdu: _Numbered | DataOut, ahs: bytes, data: memoryview) -> None:
-        """Keep *pdu* until it is the turn of *cmd_sn*.
-
-        There is one connection, on which commands are sent in their order: a gap that more has gone into than
-        there is room for will not be filled.
-        """
-        self._held.setdefault(cmd_sn, []).append((pdu, ahs, data))
-        self._held_pdus += 1
-        self._held_length += len(data)
-        if self._held_pdus > MAX_HELD_PDUS or self._held_length > MAX_HELD_LENGTH:
-            rule = f"too much waits for the command with CmdSN {self._exp_cmd_sn}"
-            raise ProtocolError(rule, section="4.2.2.1", pdu=pdu_name(pdu))
-
-    def _take_held(self, cmd_sn: int) -> list[_Arrived] | None:
-        """Return the command *cmd_sn* and its data, nothing for an aborted one; None where there is a gap."""
-        held = self._held.pop(cmd_sn, None)
-        if held:
-            self._held_pdus -= len(held)
-            self._held_length -= sum(len(data) for _, _, data in held)
-        return held
-
     def _release(self) -> None:
-        while (held := self._take_held(self._exp_cmd_sn)) is not None:
-            self._exp_cmd_sn = serial.add(self._exp_cmd_sn, 1)
+        while (held := self.commands.next()) is not None:
             for pdu, ahs, data in held:
                 if isinstance(pdu, DataOut):
                     self._data_out(pdu, data)
                 else:
                     self._carry_out(pdu, ahs, data)
 
-    def _carry_out(self, pdu: _Numbered, ahs: bytes, data: memoryview) -> None:
+    def _carry_out(self, pdu: Pdu, ahs: bytes, data: memoryview) -> None:
         if self.login.discovery and isinstance(pdu, ScsiCommand | TaskManagementRequest):
             self.reject(RejectReason.PROTOCOL_ERROR, pdu, ahs, len(data))
             return
@@ -360,20 +339,24 @@ class Connection:
         if pdu.immediate and sum(task.command.immediate for task in self.outstanding) >= MAX_IMMEDIATE:
             self.reject(RejectReason.TOO_MANY_IMMEDIATE_COMMANDS, pdu, ahs, len(data))
             return
-        cdb = pdu.cdb + _rest_of_cdb(ahs)
+        cdb = pdu.cdb + rest_of_cdb(ahs)
         task = Task(pdu, cdb, data, self.login.parameters, self._services.prepare)
         self._tasks[tag] = task
+        self.commands.queued += not pdu.immediate
         self._go_on(task)
+
+    def _forget(self, task: Task) -> None:
+        del self._tasks[task.tag]
+        self.commands.queued -= not task.command.immediate
 
     def _data_out(self, pdu: DataOut, data: memoryview) -> None:
         tag = pdu.initiator_task_tag
         task = self._tasks.get(tag)
         if task is None:
             # It may belong to a command that waits for its turn, or to one that was aborted or ignored.
-            for cmd_sn, held in self._held.items():
-                first = held[0][0] if held else None  # nothing stands for a command that was aborted
+            for cmd_sn, (first, _, _) in self.commands.held():
                 if isinstance(first, ScsiCommand) and first.initiator_task_tag == tag:
-                    self._hold(cmd_sn, pdu, b"", data)
+                    self.commands.hold(cmd_sn, (pdu, b"", data), len(data), pdu_name(pdu))
                     break
             return
         task.receive(pdu, data)
@@ -383,13 +366,13 @@ class Connection:
         """Ask for what *task* still needs, or have it carried out."""
         if task.aborted:
             if not task.bursts:
-                del self._tasks[task.tag]
+                self._forget(task)
                 self._conclude_management()
         elif task.ready:
             self._ready.append(task)
         else:
             for tag, r2t_sn, offset, length in task.solicit(self._new_transfer_tag):
-                numbers = self._stat_sn, self._exp_cmd_sn, self._max_cmd_sn
+                numbers = self.statuses.stat_sn, *self._window()
                 self._out.append((R2T(task.lun, task.tag, tag, *numbers, r2t_sn, offset, length), b""))
 
     # Task management (sections 4.2.3.3, 11.5 and 11.6).
@@ -397,7 +380,7 @@ class Connection:
     def _abort(self, task: Task) -> None:
         task.abort()
         if not task.bursts:
-            del self._tasks[task.tag]
+            self._forget(task)
 
     def _task_management(self, pdu: TaskManagementRequest) -> None:
         if len(self._managing) == MAX_IMMEDIATE:
@@ -418,7 +401,7 @@ class Connection:
                 if code == TaskResponse.COMPLETE:
                     waiting = self.abort(None if function in TARGET_RESETS else pdu.lun)
                 if function is TaskFunction.TARGET_COLD_RESET:
-                    self.closing = True
+                    self._lose()
             else:
                 code = TaskResponse.FUNCTION_UNSUPPORTED
         self._managing.append((TaskManagementResponse(code, pdu.initiator_task_tag), waiting))
@@ -430,10 +413,8 @@ class Connection:
             self._abort(task)
             return TaskResponse.COMPLETE, [task]
         ref_cmd_sn = pdu.ref_cmd_sn
-        in_window = serial.le(self._exp_cmd_sn, ref_cmd_sn) and serial.le(ref_cmd_sn, self._max_cmd_sn)
-        if in_window and serial.lt(ref_cmd_sn, pdu.cmd_sn):
-            self._take_held(ref_cmd_sn)
-            self._held[ref_cmd_sn] = []  # counts as received, and is never carried out
+        if self.commands.is_in_window(ref_cmd_sn) and serial.lt(ref_cmd_sn, pdu.cmd_sn):
+            self.commands.abort(ref_cmd_sn)
             self._release()
             return TaskResponse.COMPLETE, []
         return TaskResponse.NO_SUCH_TASK, []
@@ -442,8 +423,8 @@ class Connection:
         """Answer the requests whose aborted tasks have had all their R2Ts answered, in order."""
         while self._managing and not any(task.bursts for task in self._managing[0][1]):
             response, _ = self._managing.pop(0)
-            numbers = {"exp_cmd_sn": self._exp_cmd_sn, "max_cmd_sn": self._max_cmd_sn}
-            self._out.append((response._replace(stat_sn=self._count_status(), **numbers), b""))
+            numbers = {"exp_cmd_sn": self.commands.exp_cmd_sn, "max_cmd_sn": self.commands.max_cmd_sn}
+            self._out.append((response._replace(stat_sn=self.statuses.take_stat_sn(), **numbers), b""))
 
     # The rest: NOP, text, logout.
 
@@ -459,38 +440,24 @@ class Connection:
             return
         if pdu.target_transfer_tag != RESERVED_TAG:
             raise ProtocolError("it has two tags", section="11.18.2", pdu="NOP_OUT")
-        numbers = self._count_status(), self._exp_cmd_sn, self._max_cmd_sn
+        numbers = self.statuses.take_stat_sn(), *self._window()
         echo = data[: self.login.parameters.max_send_data_segment_length]
         self._out.append((NopIn(0, pdu.initiator_task_tag, RESERVED_TAG, *numbers), echo))
 
     def _text_request(self, pdu: TextRequest, data: bytes) -> None:
         """Take a piece of a request, or hand out the next piece of the answer (sections 6.2 and 11.10)."""
-        more = bool(pdu.flags & TextFlag.CONTINUE)
         if pdu.target_transfer_tag == RESERVED_TAG:
-            self._text = _Text(pdu.initiator_task_tag)
-        text = self._text
-        if text is None or text.tag != pdu.initiator_task_tag or (more and pdu.flags & FINAL):
+            limit = self.login.parameters.max_send_data_segment_length
+            self._text = TextExchange(pdu.initiator_task_tag, self._answer, limit)
+        reply = None if self._text is None else self._text.receive(pdu, data)
+        if reply is None:
             self._text = None
             self.reject(RejectReason.PROTOCOL_ERROR, pdu, data_length=len(data))
             return
-        if not text.pieces:
-            pairs = text.collector.add(data, more=more)
-            if pairs is None:
-                self._send_text(pdu, b"", 0)
-                return
-            answer = self._answer(pairs)
-            if answer is None:
-                self._text = None
-                self.reject(RejectReason.PROTOCOL_ERROR, pdu, data_length=len(data))
-                return
-            limit = self.login.parameters.max_send_data_segment_length
-            text.pieces = cut_text(encode_pairs(answer), limit)
-        piece = text.pieces.pop(0)
-        if text.pieces:
-            self._send_text(pdu, piece, TextFlag.CONTINUE)
-        else:
-            self._text = None if pdu.flags & FINAL else text
-            self._send_text(pdu, piece, pdu.flags & FINAL)
+        piece, flags = reply
+        if flags & FINAL:
+            self._text = None
+        self._send_text(pdu, piece, flags)
 
     def _answer(self, pairs: list[Pair]) -> list[Pair] | None:
         """Return the answer to a whole text; None for one that a discovery session must not send."""
@@ -502,7 +469,7 @@ class Connection:
 
     def _send_text(self, pdu: TextRequest, piece: bytes, flags: int) -> None:
         tag = RESERVED_TAG if flags & FINAL else self._new_transfer_tag()
-        numbers = self._count_status(), self._exp_cmd_sn, self._max_cmd_sn
+        numbers = self.statuses.take_stat_sn(), *self._window()
         self._out.append((TextResponse(flags, pdu.lun, pdu.initiator_task_tag, tag, *numbers), piece))
 
     def _logout(self, pdu: LogoutRequest) -> None:
@@ -514,19 +481,8 @@ class Connection:
         elif pdu.reason > LogoutReason.REMOVE_FOR_RECOVERY:
             raise ProtocolError(f"reason {pdu.reason} is reserved", section="11.14.1", pdu="LOGOUT_REQUEST")
         else:
+            self._advance(ConnectionEvent.LOGOUT_RECEIVED)
             self.abort()
-            self.closing = True
-        numbers = self._count_status(), self._exp_cmd_sn, self._max_cmd_sn
+            self._advance(ConnectionEvent.LOGOUT_SUCCEEDED)
+        numbers = self.statuses.take_stat_sn(), *self._window()
         self._out.append((LogoutResponse(code, pdu.initiator_task_tag, *numbers), b""))
-
-
-def _rest_of_cdb(ahs: bytes) -> bytes:
-    """Return what an Extended CDB AHS holds of a CDB (section 11.2.2.3). Raises ProtocolError."""
-    rest = b""
-    while ahs:
-        length = int.from_bytes(ahs[:2], "big")
-        if len(ahs) < 4 + length - 1 or ahs[2] != _EXTENDED_CDB or not length:
-            raise ProtocolError("a malformed or unknown AHS", section="11.2.2", pdu="SCSI_COMMAND")
-        rest += ahs[4 : 3 + length]
-        ahs = ahs[3 + length + (1 - length) % 4 :]
-    return rest

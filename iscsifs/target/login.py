@@ -20,9 +20,16 @@ from iscsifs.iscsi.chap import ALGORITHMS, ChallengeMemory, ChapTarget, RandomBy
 from iscsifs.iscsi.keys import Parameters, Role, Value, check_offer
 from iscsifs.iscsi.login import LOGIN_SEGMENT_LENGTH
 from iscsifs.iscsi.negotiation import Negotiation
+from iscsifs.iscsi.numbering import CommandOrder, StatusCounter
 from iscsifs.iscsi.pdu import InitiatorPdu, LoginFlag, LoginRequest, LoginResponse, Stage
 from iscsifs.iscsi.text import Pair, TextCollector, cut_text, encode_pairs
-from iscsifs.limits import COMMAND_WINDOW, MAX_DATA_SEGMENT_LENGTH, MAX_OUTSTANDING_R2TS
+from iscsifs.limits import (
+    COMMAND_WINDOW,
+    MAX_DATA_SEGMENT_LENGTH,
+    MAX_HELD_LENGTH,
+    MAX_HELD_PDUS,
+    MAX_OUTSTANDING_R2TS,
+)
 
 INITIATOR_ERROR: Final = (2, 0x00)
 AUTHENTICATION_FAILURE: Final = (2, 0x01)
@@ -81,6 +88,9 @@ class TargetConfig:
         check_offer(self.offer)
 
 
+Arrived = tuple[InitiatorPdu, bytes, memoryview]
+"""A PDU with its additional header segments and its data."""
+
 Status = tuple[int, int]
 """Status-Class and Status-Detail (section 11.13.5)."""
 
@@ -114,9 +124,12 @@ class TargetLogin:
         self.refusal = ""
         """Why the login was refused, for a log; empty unless it was."""
         self.tsih = tsih
-        self.stat_sn = stat_sn
-        """The StatSN of the next response of any kind."""
-        self.exp_cmd_sn = 0
+        self.statuses = StatusCounter(stat_sn)
+        """The StatSN of the connection."""
+        self.commands: CommandOrder[Arrived] = CommandOrder(
+            config.command_window, max_held=MAX_HELD_PDUS, max_held_length=MAX_HELD_LENGTH
+        )
+        """The CmdSN of the session."""
         self._config = config
         self._random_bytes = random_bytes
         self._memory = memory
@@ -172,7 +185,7 @@ class TargetLogin:
         self._unsent = cut_text(encode_pairs(pairs), LOGIN_SEGMENT_LENGTH)
         if len(self._unsent) > 1:
             return self._send_piece(response._replace(flags=0))
-        self.stat_sn = serial.add(response.stat_sn, 1)
+        self.statuses.stat_sn = serial.add(response.stat_sn, 1)
         if response.flags & LoginFlag.TRANSIT and response.status_class == 0:
             self.done = response.flags & 3 == Stage.FULL_FEATURE
             self._stage = Stage.OPERATIONAL
@@ -181,16 +194,16 @@ class TargetLogin:
     def _send_piece(self, response: LoginResponse) -> tuple[LoginResponse, bytes]:
         """Send the next piece of an answer that does not fit into one data segment (section 6.2)."""
         response, piece = self._numbered(response), self._unsent.pop(0)
-        self.stat_sn = serial.add(response.stat_sn, 1)
+        self.statuses.stat_sn = serial.add(response.stat_sn, 1)
         return response._replace(flags=response.flags | (LoginFlag.CONTINUE if self._unsent else 0)), piece
 
     def _numbered(self, response: LoginResponse) -> LoginResponse:
         """Fill in the current stage and the numbers."""
         return response._replace(
             flags=response.flags | self._stage << 2,
-            stat_sn=self.stat_sn,
-            exp_cmd_sn=self.exp_cmd_sn,
-            max_cmd_sn=serial.add(self.exp_cmd_sn, self._config.command_window - 1),
+            stat_sn=self.statuses.stat_sn,
+            exp_cmd_sn=self.commands.exp_cmd_sn,
+            max_cmd_sn=self.commands.max_cmd_sn,
         )
 
     def _refusal(self, response: LoginResponse, status: Status, why: str) -> tuple[LoginResponse, bytes]:
@@ -210,8 +223,8 @@ class TargetLogin:
                 raise _Refused(INITIATOR_ERROR)
             self._first = request
             self._stage = Stage(current)
-            self.exp_cmd_sn = request.cmd_sn
-        elif request != self._first._replace(flags=flags, exp_stat_sn=self.stat_sn):
+            self.commands.exp_cmd_sn = request.cmd_sn
+        elif request != self._first._replace(flags=flags, exp_stat_sn=self.statuses.stat_sn):
             raise _Refused(INITIATOR_ERROR)
         transit = bool(flags & LoginFlag.TRANSIT)
         if current != self._stage or (transit and flags & LoginFlag.CONTINUE):

@@ -195,7 +195,7 @@ class Server:
                 and other.connection.login.initiator_name == login.initiator_name
                 and other.connection.isid == session.connection.isid
             ):
-                other.connection.abort()
+                other.connection.reinstated()
                 other.wire.close()
 
     def send_targets(self, session: Session, value: str) -> list[Pair]:

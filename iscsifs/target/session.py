@@ -9,6 +9,7 @@ import trio
 from iscsifs.errors import IscsifsError, ProtocolError, TransportError
 from iscsifs.iscsi.framing import Buffer, Receiver
 from iscsifs.iscsi.pdu import Pdu, TargetPdu, TaskFunction, TaskResponse
+from iscsifs.iscsi.states import TARGET_SESSION_STATES, SessionState
 from iscsifs.iscsi.text import Pair
 from iscsifs.target.connection import TARGET_RESETS, Connection
 from iscsifs.target.device import Device
@@ -36,7 +37,7 @@ class Session(Nexus):
         self.device: Device | None = None
         self.failure: IscsifsError | None = None
         self.ended = trio.Event()
-        self.connection = Connection(login, self, command_window=server.config.command_window)
+        self.connection = Connection(login, self)
         self._server = server
         self._script = server.script
         self._arrived: list[_Arrived] = []
@@ -63,8 +64,13 @@ class Session(Nexus):
                 await self._serve(nursery)
                 nursery.cancel_scope.cancel()
         finally:
-            self.connection.abort()
+            self.connection.connection_lost()
             self.wire.close()
+
+    @property
+    def state(self) -> SessionState:
+        """The state of section 8.3.2."""
+        return TARGET_SESSION_STATES[self.connection.state]
 
     async def flush(self) -> None:
         """Send what the connection has to say; to be called after any of its calls from outside."""
@@ -125,7 +131,7 @@ class Session(Nexus):
 
     async def _watch_login(self) -> None:
         await trio.sleep(self._server.login_timeout)
-        if not self.connection.login.done:
+        if self.state in (SessionState.FREE, SessionState.ACTIVE):
             self.failure = TransportError(f"no login within {self._server.login_timeout:g} s")
             self.wire.close()
 

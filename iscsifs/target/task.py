@@ -6,6 +6,7 @@ numbers that it shares with other tasks are put in by `connection.Connection`.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from iscsifs.errors import ProtocolError
 from iscsifs.iscsi.keys import Parameters
@@ -20,6 +21,8 @@ from iscsifs.iscsi.pdu import (
 )
 from iscsifs.scsi.status import Status
 from iscsifs.target.unit import Operation, Result
+
+_EXTENDED_CDB: Final = 1  # the AHSType of the rest of a long CDB (section 11.2.2.3)
 
 
 @dataclass(slots=True)
@@ -198,3 +201,15 @@ def _check(command: ScsiCommand, immediate: int, parameters: Parameters) -> None
             raise broken("immediate data, but ImmediateData=No", "13.11")
         if immediate > min(parameters.first_burst_length, expected):
             raise broken(f"{immediate} bytes of immediate data are too much", "13.14")
+
+
+def rest_of_cdb(ahs: bytes) -> bytes:
+    """Return what an Extended CDB AHS holds of a CDB (section 11.2.2.3). Raises ProtocolError."""
+    rest = b""
+    while ahs:
+        length = int.from_bytes(ahs[:2], "big")
+        if len(ahs) < 4 + length - 1 or ahs[2] != _EXTENDED_CDB or not length:
+            raise ProtocolError("a malformed or unknown AHS", section="11.2.2", pdu="SCSI_COMMAND")
+        rest += ahs[4 : 3 + length]
+        ahs = ahs[3 + length + (1 - length) % 4 :]
+    return rest

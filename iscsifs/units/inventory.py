@@ -20,10 +20,11 @@ from iscsifs.limits import NOTES_A_LIST, PROBES_AT_ONCE, UNIT_GRACE
 from iscsifs.scsi.luns import lun_label
 from iscsifs.scsi.sense import Condition, Sense
 from iscsifs.scsi.status import Status
-from iscsifs.units.block import LogicalUnit
-from iscsifs.units.identity import describe, report_luns, take_reports
+from iscsifs.units.block import BlockUnit
+from iscsifs.units.identity import Description, describe, report_luns, take_reports
 from iscsifs.units.path import Path
 from iscsifs.units.queue import Queue
+from iscsifs.units.unit import LogicalUnit
 
 log = logging.getLogger(__name__)
 
@@ -197,20 +198,20 @@ class Inventory:
                 if left_out <= NOTES_A_LIST:
                     log.warning("left out: %s", error, extra={"kind": error.kind})
                 return
-            unit = LogicalUnit(
-                lun,
-                self._queue(lun),
-                description,
-                self._nursery,
-                write_behind=self._settings.write_behind,
-            )
-            found[lun] = unit
+            found[lun] = unit = self._unit(lun, description)
             self._looked_at[unit] = logins
 
         await _for_each(luns, look)
         if left_out > NOTES_A_LIST:
             log.warning("%s: left out %d more logical units", self._nexus.name, left_out - NOTES_A_LIST)
         return dict(sorted(found.items()))
+
+    def _unit(self, lun: int, description: Description) -> LogicalUnit:
+        """Return a unit of the kind that *description* tells of."""
+        if not description.inquiry.device_type.addressed_by_block:
+            return LogicalUnit(lun, self._queue(lun), description)
+        write_behind = self._settings.write_behind
+        return BlockUnit(lun, self._queue(lun), description, self._nursery, write_behind=write_behind)
 
     def _outdated(self) -> list[LogicalUnit]:
         """Return those that were looked at before the last login, of which they were not told."""

@@ -1,654 +1,432 @@
-"""Writes of one logical unit between their arrival and the moment from which they cannot be lost.
+"""The scheduler of a write buffer: what of the map is sent when, and who waits for it.
 
-Data go through three states. DIRTY: we have them, the target has not. SENDING: they are in a command under
-way. WRITTEN: the target has them, perhaps only in a volatile cache. SYNCHRONIZE CACHE ends the last state;
-until then they are kept, because a target that is reset or loses power may have lost them, and they are
-written again (`lost_cache`). So there are two bounds: one for what is not yet written, at which writers
-wait, and one for what is written but not synchronised. Half-way to the second, the cache is synchronised
-unasked; where this does not help, the oldest data are let go, and a reset after that is reported as a
-failure. While memory is short (`relieve`) the second bound is zero.
+A write goes into the map (`extents`) and is acknowledged; the commands that write it follow.
 
-The buffer is a map of extents that do not overlap, sorted by offset, each the newest data for its range. What
-is written next to an extent that is still to be sent joins it, so an extent is what one command writes. Data
-that overlap a command under way are blocked until it has ended: two commands for the same blocks are never
-under way at once. Offsets are in bytes, all of them multiples of the block size.
-
-A synchronous write returns when its data are on stable storage. They take the same way through the map, so
-that overlapping data stay in order, but in commands of their own. These have FUA (SBC-3, Caches) where the
-unit honours it, and their data are not kept any longer; otherwise SYNCHRONIZE CACHE follows.
+- What: one command writes one extent, up to the longest transfer of the unit. Neighbours have been joined by
+  the map. What there is no memory for is sent again after a pause: a write that was acknowledged is not lost
+  because memory is short.
+- When: at once, the oldest first, as long as fewer than *max_commands* are under way. Only the extent that
+  was written last waits while others are under way, since what comes next may join it; and not even that
+  once anybody waits. The map blocks what overlaps a command under way.
+- Bounds: writers wait while too many bytes are not written (`admission`). What is written and not
+  synchronised is bounded as well (`durability`); half-way to that bound SYNCHRONIZE CACHE is sent unasked.
+- Failures: of a command that was joined from several writes, and failed with a medium error, each write is
+  sent for itself, so that only those are lost whose blocks are bad. FUA that is refused is not used again.
+  What was under way when the cache was lost is sent again. Everything else is the queue's to repeat.
+- Who waits: a drain for all that is here, a writer without write-behind for its own data. A synchronous
+  writer waits until they are on stable storage. Its data take the same way through the map, so that
+  overlapping data stay in order, but in commands of their own: with FUA where the unit honours it, and their
+  data are not kept any longer; otherwise SYNCHRONIZE CACHE follows.
 """
 
 import logging
-from bisect import bisect_left, bisect_right
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Iterable
+from enum import Enum, auto
+from functools import partial
+from typing import Final, Protocol
 
 import trio
 
-from iscsifs.errors import DataLostError, IscsifsError, MediumError, TransportError
-from iscsifs.limits import MAX_ROUNDS, MAX_UNSYNCHRONISED, MAX_UNWRITTEN
+from iscsifs.errors import IscsifsError, MediumError, TransportError
+from iscsifs.limits import MAX_ROUNDS
+from iscsifs.units.admission import Admission, Arrival
 from iscsifs.units.answers import Unsupported
-from iscsifs.units.extents import Barrier, Command, Extent, State, cut
+from iscsifs.units.durability import Ledger
+from iscsifs.units.extents import DIRTY, SENDING, Barrier, Extent, ExtentMap, compact
 
 log = logging.getLogger(__name__)
 
 MAX_COMMANDS: Final = 32
-"""WRITEs of one unit on their way at once."""
-
-Done = Callable[[Exception | None], None]
+"""WRITEs of one unit under way at once."""
 
 MEMORY_PAUSE: Final = 0.2
-"""Seconds before data are joined again for which there was no memory."""
+"""Seconds before data are sent again for which there was no memory."""
+
+
+class Outcome(Protocol):
+    """How a WRITE has ended."""
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why it failed, or None."""
+
+
+class Transfers(Protocol):
+    """Sends the commands of one unit."""
+
+    @property
+    def longest(self) -> int:
+        """Bytes that one command may write."""
+
+    def send_write(self, start: int, data: memoryview, fua: bool, on_end: Callable[[Outcome], None]) -> None:
+        """Send a WRITE; *on_end* is called with its outcome, perhaps before this returns."""
+
+    async def synchronise_cache(self) -> None:
+        """Run SYNCHRONIZE CACHE; raises what it fails with."""
+
+    def poll(self) -> None:
+        """Busy-poll for answers."""
+
+
+class Unasked(Enum):
+    """What has become of SYNCHRONIZE CACHE that nobody has asked for."""
+
+    IDLE = auto()
+    UNDER_WAY = auto()
+    FAILED = auto()
+    """It is not sent again until one that was asked for has succeeded."""
+
+
+class Failed:
+    """The outcome of a WRITE that could not be sent because of *failure*."""
+
+    def __init__(self, failure: Exception) -> None:
+        self.failure = failure
+
+
+class Command:
+    """A WRITE of *extent* under way. What becomes of the extent meanwhile does not change what is sent.
+
+    *resets* is how often the target had lost its cache before. `fua`: it succeeds only when its data are on
+    stable storage. With a `failure` it has failed, whatever its outcome is. Raises MemoryError where there
+    is none to join the data.
+    """
+
+    __slots__ = ("barriers", "data", "end", "failure", "fua", "is_joined", "resets", "start")
+
+    def __init__(self, extent: Extent, resets: int, fua: bool) -> None:
+        chunks = extent.chunks
+        self.start = extent.start
+        self.end = extent.end
+        self.is_joined = len(chunks) > 1
+        self.data = memoryview(b"".join(chunks)) if self.is_joined else chunks[0]
+        self.resets = resets
+        self.fua = fua
+        self.failure: IscsifsError | None = None
+        self.barriers: tuple[Barrier, ...] = ()
 
 
 class WriteBuffer:
-    """The write buffer of the unit *name*.
+    """Writes the data of *extents* by *transfers*. What becomes of them is booked in *ledger*.
 
-    *write(offset, data, fua, done)* writes and tells *done* what that failed with, or None, at once or later.
-    *synchronise()* raises IscsifsError where it fails; it runs in *nursery* where nobody has asked for it.
-    *linger()* busy-polls for an answer. *longest* is the number of bytes up to which
-    neighbours are joined. With *behind* False a write returns when the target has it. *volatile*: what the
-    target has, it may still lose. *fua*: the unit honours FUA.
-
-    `failures` counts what was lost of writes that had been acknowledged, `failure` is the latest such loss:
-    every open file that was there has to report it once.
+    *behind*: a write returns as soon as its data are in the map; otherwise, when the target has them. Pauses,
+    and SYNCHRONIZE CACHE where nobody has asked for it, run in *nursery*.
     """
 
     def __init__(
         self,
-        name: str,
-        write: Callable[[int, memoryview, bool, Done], None],
-        synchronise: Callable[[], Awaitable[None]],
+        transfers: Transfers,
+        extents: ExtentMap,
+        admission: Admission,
+        ledger: Ledger,
         nursery: trio.Nursery,
         *,
-        longest: int,
-        linger: Callable[[], None] = lambda: None,
         behind: bool = True,
-        volatile: bool = True,
-        fua: bool = False,
         max_commands: int = MAX_COMMANDS,
-        max_unwritten: int = MAX_UNWRITTEN,
-        max_unsynchronised: int = MAX_UNSYNCHRONISED,
     ) -> None:
-        self.failures = 0
-        self.failure: IscsifsError | None = None
-        self.resets = 0
-        """How often the cache of the target may have been lost."""
-        self.volatile = volatile
-        self.fua = fua
-        self._name = name
-        self._write = write
-        self._synchronise = synchronise
+        self._transfers = transfers
+        self.extents = extents
+        self.admission = admission
+        self.ledger = ledger
         self._nursery = nursery
-        self._linger = linger
-        self._longest = longest
         self._behind = behind
         self._max_commands = max_commands
-        self._max_unwritten = max_unwritten
-        self._max_unsynchronised = max_unsynchronised
-        self._starts: list[int] = []
-        self._extents: list[Extent] = []
-        # DIRTY, by age; from the front of a plain dict every removal would be slower than the last.
-        self._ready: OrderedDict[Extent, None] = OrderedDict()
-        self._blocked: dict[Extent, None] = {}  # DIRTY, but older data for the same blocks are on their way
-        self._written: OrderedDict[Extent, None] = OrderedDict()  # WRITTEN, by age
         self._commands: set[Command] = set()
-        self._pumping = False
-        self._barriers: list[Barrier] = []
         self._newest: Extent | None = None
-        self._unwritten = 0
-        self._unsynchronised = 0
-        self._epoch = 0
-        self._touched = self._synchronised = -1  # the epochs of the last write, and of the last cache flush
-        self._let_go: int | None = None  # the epoch of the newest data that were let go unsynchronised
-        self._synchronises_unasked = False  # at this moment
-        self._may_synchronise_unasked = True  # not after that has failed
-        self._refused_fua = False
-        self._logged = ""  # why something was lost since the last flush
-        self._disowned: IscsifsError | None = None  # the latest of `disown`
-        self._room = trio.lowlevel.ParkingLot()
+        self._waiting = 0  # those who wait for data to be written
+        self._is_pumping = False
         self._is_short = False  # of memory, and about to try again
+        self._unasked = Unasked.IDLE
 
-    @property
-    def unwritten(self) -> int:
-        """How many bytes are not known to have reached the target."""
-        return self._unwritten
+    async def write(
+        self, start: int, data: bytes | memoryview, sync: bool = False, arrival: Arrival | None = None
+    ) -> None:
+        """Take *data*, at least one block, for offset *start*, when it is their turn: that of *arrival* where
+        there is one already.
 
-    @property
-    def needs_flush(self) -> bool:
-        """Whether there was a write, even one that failed, that no SYNCHRONIZE CACHE has made safe."""
-        return self._unwritten > 0 or self._touched > self._synchronised
-
-    @property
-    def fua(self) -> bool:
-        """Whether the unit honours FUA: what it says, unless it has refused a command with it."""
-        return self._fua and not self._refused_fua
-
-    @fua.setter
-    def fua(self, says: bool) -> None:
-        self._fua = says
-
-    async def write(self, start: int, data: bytes | memoryview, sync: bool = False) -> None:
-        """Take *data*, at least one block, for offset *start*.
-
-        Waits until there is room; without *behind*, until they are written, with *sync*, until they are on
-        stable storage, and raises what that failed with.
+        Waits until there is room; without write-behind, until they are written, with *sync*, until they are
+        on stable storage, and raises what that failed with.
         """
-        disowned = self._disowned
-        while self._unwritten >= self._max_unwritten:
-            await self._room.park()
-        if self._disowned is not disowned and self._disowned is not None:
-            self._make_room()  # for the next one
-            raise self._disowned
-        extent = self._insert(start, memoryview(data), sync)
-        self._make_room()
-        if sync:
-            await self._secure(extent, start, start + len(data))
-            return
-        if self._behind:
+        if arrival is None and self.admission.is_open:
+            await self.put(start, data, sync)
+        elif arrival is None:
+            async with self.admission.turn(start, start + len(data)) as arrival:
+                await self.write(start, data, sync, arrival)
+        else:
+            await self.admission.room()
+            arrival.check()
+            await self.put(start, data, sync)
+
+    async def put(self, start: int, data: bytes | memoryview, sync: bool = False) -> None:
+        """Do what `write` does, and let nothing come before: the admission is open."""
+        acknowledged = self._behind and not sync
+        extent = self.extents.insert(start, memoryview(data), acknowledged=acknowledged, sync=sync)
+        self._newest = extent
+        if acknowledged:
             self._pump()
-            return
-        barrier = await self._wait_for([extent])
-        if barrier.failure is not None:
-            raise barrier.failure
+        elif sync:
+            await self._secure(extent, start, start + len(data))
+        else:
+            barrier = await self._wait_for([extent])
+            if barrier.failure is not None:
+                raise barrier.failure
 
     async def _secure(self, extent: Extent, start: int, end: int) -> None:
         """Wait until the data of a synchronous write, *start* to *end*, are on stable storage.
 
         They are in *extent* now. Raises what that failed with.
         """
-        resets, failures = self.resets, self.failures
+        ledger = self.ledger
+        resets, failures = ledger.resets, ledger.failures
         barrier = await self._wait_for([extent])
         if barrier.failure is None and barrier.is_safe:
             return
         for _ in range(MAX_ROUNDS):
-            failure = barrier.failure or await self._synchronise_now()
-            if failure is None and self.resets == resets:
+            failure = barrier.failure or await self._synchronise()
+            if failure is None and ledger.resets == resets:
                 return
-            if failure is None and self.failures != failures:
-                failure = self.failure  # what the cache has lost was not kept here, and may have been this
+            if failure is None and ledger.failures != failures:
+                failure = ledger.failure  # what the cache has lost was not kept here, and may have been this
             if failure is not None:
                 raise failure
-            resets = self.resets
-            barrier = await self._wait_for(self._unwritten_things(start, end))
-        raise self._always_loses_its_cache()
+            resets = ledger.resets
+            barrier = await self.settle(start, end)
+        raise ledger.always_lost()
 
-    def _unwritten_things(self, start: int, end: int) -> list[Extent | Command]:
-        """Return what is still to be written between *start* and *end*."""
-        first, last = self._overlapping(start, end)
-        dirty = [extent for extent in self._extents[first:last] if extent.state is State.DIRTY]
-        commands = (c for c in self._commands if c.start < end and start < c.start + len(c.data))
-        return [*dirty, *commands]
-
-    def newer(self, start: int, end: int) -> list[tuple[int, memoryview]]:
-        """Return what is newer here than on the target between *start* and *end*, as (offset, data)."""
-        found: list[tuple[int, memoryview]] = []
-        if self._unwritten:
-            first, last = self._overlapping(start, end)
-            for extent in self._extents[first:last]:
-                if extent.state is not State.WRITTEN:
-                    position = extent.start
-                    for chunk in extent.chunks:
-                        if position < end and start < position + len(chunk):
-                            part = chunk[max(start - position, 0) : end - position]
-                            found.append((max(position, start), part))
-                        position += len(chunk)
-        return found
+    async def settle(self, start: int, end: int) -> Barrier:
+        """Wait until what is here now for *start* to *end* was written, or has failed; return the barrier."""
+        extents = [extent for extent in self.extents.overlapping(start, end) if extent.state < SENDING]
+        commands = [command for command in self._commands if command.start < end and start < command.end]
+        return await self._wait_for(extents, commands)
 
     async def drain(self) -> None:
-        """Wait until everything that is here now was written, or has failed."""
-        await self._wait_for([*self._ready, *self._blocked, *self._commands])
+        """Wait until everything that has come was written, or has failed."""
+        if self.admission.arrivals:
+            await self.admission.drain()
+        if self.extents.unwritten or self._commands:
+            await self._wait_for(self.extents.waiting, self._commands)
 
     async def flush(self) -> None:
-        """Wait until everything that is here now is safe from a loss of the target's cache.
+        """Wait until everything that has come is safe from a loss of the target's cache.
 
         Raises what SYNCHRONIZE CACHE failed with, and DataLostError for a target that loses its cache all the
         time; the data are then written again before the next flush. That a write failed shows in `failures`.
         """
         for _ in range(MAX_ROUNDS):
-            resets = self.resets
+            resets = self.ledger.resets
             await self.drain()
-            failure = await self._synchronise_now()
+            failure = await self._synchronise()
             if failure is not None:
                 raise failure
-            if self.resets == resets:
-                self._may_synchronise_unasked = True
+            if self.ledger.resets == resets:
+                if self._unasked is Unasked.FAILED:
+                    self._unasked = Unasked.IDLE
                 return
-        raise self._always_loses_its_cache()
+        raise self.ledger.always_lost()
 
     def relieve(self) -> None:
         """Memory is short: keep what is written only as long as it is being synchronised."""
-        if not self._may_synchronise_unasked:
-            self._let_go_down_to(0)
-        elif self._written:
-            self._begin_to_synchronise()
+        if self._unasked is Unasked.FAILED:
+            self.ledger.let_go(0)
+        elif self.extents.written:
+            self._flush_unasked()
 
     def lost_cache(self) -> None:
-        """The target may have lost what it had not synchronised: write it again (SPC, unit attention 29h)."""
-        self.resets += 1
-        if self._let_go is not None:
-            self._let_go = None
-            reason = "the target may have lost its cache, and more was in it than is kept here"
-            self.report(DataLostError(f"{self._name}: {reason}"))
-        for extent in self._extents:
-            extent.stand_in()
-        for extent in list(self._written):
-            self._change(extent, State.DIRTY)
+        """The target may have lost what it had not synchronised: write it again."""
+        self.ledger.lost_cache()
         self._pump()
 
-    def report(self, failure: IscsifsError) -> None:
-        """Count a loss of writes that had been acknowledged; log why, once for each reason in a row."""
-        if str(failure) != self._logged:
-            self._logged = str(failure)
-            log.error("acknowledged writes are lost: %s", failure, extra={"kind": failure.kind})
-        self.failures += 1
-        self.failure = failure
-
     def give_up(self, failure: IscsifsError) -> None:
-        """Forget everything because of *failure*, but for what is on its way.
-
-        That counts as lost from now on as well: whoever is told of *failure* has to be told of all of it.
-        """
-        extents = [*self._ready, *self._blocked, *self._written]
-        sending = [extent for command in self._commands for extent in command.extents]
-        if any(extent.acknowledged or extent.covers for extent in (*extents, *sending)):
-            self.report(failure)
-        for extent in sending:
-            extent.acknowledged = extent.covers = False  # that was told just now
-        for extent in extents:
-            self._leave(extent)
-            for barrier in self._barriers:
-                barrier.fail(extent, failure)
-        self._keep(lambda extent: extent.state is State.SENDING)
-        self._make_room()
+        """Forget everything because of *failure*, but for what is under way."""
+        self.ledger.give_up(failure)
+        self.admission.make_room()
 
     def disown(self, failure: IscsifsError) -> None:
-        """Nothing that is here may be written again, nor counts as written, because of *failure*: not what is
-        on its way either, whatever it is answered with."""
-        self.resets += 1
-        self._disowned = failure
-        if self._let_go is not None:
-            self._let_go = None
-            self.report(failure)
+        """Nothing that has come may be written (again), nor counts as written, because of *failure*: not what
+        is under way either, whatever its outcome is."""
+        self.admission.disown(failure)
         for command in self._commands:
             command.failure = failure
-        self.give_up(failure)
+        self.ledger.disown(failure)
+        self.admission.make_room()
 
-    def forget(self, start: int, end: int) -> None:
-        """Let go of the data between *start* and *end* that are not under way: nobody wants them any more."""
-        first, last = self._overlapping(start, end)
-        for extent in self._extents[first:last]:
-            if extent.state is not State.SENDING:
-                self._carve(max(extent.start, start), min(extent.end, end))
-        self._make_room()
-
-    # The map of extents.
-
-    def _overlapping(self, start: int, end: int) -> tuple[int, int]:
-        """Return the slice of the extents that touch *start* to *end*."""
-        first = bisect_right(self._starts, start)
-        if first and self._extents[first - 1].end > start:
-            first -= 1
-        return first, bisect_left(self._starts, end, first)
-
-    def _index(self, extent: Extent) -> int:
-        return bisect_left(self._starts, extent.start)
-
-    def _put(self, first: int, last: int, extents: list[Extent]) -> None:
-        """Put *extents* in the place of those from *first* to *last*."""
-        self._extents[first:last] = extents
-        self._starts[first:last] = [extent.start for extent in extents]
-
-    def _keep(self, wanted: Callable[[Extent], bool]) -> None:
-        """Remove all extents but those *wanted*."""
-        self._put(0, len(self._extents), [extent for extent in self._extents if wanted(extent)])
-
-    def _insert(self, start: int, data: memoryview, sync: bool) -> Extent:
-        """Put *data* into the map, over what was there, and return the extent that they are in then."""
-        new = Extent(start, start + len(data), [data])
-        new.acknowledged = self._behind and not sync
-        new.sync = sync
-        index = self._carve(start, new.end, new)
-        if self._starts[index + 1 : index + 2] == [new.end] and self._join(new, self._extents[index + 1]):
-            self._put(index + 1, index + 2, [])
-        if index and self._extents[index - 1].end == start and self._join(self._extents[index - 1], new):
-            self._put(index, index + 1, [])
-            new = self._extents[index - 1]
-        self._newest = new
-        return new
-
-    def _carve(self, start: int, end: int, new: Extent | None = None) -> int:
-        """Take bytes *start* to *end* out of the map, put *new* there, and return its place."""
-        first, last = self._overlapping(start, end)
-        before: list[Extent] = []
-        behind: list[Extent] = []
-        for old in self._extents[first:last]:
-            self._leave(old)
-            parts = [] if new is None else [new]
-            if old.start < start:
-                before.append(old.part(old.start, start))
-                self._enter(before[0])
-                parts += before
-            if old.end > end:
-                behind.append(old.part(end, old.end))
-                self._enter(behind[0])
-                parts += behind
-            if new is not None:
-                # If this fails: DIRTY data that were counted on are lost with it, others perhaps.
-                new.acknowledged |= old.acknowledged and old.state is State.DIRTY
-                new.covers |= old.covers or (old.acknowledged and old.state is not State.DIRTY)
-                new.blockers |= old.blockers
-                if old.command is not None:
-                    new.blockers.add(old.command)
-            for barrier in self._barriers:
-                barrier.replace(old, *parts)
-        if new is None:
-            self._put(first, last, before + behind)
-        else:
-            self._enter(new)
-            self._put(first, last, [*before, new, *behind])
-        return first + len(before)
-
-    def _join(self, left: Extent, right: Extent) -> bool:
-        """Take *right*, which is next to it, into *left* if one command can write both; return whether it
-        can."""
-        if (
-            left.state is not State.DIRTY
-            or right.state is not State.DIRTY
-            or left.alone
-            or right.alone
-            or left.sync != right.sync  # the one fails to its writer, the other is lost
-            or len(left) + len(right) > self._longest
-            or left.blockers != right.blockers
-        ):
-            return False
-        self._leave(right)
-        left.chunks += right.chunks
-        left.end = right.end
-        left.acknowledged |= right.acknowledged
-        left.covers |= right.covers
-        self._unwritten += len(right)
-        for barrier in self._barriers:
-            barrier.replace(right, left)
-        return True
-
-    # The books: every extent of the map is in exactly one of them.
-
-    def _enter(self, extent: Extent) -> None:
-        """Put *extent* into the book of its state."""
-        if extent.state is State.WRITTEN:
-            self._written[extent] = None
-            self._unsynchronised += extent.end - extent.start
-            return
-        self._unwritten += extent.end - extent.start
-        if extent.command is not None:
-            extent.command.extents[extent] = None
-        elif not extent.blockers:
-            self._ready[extent] = None
-        else:
-            self._blocked[extent] = None
-            for command in extent.blockers:
-                command.blocked[extent] = None
-
-    def _leave(self, extent: Extent) -> None:
-        """Take *extent* out of the book of its state."""
-        if extent.state is State.WRITTEN:
-            del self._written[extent]
-            self._unsynchronised -= extent.end - extent.start
-            return
-        self._unwritten -= extent.end - extent.start
-        if extent.command is not None:
-            del extent.command.extents[extent]
-        elif not extent.blockers:
-            del self._ready[extent]
-        else:
-            del self._blocked[extent]
-            for command in extent.blockers:
-                del command.blocked[extent]
-
-    def _change(self, extent: Extent, state: State, command: Command | None = None) -> None:
-        """Bring *extent* into *state*."""
-        self._leave(extent)
-        extent.state = state
-        extent.command = command
-        self._enter(extent)
-
-    # Writing.
+    # Sending.
 
     def _pump(self) -> None:
-        """Start commands as long as there is something to send and some are free."""
-        if self._pumping:
+        """Send as long as there is something to send and fewer than the most commands are under way."""
+        if self._is_pumping or self._is_short:
             return  # from a command that has ended at once: the loop is still there
-        self._pumping = True
+        self._is_pumping = True
         try:
-            while len(self._commands) < self._max_commands and (command := self._next_command()):
-                self._send(command)
+            while len(self._commands) < self._max_commands:
+                for extent in self.extents.dirty:
+                    # Where the writer is now there will soon be more.
+                    is_full = extent.end - extent.start >= self.extents.longest
+                    if extent is not self._newest or is_full or self._waiting or not self._commands:
+                        break
+                else:
+                    return
+                if not self._send(extent):
+                    return
         finally:
-            self._pumping = False
+            self._is_pumping = False
 
-    def _pump_later(self) -> None:
-        """Go on when there may be memory again."""
-        if self._is_short:
-            return
-
-        async def pump() -> None:
-            await trio.sleep(MEMORY_PAUSE)
-            self._is_short = False
-            self._pump()
-
-        self._nursery.start_soon(pump)
-        self._is_short = True
-        log.warning("%s: no memory to write; trying again", self._name)
-
-    def _next_command(self) -> Command | None:
-        """Begin with the oldest extent that can be sent."""
-        for extent in self._ready:
-            # Where the writer is now there will soon be more: as long as the line is busy, wait for it.
-            growing = extent is self._newest and len(extent) < self._longest
-            if growing and self._commands and not self._barriers:
-                continue
-            try:
-                command = Command(extent, self.resets)
-            except MemoryError:  # for the data that are joined in it
-                self._pump_later()
-                return None
-            command.fua = extent.sync and self.fua
-            self._change(extent, State.SENDING, command)
-            self._commands.add(command)
-            for barrier in self._barriers:
-                barrier.replace(extent, command)
-            return command
-        return None
-
-    def _send(self, command: Command) -> None:
-        def done(failure: Exception | None) -> None:
-            self._finish(command, None if failure is None else self._failure_of(failure))
-            self._pump()
-
+    def _send(self, extent: Extent) -> bool:
+        """Send a WRITE of *extent*, or of its first bytes; return whether there was memory for it."""
+        longest = self._transfers.longest
+        if extent.end - extent.start > longest:
+            borders = range(extent.start + longest, extent.end, longest)
+            self.extents.divide(extent, borders)
+            return True
+        ledger = self.ledger
         try:
-            self._write(command.start, command.data, command.fua, done)
+            command = Command(extent, ledger.resets, extent.sync and ledger.fua)
+            on_end = partial(self._ended, command)
+        except MemoryError:
+            if not self._pause():
+                raise
+            return False
+        self.extents.send(extent)
+        command.barriers, extent.barriers = extent.barriers, ()
+        self._commands.add(command)
+        try:
+            self._transfers.send_write(command.start, command.data, command.fua, on_end)
         except Exception as error:
-            done(error)
+            self._ended(command, Failed(error))
+        return not self._is_short
+
+    def _pause(self) -> bool:
+        """Send nothing for a moment, as memory is short; return whether there is memory for that at least."""
+        if not self._is_short:
+            try:
+                self._nursery.start_soon(self._go_on_later)
+            except MemoryError:
+                return False
+            self._is_short = True
+            log.warning("%s: no memory to write; trying again", self.ledger.name)
+        return True
+
+    async def _go_on_later(self) -> None:
+        await trio.sleep(MEMORY_PAUSE)
+        self._is_short = False
+        self._pump()
+
+    # The end of a command.
+
+    def _ended(self, command: Command, outcome: Outcome) -> None:
+        self._commands.remove(command)
+        sent, newer = self.extents.landed(command.start, command.end)
+        ledger = self.ledger
+        failure = command.failure or outcome.failure
+        # Was it carried out before the cache was lost, or after that? The answer does not tell.
+        is_stale = command.resets != ledger.resets and ledger.volatile and not command.fua
+        if failure is not None or is_stale:
+            is_due = False
+            self._repeat(command, failure, sent, newer)
+        else:
+            if command.is_joined:
+                for extent in sent:
+                    part = command.data[extent.start - command.start : extent.end - command.start]
+                    extent.chunks = [compact(part)]
+            is_due = ledger.written(sent, fua=command.fua)
+            for barrier in command.barriers:
+                barrier.is_safe &= command.fua
+                barrier.release()
+        if self.admission.arrivals:
+            self.admission.make_room()
+        if self.extents.dirty:
+            self._pump()
+        if is_due and self._unasked is Unasked.IDLE:
+            self._flush_unasked()
+
+    def _repeat(
+        self, command: Command, error: Exception | None, sent: list[Extent], newer: list[Extent]
+    ) -> None:
+        """Send again what *command* was to write, or book its failure.
+
+        *sent* is what is left of that. The target may have nothing of what was overwritten in the meantime:
+        it is not lost, since *newer* data wait to take its place, and who waits for it waits for these; but
+        it is lost if they fail as well.
+        """
+        ledger = self.ledger
+        ledger.touched()
+        for extent in newer:
+            extent.stand_in()
+            extent.hold(command.barriers)
+        failure = None
+        if error is None:
+            failure = ledger.lost_under_way(sent)
+        elif isinstance(error, Unsupported) and command.fua:
+            ledger.refuse_fua(error)
+        elif isinstance(error, MemoryError) and self._pause():
+            pass
+        elif not isinstance(error, MediumError) or not command.is_joined:
+            failure = self._failure_of(error)
+        if failure is not None:
+            for barrier in command.barriers:
+                barrier.failure = failure
+            ledger.failed(sent, failure)
+        for extent in sent if failure is None else ():
+            self.extents.change(extent, DIRTY)
+            extent.hold(command.barriers)
+            if isinstance(error, MediumError):
+                extent.alone = True
+                self.extents.divide(extent, extent.borders())
+        for barrier in command.barriers:
+            barrier.is_safe &= command.fua
+            barrier.release()
 
     def _failure_of(self, error: Exception) -> IscsifsError:
         if isinstance(error, IscsifsError):
             return error
         if isinstance(error, MemoryError):
-            return TransportError(f"{self._name}: no memory for a command")
-        log.error("%s: a write or a flush failed because of a bug", self._name, exc_info=error)
-        return IscsifsError(f"{self._name}: it failed because of a bug; see the log")
+            return TransportError(f"{self.ledger.name}: no memory for a command")
+        log.error("%s: a write or a flush failed because of a bug", self.ledger.name, exc_info=error)
+        return IscsifsError(f"{self.ledger.name}: it failed because of a bug; see the log")
 
-    def _finish(self, command: Command, failure: IscsifsError | None) -> None:
-        """Book the end of *command*."""
-        failure = command.failure or failure
-        self._commands.remove(command)
-        if failure is not None or not command.fua:
-            self._touched = self._epoch
-        newer = list(command.blocked)
-        for extent in newer:
-            self._leave(extent)
-            extent.blockers.remove(command)
-            self._enter(extent)
-        # Was it carried out before the cache was lost, or after that? The answer does not tell; with FUA it
-        # does not matter.
-        stale = self.volatile and command.resets != self.resets and not command.fua
-        if failure is None and stale and any(extent.repeats == MAX_ROUNDS for extent in command.extents):
-            failure = self._always_loses_its_cache()
-        if failure is None and not stale:
-            newer = []
-        # Otherwise the target may have nothing of what was overwritten in the meantime: it is not lost, since
-        # newer data wait to take its place, and a flush for these; but it is if they fail as well.
-        for extent in newer:
-            extent.stand_in()
-        if failure is None:
-            self._arrived(command, newer)
-        elif isinstance(failure, Unsupported) and command.fua:
-            self._do_without_fua(command, failure, newer)
-        elif isinstance(failure, MediumError) and command.merged:
-            self._separate(command, newer)
-        else:
-            self._failed(command, failure, newer)
-        self._make_room()
-
-    def _arrived(self, command: Command, newer: list[Extent]) -> None:
-        again: list[Extent] = []
-        for extent in list(command.extents):
-            # Of a synchronous write as well: if it fails when it is written again, its writer may be waiting
-            # for SYNCHRONIZE CACHE, and learns of that from the loss.
-            extent.acknowledged = True
-            extent.covers = False
-            if command.merged:
-                offset = extent.start - command.start
-                extent.chunks = cut([command.data], offset, offset + len(extent))
-            extent.epoch = self._epoch
-            if command.fua or not self.volatile:
-                self._leave(extent)
-                index = self._index(extent)
-                self._put(index, index + 1, [])
-            elif command.resets == self.resets:
-                extent.repeats = 0
-                self._change(extent, State.WRITTEN)
-            else:
-                extent.repeats += 1
-                self._change(extent, State.DIRTY)
-                again.append(extent)
-        for barrier in self._barriers:
-            barrier.succeed(command, *again, *newer)
-        self._respect_the_bound()
-
-    def _always_loses_its_cache(self) -> DataLostError:
-        return DataLostError(f"{self._name}: the target loses its cache over and over")
-
-    def _do_without_fua(self, command: Command, failure: IscsifsError, newer: list[Extent]) -> None:
-        """Send the data of *command* again without FUA, which the unit offers and refuses."""
-        if not self._refused_fua:
-            self._refused_fua = True
-            log.warning("%s; from now on SYNCHRONIZE CACHE follows a synchronous write", failure)
-        again = list(command.extents)
-        for extent in again:
-            self._change(extent, State.DIRTY)
-        for barrier in self._barriers:
-            barrier.replace(command, *again, *newer)
-
-    def _separate(self, command: Command, newer: list[Extent]) -> None:
-        """Send what was joined in *command* again one by one: of its blocks some cannot be written."""
-        separate: list[Extent] = []
-        for extent in list(command.extents):
-            self._change(extent, State.DIRTY)
-            self._leave(extent)
-            parts = []
-            position = extent.start
-            for chunk in extent.chunks:
-                part = extent.part(position, position + len(chunk))
-                part.alone = True
-                self._enter(part)
-                parts.append(part)
-                position = part.end
-            index = self._index(extent)
-            self._put(index, index + 1, parts)
-            separate += parts
-        for barrier in self._barriers:
-            barrier.replace(command, *separate, *newer)
-
-    def _failed(self, command: Command, failure: IscsifsError, newer: list[Extent]) -> None:
-        acknowledged = any(extent.acknowledged for extent in command.extents)
-        if acknowledged:
-            self.report(failure)
-        for extent in list(command.extents):
-            if extent.covers and not acknowledged:  # otherwise that was told just now
-                self._let_go = self._epoch
-            self._leave(extent)
-            index = self._index(extent)
-            self._put(index, index + 1, [])
-        for barrier in self._barriers:
-            barrier.fail(command, failure, *newer)
-
-    def _make_room(self) -> None:
-        """Let the next writer in, who does the same."""
-        if self._room and self._unwritten < self._max_unwritten:
-            self._room.unpark()
-
-    async def _wait_for(self, things: Iterable[Extent | Command]) -> Barrier:
-        barrier = Barrier(things)
-        if barrier.things:
-            self._barriers.append(barrier)
+    async def _wait_for(self, extents: Iterable[Extent], commands: Iterable[Command] = ()) -> Barrier:
+        """Wait until *extents* and *commands*, or what takes their place, are written or have failed."""
+        barrier = Barrier()
+        for extent in extents:
+            extent.hold((barrier,))
+        for command in commands:
+            command.barriers += (barrier,)
+            barrier.held += 1
+        if barrier.held:
+            self._waiting += 1
             try:
                 self._pump()  # nothing is held back any more
-                self._linger()
+                self._transfers.poll()
                 await barrier.wait()
             finally:
-                self._barriers.remove(barrier)
+                self._waiting -= 1
         return barrier
 
-    # Synchronising.
+    # SYNCHRONIZE CACHE.
 
-    async def _synchronise_now(self) -> IscsifsError | None:
-        """Synchronise the cache, and let go of what was written before; return what that failed with."""
-        resets, epoch = self.resets, self._epoch
-        self._epoch += 1
-        failure: IscsifsError | None = None
+    async def _synchronise(self) -> IscsifsError | None:
+        """Synchronise the cache; return what that failed with."""
+        ledger = self.ledger
+        resets, epoch = ledger.resets, ledger.begin_flush()
         try:
-            await self._synchronise()
+            await self._transfers.synchronise_cache()
         except Exception as error:
-            failure = self._failure_of(error)
-        if failure is not None:
             # Nobody knows what the target has kept, and a second SYNCHRONIZE CACHE may not tell.
             self.lost_cache()
-        elif self.resets == resets:
-            for extent in [extent for extent in self._written if extent.epoch <= epoch]:
-                self._leave(extent)
-            self._keep(lambda extent: extent.state is not State.WRITTEN or extent.epoch > epoch)
-            self._synchronised = max(self._synchronised, epoch)
-            self._logged = ""
-            if self._let_go is not None and self._let_go <= epoch:
-                self._let_go = None
-        return failure
+            return self._failure_of(error)
+        if ledger.resets == resets:
+            ledger.flushed(epoch)
+        return None
+
+    def _flush_unasked(self) -> None:
+        if self._unasked is not Unasked.UNDER_WAY:
+            self._nursery.start_soon(self._synchronise_unasked)
+            self._unasked = Unasked.UNDER_WAY  # not where there was no memory for the task
 
     async def _synchronise_unasked(self) -> None:
-        failure = await self._synchronise_now()
-        self._synchronises_unasked = False
-        self._may_synchronise_unasked = failure is None
+        failure = await self._synchronise()
+        self._unasked = Unasked.IDLE if failure is None else Unasked.FAILED
         if failure is not None:
-            kind = {"kind": f"{self._name}: {failure.kind}"}
-            log.warning("%s: the write cache could not be synchronised: %s", self._name, failure, extra=kind)
-
-    def _begin_to_synchronise(self) -> None:
-        if not self._synchronises_unasked:
-            self._nursery.start_soon(self._synchronise_unasked)
-            self._synchronises_unasked = True  # not where there was no memory for the task
-
-    def _respect_the_bound(self) -> None:
-        """See to it that not too much data are kept for being unsynchronised."""
-        if self._unsynchronised > self._max_unsynchronised // 2 and self._may_synchronise_unasked:
-            self._begin_to_synchronise()
-        self._let_go_down_to(self._max_unsynchronised)
-
-    def _let_go_down_to(self, bound: int) -> None:
-        """Keep at most *bound* bytes that are unsynchronised, the newest."""
-        while self._unsynchronised > bound:
-            oldest = next(iter(self._written))
-            self._let_go = max(oldest.epoch, self._let_go or 0)
-            self._leave(oldest)
-            index = self._index(oldest)
-            self._put(index, index + 1, [])
+            name = self.ledger.name
+            kind = {"kind": f"{name}: {failure.kind}"}
+            log.warning("%s: the write cache could not be synchronised: %s", name, failure, extra=kind)

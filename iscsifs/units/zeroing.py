@@ -10,14 +10,15 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from iscsifs.errors import DataError, DataLostError
+from iscsifs.errors import DataError
 from iscsifs.limits import MAX_HOLES, MAX_ROUNDS
 from iscsifs.scsi import cdb
+from iscsifs.units.admission import Arrival
 from iscsifs.units.answers import Unsupported
 from iscsifs.units.holes import Holes
 from iscsifs.units.identity import Description
 from iscsifs.units.queue import Queue
-from iscsifs.units.ranges import Ranges
+from iscsifs.units.transfers import BLOCKS_IN_REACH_OF_10, BlockTransfers
 from iscsifs.units.writeback import WriteBuffer
 
 log = logging.getLogger(__name__)
@@ -28,9 +29,6 @@ AT_ONCE: Final = 64 << 20
 MAX_BLOCKS_10: Final = 0xFFFF
 """Blocks that WRITE SAME(10) can name."""
 
-BLOCKS_IN_REACH_OF_10: Final = 1 << 32
-"""Blocks that WRITE SAME(10) can get at."""
-
 LONG: Final = 1 << 30
 """Bytes from which on writing zeros takes so long that it is said."""
 
@@ -38,7 +36,7 @@ Build = Callable[[int, int], bytes]
 
 
 class Zeroing:
-    """Zeroes *holes* by *queue*, in order with other writes (*ranges*) and with the buffer *writes*.
+    """Zeroes *holes* by *queue* and *transfers*, in order with the writes in the buffer *writes*.
 
     *read(start, end)* returns whole blocks as programs see them.
     """
@@ -47,15 +45,16 @@ class Zeroing:
         self,
         holes: Holes,
         queue: Queue,
-        ranges: Ranges,
+        transfers: BlockTransfers,
         writes: WriteBuffer,
         read: Callable[[int, int], Awaitable[memoryview]],
     ) -> None:
         self._holes = holes
         self._queue = queue
-        self._ranges = ranges
+        self._transfers = transfers
         self._writes = writes
         self._read = read
+        self._seen = 0, 0  # losses of the cache, and of writes, that the holes know of
         self._refused: set[str] = set()  # the ways to write the same that the unit does not know
         self._trusted: set[str] = set()  # those that were seen to do what they say
 
@@ -77,54 +76,63 @@ class Zeroing:
                 await self._fill_piece(start, stop, description, longest)
                 start = stop
         if holes.count > MAX_HOLES:
-            await self._writes.flush()
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Flush the write buffer, and with it what was zeroed before. Raises what that raises."""
+        self.notice_losses()
+        mark, resets = self._holes.mark(), self._writes.ledger.resets
+        await self._writes.flush()
+        self.notice_losses()
+        if self._writes.ledger.resets == resets:
+            self._holes.synchronised(mark)
+
+    def notice_losses(self) -> None:
+        """Have what was zeroed zeroed again if a write or the cache was lost: that may have been of zeros."""
+        ledger = self._writes.ledger
+        seen = ledger.resets, ledger.failures
+        if seen != self._seen:
+            self._seen = seen
+            self._holes.lost()
 
     async def _fill_piece(self, start: int, end: int, description: Description, longest: int) -> None:
-        assert description.capacity is not None
-        size = description.capacity.block_size
-        doubts = self._queue.doubts
-        mine = await self._ranges.enter(start // size * size, -(-end // size) * size)
-        try:
+        size = self._transfers.block_size
+        admission = self._writes.admission
+        async with admission.turn(start - start % size, end + -end % size) as arrival:
             for _ in range(MAX_ROUNDS):
                 # Some of it may have been written, or zeroed by somebody else, in the meantime.
                 pending = self._holes.pending.within(start, end)
-                self._queue.check_doubts(doubts)
+                arrival.check()
                 if not pending:
                     return
                 for first, last in pending:
-                    await self._zero(first, last, description, longest, doubts)
-            raise DataLostError(f"{self._queue.name}: the target loses its cache over and over")
-        finally:
-            self._ranges.leave(mine)
+                    await self._zero(first, last, description, longest, arrival)
+            raise self._writes.ledger.always_lost()
 
-    async def _zero(self, start: int, end: int, description: Description, longest: int, doubts: int) -> None:
-        assert description.capacity is not None
-        size = description.capacity.block_size
-        first, last = -(-start // size) * size, end // size * size
-        resets = self._writes.resets
-        for block in {start // size * size} - {start} | {last} - {end}:
+    async def _zero(
+        self, start: int, end: int, description: Description, longest: int, arrival: Arrival
+    ) -> None:
+        size = self._transfers.block_size
+        first, last = start + -start % size, end - end % size
+        ledger = self._writes.ledger
+        resets = ledger.resets
+        for block in {start - start % size} - {start} | {last} - {end}:
             data = await self._read(block, block + size)
-            self._queue.check_doubts(doubts)  # what was read may be another unit's
-            await self._writes.write(block, data)
+            await self._writes.write(block, data, arrival=arrival)
         is_short = last - first < longest
-        if first < last and (is_short or not await self._write_same(first, last, description)):
-            await self._write_zeros(first, last, longest, doubts)
-        if self._writes.resets == resets:  # otherwise the target may have lost some of it
+        if first < last and (is_short or not await self._write_same(first, last, description, arrival)):
+            zeros = memoryview(bytes(min(longest, last - first)))
+            for position in range(first, last, longest):
+                piece = zeros[: last - position]
+                await self._writes.write(position, piece, arrival=arrival)
+        if ledger.resets == resets:  # otherwise the target may have lost some of it
             self._holes.zeroed(start, end)
 
-    async def _write_zeros(self, start: int, end: int, longest: int, doubts: int) -> None:
-        zeros = memoryview(bytes(min(longest, end - start)))
-        while start < end:
-            stop = min(start + longest, end)
-            self._queue.check_doubts(doubts)
-            await self._writes.write(start, zeros[: stop - start])
-            start = stop
-
-    async def _write_same(self, start: int, end: int, description: Description) -> bool:
+    async def _write_same(self, start: int, end: int, description: Description, arrival: Arrival) -> bool:
         """Zero whole blocks by WRITE SAME; return whether the unit can do that."""
         for name, build, most in self._ways(description):
             try:
-                if await self._write_same_so(name, build, most, start, end, description):
+                if await self._write_same_so(name, build, most, start, end, arrival):
                     return True
             except (Unsupported, DataError) as error:
                 log.info("%s: zeros are written otherwise: %s", self._queue.name, error)
@@ -144,28 +152,27 @@ class Zeroing:
         return [way for way in ways if way[0] not in self._refused]
 
     async def _write_same_so(
-        self, name: str, build: Build, most: int, start: int, end: int, description: Description
+        self, name: str, build: Build, most: int, start: int, end: int, arrival: Arrival
     ) -> bool:
         """Zero whole blocks in one way; return whether they are zeros then."""
-        assert description.capacity is not None
-        size = description.capacity.block_size
-        zeros = bytes(size)
-        resets = self._writes.resets
-        await self._writes.drain()
+        size = self._transfers.block_size
+        zeros = memoryview(bytes(size))
+        resets = self._writes.ledger.resets
+        await self._writes.settle(start, end)
         lba, last = start // size, end // size
         while lba < last:
             blocks = min(last - lba, most or last - lba)
-            await self._queue.run(build(lba, blocks), data_out=memoryview(zeros))
+            arrival.check()
+            await self._queue.run(build(lba, blocks), data_out=zeros)
             lba += blocks
         if name not in self._trusted:
-            for lba in (start // size, last - 1):
+            for position in (start, end - size):
                 block = memoryview(bytearray(size))
-                read = cdb.read_16 if description.capacity.blocks > BLOCKS_IN_REACH_OF_10 else cdb.read_10
-                await self._queue.run(read(lba, 1), data_in=block)
+                await self._transfers.read(position, block)
                 if block != zeros:
                     log.warning("%s: WRITE SAME succeeds and does nothing", self._queue.name)
                     return False
             self._trusted.add(name)
-        if self._writes.resets == resets:  # until now what was written there may have to be written again
-            self._writes.forget(start, end)
+        if self._writes.ledger.resets == resets:  # until now what was written may have to be written again
+            self._writes.extents.forget(start, end)
         return True

@@ -18,22 +18,23 @@ OPERATIONS: Final = 60
 CUTS: Final = 50
 
 BROKEN: Final = {
-    "fsync does nothing": "LogicalUnit.flush = nothing",
+    "fsync does nothing": "BlockUnit.flush = nothing",
     "fsync does not wait for what is written behind": """
 WriteBuffer.drain = nothing
-write_now = LogicalUnit._start_write
+write_now = BlockTransfers.send_write
 async def write_late(self, *write):
     await trio.sleep(0.2)
     write_now(self, *write)
-LogicalUnit._start_write = lambda self, *write: self.queue._nursery.start_soon(write_late, self, *write)
+BlockTransfers.send_write = lambda self, *write: self._queue._nursery.start_soon(write_late, self, *write)
 """,
-    "fsync does not flush the target": "LogicalUnit._synchronise = nothing",
+    "fsync does not flush the target": "BlockTransfers.synchronise_cache = nothing",
 }
 PROGRAM: Final = """
 import sys
 import trio
 from iscsifs.cli import main
-from iscsifs.units.block import LogicalUnit
+from iscsifs.units.block import BlockUnit
+from iscsifs.units.transfers import BlockTransfers
 from iscsifs.units.writeback import WriteBuffer
 async def nothing(self): pass
 {}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 
+from iscsifs.iscsi.bhs import pack
 from iscsifs.iscsi.framing import frame
 from iscsifs.iscsi.pdu import (
     FINAL,
@@ -30,7 +31,6 @@ from iscsifs.iscsi.pdu import (
     TextFlag,
     TextRequest,
     TextResponse,
-    pack,
 )
 from iscsifs.iscsi.text import cut_text, encode_pairs
 from iscsifs.limits import (

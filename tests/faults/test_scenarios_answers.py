@@ -31,7 +31,6 @@ from support.memory_site import (
     Once,
     Says,
     World,
-    behave,
     errno_of,
     nothing_was_lost,
     open_world,
@@ -39,6 +38,7 @@ from support.memory_site import (
     spoil_data,
     spoil_header,
 )
+from support.trouble import behave
 
 NAME = "iqn.2026-01.example:site LUN 0"
 COMMAND_TIMEOUT = 30.0
@@ -413,7 +413,7 @@ async def test_24_a_caller_that_is_killed_in_the_middle_leaves_old_or_new_blocks
     async with open_world(write_behind=behind) as world:
         await world.file.write(0, page("o", 256))
         await world.file.fsync()
-        world.trouble.freeze()
+        world.trouble.stall()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(world.file.write, 0, page("1", 256))
             await trio.sleep(1)
@@ -422,7 +422,7 @@ async def test_24_a_caller_that_is_killed_in_the_middle_leaves_old_or_new_blocks
             # What comes after the abandoned write comes after it on the disk, too.
             nursery.start_soon(world.file.write, PAGE, page("2"))
             await trio.sleep(1)
-            world.trouble.thaw()
+            world.trouble.go_on()
         await world.file.fsync()
         assert world.stored(PAGE) == page("2")
         for number in {0, *range(2, 256)}:
@@ -434,13 +434,13 @@ async def test_24_a_caller_that_is_killed_while_it_reads_gives_its_command_back(
     autojump_clock: MockClock, says: Says
 ) -> None:
     async with open_world(disk={"block_size": 4096}) as world:
-        world.trouble.freeze()
+        world.trouble.stall()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(world.file.read)
             nursery.start_soon(world.file.write, 10, b"part")
             await trio.sleep(1)
             nursery.cancel_scope.cancel()
-        world.trouble.thaw()
+        world.trouble.go_on()
         await trio.sleep(5)
         await world.file.write(0, page("n"))
         await nothing_was_lost(world, page("n"))

@@ -76,13 +76,13 @@ async def test_3_silence_of_30_s_is_sat_out_and_the_neighbour_does_not_notice(
     async with open_world(write_behind=behind) as world:
         await world.file.write(0, page("o"))
         await world.file.fsync()
-        world.trouble.freeze()
+        world.trouble.stall()
         started = trio.current_time()
         async with world.meanwhile(world.other), trio.open_nursery() as nursery:
             nursery.start_soon(world.file.write, 0, page("n"))
             await trio.sleep(30)
             assert world.stored() == page("o")
-            world.trouble.thaw()
+            world.trouble.go_on()
         await nothing_was_lost(world, page("n"))
         assert trio.current_time() - started <= 30 + LOGIN
         assert says()[0] == f"{NAME}: no answer to a ping, and nothing else for 10 s; logging in again"
@@ -92,11 +92,11 @@ async def test_3_silence_that_the_user_allows_does_not_even_cost_the_connection(
     autojump_clock: MockClock, says: Says
 ) -> None:
     async with open_world(ping_interval=0, command_timeout=60) as world:
-        world.trouble.freeze()
+        world.trouble.stall()
         async with world.meanwhile(world.other), trio.open_nursery() as nursery:
             nursery.start_soon(world.file.write, 0, page("n"))
             await trio.sleep(30)
-            world.trouble.thaw()
+            world.trouble.go_on()
         await nothing_was_lost(world, page("n"))
         assert world.site.connections == 1
         assert says() == []
@@ -109,7 +109,7 @@ async def test_4_silence_beyond_the_deadline_is_an_error_for_all_that_waits_and_
     async with open_world(write_behind=behind) as world:
         await world.file.write(0, page("s"))
         await world.file.fsync()
-        world.trouble.freeze()
+        world.trouble.stall()
         started = trio.current_time()
         ended: dict[str, float] = {}
 
@@ -136,7 +136,7 @@ async def test_4_silence_beyond_the_deadline_is_an_error_for_all_that_waits_and_
             with trio.fail_after(0.1):
                 assert await errno_of(world.file.read()) == "EIO"
             await trio.sleep(100)
-            world.trouble.thaw()
+            world.trouble.go_on()
             await trio.sleep(LOGIN + 5)
         assert f"{NAME}: the target has been away for more than 120 seconds; still trying" in says()
         with trio.fail_after(0.1):
@@ -150,17 +150,17 @@ async def test_4_silence_beyond_the_deadline_is_an_error_for_all_that_waits_and_
 async def test_4_a_loss_is_told_to_each_open_file_once(autojump_clock: MockClock, behind: bool) -> None:
     async with open_world(write_behind=behind) as world:
         another = await world.open(world.site)
-        world.trouble.freeze()
+        world.trouble.stall()
         if behind:
             await world.file.write(0, page("n"))
             assert await errno_of(world.file.fsync()) == "EIO"
-            world.trouble.thaw()
+            world.trouble.go_on()
             await trio.sleep(LOGIN + 5)
             assert await errno_of(another.fsync()) == "EIO"
         else:
             # Who wrote it knows already; for everybody else nothing has been acknowledged.
             assert await errno_of(world.file.write(0, page("n"))) == "EIO"
-            world.trouble.thaw()
+            world.trouble.go_on()
             await trio.sleep(LOGIN + 5)
         await another.fsync()
         await world.file.fsync()
@@ -179,11 +179,11 @@ async def test_5_a_target_that_is_stopped_and_continued_has_everything_in_the_en
         async with world.meanwhile(world.other), trio.open_nursery() as nursery:
             for number in range(8):
                 if number == 3:
-                    world.trouble.freeze()
+                    world.trouble.stall()
                 start = number * PAGE
                 nursery.start_soon(world.file.write, start, contents[start : start + PAGE])
             await trio.sleep(seconds)
-            world.trouble.thaw()
+            world.trouble.go_on()
         await nothing_was_lost(world, contents)
         assert (world.site.connections == 1) == (says() == []) == (seconds < PING)
 

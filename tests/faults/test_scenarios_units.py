@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from iscsifs.iscsi.bhs import pack
 from iscsifs.iscsi.framing import Buffer
 from iscsifs.iscsi.pdu import (
     RESERVED_TAG,
@@ -15,7 +16,6 @@ from iscsifs.iscsi.pdu import (
     LoginResponse,
     NopIn,
     TargetPdu,
-    pack,
 )
 from iscsifs.limits import UNIT_GRACE
 from iscsifs.target.disk import Disk
@@ -27,12 +27,12 @@ from support.memory_site import (
     File,
     Says,
     World,
-    behave,
     errno_of,
     nothing_was_lost,
     open_world,
     page,
 )
+from support.trouble import behave
 
 NAME = "iqn.2026-01.example:site LUN 0"
 

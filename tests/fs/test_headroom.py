@@ -18,6 +18,7 @@ from iscsifs.fs.platform import headroom
 from iscsifs.fs.platform.headroom import MIB, RESERVE, Headroom
 from iscsifs.fs.platform.platform import LinuxPlatform
 from iscsifs.fs.platform.tuning import Limits
+from iscsifs.fs.record import MountEntry
 from iscsifs.fs.tree import Tree
 from support.mounting import ENVIRONMENT
 
@@ -147,7 +148,7 @@ def test_memory_that_the_process_has_but_does_not_use_counts() -> None:
     assert own.stdout.split() == ["False", "True", "False", "True"]
 
 
-async def test_without_memory_for_a_thread_a_mount_does_what_it_can(
+async def test_without_memory_for_a_process_a_mount_does_what_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Callable[[], list[str]]
 ) -> None:
     ended = trio.Event()
@@ -155,19 +156,20 @@ async def test_without_memory_for_a_thread_a_mount_does_what_it_can(
     async def serve(min_tasks: int, max_tasks: int) -> None:
         await ended.wait()
 
-    async def start_thread(*_: object, **__: object) -> None:
-        raise RuntimeError("can't start new thread")
+    def start_process(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
+    entry = MountEntry("1", "0:0", tmp_path, "fuse.iscsifs", 0)
     monkeypatch.setattr(pyfuse3, "init", lambda *_: None)
     monkeypatch.setattr(pyfuse3, "main", serve)
     monkeypatch.setattr(pyfuse3, "terminate", ended.set)
     monkeypatch.setattr(pyfuse3, "trio", trio)
-    monkeypatch.setattr(trio.to_thread, "run_sync", start_thread)
+    monkeypatch.setattr("iscsifs.fs.mount.mount_at", lambda path: entry)
+    monkeypatch.setattr(subprocess, "Popen", start_process)
     operations = Operations(Tree(), uid=0, gid=0, read_only=False, direct_io=False)
     mount = Mount(operations, tmp_path, (), LinuxPlatform(Limits()))
     stop = trio.Event()
     await mount.serve(stop, stop.set, trio.lowlevel.checkpoint)
-    assert says() == [
-        f"{tmp_path}: the kernel's limits stay as they are: can't start new thread",
-        f"{tmp_path}: cannot write back: can't start new thread",
-    ]
+    assert stop.is_set()
+    assert mount.fault is None
+    assert says() == []

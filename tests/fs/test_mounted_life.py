@@ -431,34 +431,60 @@ def test_what_a_mapping_has_changed_is_written_at_a_signal(
         assert target.disk.read(0, size).count(b"m") == size
 
 
+@contextmanager
+def truncation_that_waits(mounted: Mounted, target: TestTarget) -> Iterator[subprocess.Popen[bytes]]:
+    """Truncate while the kernel reads a page, of which the target does not answer the read; give the process
+    that truncates."""
+    truncater = subprocess.Popen(
+        [sys.executable, "-c", _TRUNCATER, mounted.storage()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert truncater.stdin is not None
+    assert truncater.stdout is not None
+    assert truncater.stdout.readline() == b"open\n"
+    target.clear()
+    target.disk.delay("read", 3600)
+    with read_at(mounted.storage(), MIB):
+        try:
+            target.wait_for("read")
+            truncater.stdin.write(b"\n")
+            truncater.stdin.flush()
+            time.sleep(0.5)  # for the kernel to wait for that page
+            assert truncater.poll() is None
+            yield truncater
+        finally:
+            if mounted.is_mounted():
+                run("umount", "-f", mounted.path, check=False)
+            truncater.communicate(timeout=10)
+
+
 def test_a_truncation_that_waits_for_a_page_does_not_keep_the_process(
     mount_hosts: MountHosts, require_root: None
 ) -> None:
     with TestTarget(name=NAME) as target:
         mounted = mount_hosts(target.url, foreground=True)
-        truncater = subprocess.Popen(
-            [sys.executable, "-c", _TRUNCATER, mounted.storage()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        assert truncater.stdout is not None
-        assert truncater.stdout.readline() == b"open\n"
-        target.clear()
-        target.disk.delay("read", 3600)
-        with read_at(mounted.storage(), MIB):
-            target.wait_for("read")
-            assert truncater.stdin is not None
-            truncater.stdin.write(b"\n")
-            truncater.stdin.flush()
-            time.sleep(0.5)  # for the kernel to wait for that page
-            assert truncater.poll() is None
+        with truncation_that_waits(mounted, target):
             mounted.signal(signal.SIGINT)
             time.sleep(0.2)
             mounted.signal(signal.SIGINT)
             assert mounted.status() == 7
-            truncater.communicate(timeout=10)
         assert not mounted.is_mounted()
+
+
+def test_a_process_that_is_killed_while_a_truncation_waits_for_a_page_ends_at_once(
+    mount_hosts: MountHosts, require_root: None
+) -> None:
+    """A thread that waits in the kernel for an answer of its own process would keep both for ever."""
+    with TestTarget(name=NAME) as target:
+        mounted = mount_hosts(target.url, foreground=True)
+        with truncation_that_waits(mounted, target) as truncater:
+            assert mounted.process is not None
+            mounted.process.kill()
+            assert mounted.process.wait(5) == -signal.SIGKILL
+            assert truncater.wait(5) == 1
+            assert "not connected" in run("stat", mounted.path, check=False)
 
 
 def end_with_writes_owed(mounted: Mounted, tgt: Tgt, holder: Holder) -> None:

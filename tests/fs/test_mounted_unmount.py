@@ -3,12 +3,14 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -168,6 +170,26 @@ def test_what_is_in_use_stays_and_its_users_are_named(
     )
     assert mounted.is_mounted()
     assert unmount(mounted).returncode == ExitStatus.OK
+
+
+@pytest.mark.parametrize("command", [unmount, umount])
+def test_a_mount_that_is_busy_for_a_moment_is_unmounted_then(
+    command: object, tgt: Tgt, mount_hosts: MountHosts
+) -> None:
+    """Its own process opens files for moments. Here a descriptor that is under way keeps it busy."""
+    assert callable(command)
+    mounted = mount_hosts(tgt.portal)
+    near, far = socket.socketpair()
+    with near, far:
+        descriptor = os.open(mounted.storage(), os.O_RDONLY)
+        socket.send_fds(near, [b"x"], [descriptor])
+        os.close(descriptor)
+        timer = Timer(0.7, far.close)  # with it goes what is under way
+        timer.start()
+        done = command(mounted)
+        timer.join()
+    assert (done.returncode, done.stderr) == (ExitStatus.OK, "")
+    assert ended(mounted)
 
 
 def test_a_loop_device_that_uses_it_is_named(tgt: Tgt, mount_hosts: MountHosts, require_root: None) -> None:

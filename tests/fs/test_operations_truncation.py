@@ -252,10 +252,12 @@ async def test_times_follow_writes(storage: Memory, fails: bool) -> None:
     assert after[1] > before[1]
 
 
-async def test_times_move_on_once_when_somebody_else_may_have_written(storage: Memory) -> None:
+async def test_times_move_on_once_when_somebody_else_may_have_written(
+    storage: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dropped: list[bytes] = []
     operations = serve(storage)
-    operations.drop_pages = dropped.append
+    monkeypatch.setattr(operations.pages, "drop_soon", lambda inode, path: dropped.append(path))
     operations.may_have_changed(storage)  # which nobody knows
     before = await times_of(operations)
     operations.may_have_changed(storage)

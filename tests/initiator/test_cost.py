@@ -1,6 +1,5 @@
 """What a command costs, counted and not timed: system calls, copies of the data, and steps of the program."""
 
-import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from types import FrameType
@@ -13,6 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from iscsifs.iscsi.framing import SCRATCH_LENGTH
 from iscsifs.target.disk import Disk
 from support.memory_san import San
+from support.network import End
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -21,11 +21,13 @@ HEADERS = 4 * KIB
 """Bytes around the data of a large command, all its PDUs together."""
 
 
-class CountingSocket(socket.socket):
+class CountingSocket(End):
     """The initiator's socket: what it is asked for, and with which memory."""
 
-    sends: list[list[memoryview]]
-    receives: list[tuple[memoryview, int]]
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.sends: list[list[memoryview]] = []
+        self.receives: list[tuple[memoryview, int]] = []
 
     def sendmsg(self, buffers: Any, *rest: Any) -> int:
         self.sends.append([memoryview(buffer) for buffer in buffers])
@@ -38,23 +40,15 @@ class CountingSocket(socket.socket):
 
 
 @pytest.fixture
-async def connected(monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery) -> tuple[San, CountingSocket]:
+async def connected(nursery: trio.Nursery) -> tuple[San, CountingSocket]:
     """A disk of 4 MiB, and the socket that leads there."""
-    sockets: list[CountingSocket] = []
-
-    def pair() -> tuple[socket.socket, socket.socket]:
-        ours, theirs = socketpair()
-        sockets.append(CountingSocket(fileno=ours.detach()))
-        sockets[-1].sends, sockets[-1].receives = [], []
-        return sockets[-1], theirs
-
-    socketpair = socket.socketpair
-    monkeypatch.setattr("support.memory_san.socket.socketpair", pair)
     san = San(nursery, Disk.in_memory(4 * MIB))
+    san.network.end = CountingSocket
     await san.log_in()
     await san.unit.read(0, 8 * KIB)  # the first answer of this size makes room for all others
     await wait_all_tasks_blocked()
-    line = sockets[-1]
+    line = san.network.ends[-1]
+    assert isinstance(line, CountingSocket)
     line.sends.clear()
     line.receives.clear()
     return san, line

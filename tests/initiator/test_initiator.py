@@ -18,6 +18,7 @@ from iscsifs.target.disk import Disk
 from iscsifs.target.script import Script
 from iscsifs.target.server import Server
 from iscsifs.target.session import Session as TargetSession
+from support.disks import disks
 
 INITIATOR = "iqn.2001-04.com.example:initiator"
 NAMES = [f"iqn.2001-04.com.example:disk{number}" for number in range(3)]
@@ -63,7 +64,7 @@ async def test_targets_are_found_used_and_logged_out_of() -> None:
                     discovered.name, [address.portal for address in discovered.addresses]
                 )
                 assert (session.portal, session.address) == (portal, "127.0.0.1")
-                (unit,) = session.units
+                (unit,) = disks(session.units)
                 await unit.write(512, b"w" * 512)
                 assert bytes(await unit.read(0, 1024)) == bytes(512) + b"w" * 512
         assert script.logouts == 1 + len(NAMES)
@@ -79,7 +80,7 @@ async def test_sessions_have_isids_of_their_own_which_stay_over_reconnects() -> 
         assert all(isid[0] >> 6 == 2 for isid in isids)  # the random format
         target.drop_connections(reset=True)
         for session in sessions:
-            await session.units[0].read(0, 512)
+            await disks(session.units)[0].read(0, 512)
         assert sorted(login.isid for login in script.logins[2:]) == sorted(isids)
         assert {login.tsih for login in script.logins} == {0}
 

@@ -15,8 +15,9 @@ from iscsifs.scsi.status import Status
 from iscsifs.target import unit as scsi
 from iscsifs.target.disk import Disk
 from iscsifs.target.store import Store
-from iscsifs.units.block import LogicalUnit
+from iscsifs.units.block import BlockUnit
 from iscsifs.units.inventory import PAUSE
+from support.disks import disks
 from support.memory_world import KIB, TARGET, disk, world
 
 HARDWARE_ERROR = Sense(SenseKey.HARDWARE_ERROR, 0x44, 0x00)
@@ -39,8 +40,7 @@ async def test_the_units_of_a_target(autojump_clock: MockClock) -> None:
         assert [unit.serial for unit in w.target.units] == ["S-0", "S-1", "S-3"]
         assert [unit.is_block for unit in w.target.units] == [True, False, True]
         assert w.unit(0).size == 64 * KIB
-        with pytest.raises(UnitError, match="LUN 1.*not read by block"):
-            await w.unit(1).read(0, 512)
+        assert [unit.storage is unit for unit in w.target.units] == [True, False, True]
         assert w.target.tag == 1
 
 
@@ -223,7 +223,7 @@ async def test_closing_at_any_moment_of_a_recovery_is_well(autojump_clock: MockC
         await w.target.session.close()
         await wait_all_tasks_blocked()
         assert w.server.sessions == []
-        for unit in w.target.units:
+        for unit in disks(w.target.units):
             assert unit.failure is None
             with pytest.raises(TransportError, match="closed"):
                 await unit.read(0, 512)
@@ -346,7 +346,7 @@ async def test_a_flood_of_reports_is_looked_into_now_and_then(
 ) -> None:
     async with world({0: disk()}) as w:
         (session,) = w.server.sessions
-        before = w.script.codes.count(OperationCode.SERVICE_ACTION_IN_16)
+        before = w.trouble.codes.count(OperationCode.SERVICE_ACTION_IN_16)
         started = trio.current_time()
         data = len(sense.pack()).to_bytes(2, "big") + sense.pack()
         for _ in range(1000):
@@ -354,7 +354,7 @@ async def test_a_flood_of_reports_is_looked_into_now_and_then(
             await session.flush()
             await trio.sleep(0.01)
         seconds = trio.current_time() - started
-        looks = w.script.codes.count(OperationCode.SERVICE_ACTION_IN_16) - before
+        looks = w.trouble.codes.count(OperationCode.SERVICE_ACTION_IN_16) - before
         assert 1 <= looks <= seconds / PAUSE + 2
         assert w.changes == 0
 
@@ -449,11 +449,11 @@ async def test_a_write_that_is_answered_with_the_report_is_repeated_when_the_uni
     async with world({0: same}) as w:
         unit = w.unit(0)
         same.establish_attention(report)
-        w.script.codes.clear()
+        w.trouble.commands.clear()
         with trio.fail_after(1.0):
             await unit.write(0, b"w" * 512)
         assert same.store.read(0, 512) == b"w" * 512
-        first, *later = w.script.codes
+        first, *later = w.trouble.codes
         assert first == WRITE
         assert OperationCode.MODE_SENSE_6 in later[: later.index(WRITE)]  # with which the check ends
         await settled()
@@ -519,7 +519,7 @@ async def test_a_unit_that_is_exchanged_in_the_check_is_checked_again(autojump_c
                 others.append(exchange(checked, scsi.INQUIRY_CHANGED))
             return True
 
-        w.script.on_command = on_command
+        w.trouble.on_command = on_command
         checked.establish_attention(scsi.INQUIRY_CHANGED)
         with pytest.raises(UnitError, match="another unit"):
             await old.write(0, b"w" * 512)
@@ -542,13 +542,13 @@ async def test_a_connection_that_is_lost_in_the_check_is_no_answer(
             except UnitError as error:
                 failures.append(error)
 
-        w.script.on_command = lambda code: code != OperationCode.SERVICE_ACTION_IN_16
+        w.trouble.on_command = lambda code: code != OperationCode.SERVICE_ACTION_IN_16
         checked.establish_attention(scsi.INQUIRY_CHANGED)
         nursery.start_soon(write)
         await wait_all_tasks_blocked()
-        assert w.script.codes[-1] == OperationCode.SERVICE_ACTION_IN_16
+        assert w.trouble.codes[-1] == OperationCode.SERVICE_ACTION_IN_16
         store = exchange(checked, scsi.INQUIRY_CHANGED) if exchanged else checked.store
-        w.script.on_command = lambda _: True
+        w.trouble.on_command = lambda _: True
         w.cut()
         await trio.sleep(10.0)
         assert bool(failures) == exchanged
@@ -627,7 +627,7 @@ async def test_where_the_luns_have_changed_every_unit_may_be_another(autojump_cl
         await first.read(0, 512)
         async with trio.open_nursery() as nursery:
 
-            async def write(unit: LogicalUnit) -> None:
+            async def write(unit: BlockUnit) -> None:
                 with pytest.raises(UnitError, match="another unit"):
                     await unit.write(0, b"w" * 512)
 

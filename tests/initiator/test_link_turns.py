@@ -1,12 +1,10 @@
 """A target that has much to say lets others have their turn: what is done between two turns of the loop."""
 
 import os
-import socket
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-import pytest
 import trio
 from trio.testing import MockClock
 
@@ -24,6 +22,7 @@ from iscsifs.iscsi.pdu import (
 from iscsifs.limits import MAX_READS, MAX_STEPS
 from iscsifs.scsi import cdb
 from support.memory_line import Pair, pair
+from support.network import End
 from support.peer import Peer
 
 MESSAGES = 1200
@@ -93,7 +92,7 @@ async def test_so_it_is_by_who_lingers_for_an_answer(autojump_clock: MockClock) 
     assert MAX_STEPS // 2 <= turns.longest <= MAX_STEPS
 
 
-class Torrent(socket.socket):
+class Torrent(End):
     """A socket that always has more, until *supply* is used up."""
 
     supply = memoryview(b"")
@@ -109,21 +108,11 @@ class Torrent(socket.socket):
         return count
 
 
-async def test_large_pdus_are_received_many_reads_in_a_row(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_large_pdus_are_received_many_reads_in_a_row(autojump_clock: MockClock) -> None:
     """They are few steps, and others have waited long enough after MAX_READS."""
-    torrents: list[Torrent] = []
-    socketpair = socket.socketpair
-
-    def pair_with_torrent() -> tuple[socket.socket, socket.socket]:
-        ours, theirs = socketpair()
-        torrents.append(Torrent(fileno=ours.detach()))
-        return torrents[-1], theirs
-
-    monkeypatch.setattr(socket, "socketpair", pair_with_torrent)
-    async with pair() as line:
-        torrent, peer = torrents[-1], line.peer
+    async with pair(end=Torrent) as line:
+        torrent, peer = line.line.network.ends[-1], line.peer
+        assert isinstance(torrent, Torrent)
         size, count = 128 * 1024, 4 * MAX_READS
         call = line.call(cdb.read_16(0, size * count // 512), read=size * count)
         command = await peer.expect(ScsiCommand)

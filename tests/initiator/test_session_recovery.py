@@ -25,7 +25,8 @@ from iscsifs.iscsi.states import ConnectionState, SessionState
 from iscsifs.limits import ATTEMPT_PATIENCE, ATTEMPT_PAUSE, MAX_ATTEMPTS
 from iscsifs.scsi import cdb
 from iscsifs.scsi.sense import Sense, SenseKey
-from support.memory_line import ISID, LUN, OTHER_LUN, Pair, pair
+from support.memory_line import LUN, OTHER_LUN, Pair, pair
+from support.network import ISID
 from support.peer import Closed
 
 READ = cdb.read_10(0, 2)

@@ -27,9 +27,9 @@ from iscsifs.scsi.vpd import (
 from iscsifs.target import unit as scsi
 from iscsifs.target.disk import Disk
 from iscsifs.target.store import Store
-from iscsifs.units.block import LogicalUnit
 from iscsifs.units.identity import Description
 from iscsifs.units.inventory import PAUSE, REACTIONS, Reaction
+from iscsifs.units.unit import LogicalUnit
 from support.memory_san import Anonymous
 from support.memory_world import KIB, World, disk, world
 
@@ -144,6 +144,7 @@ def description(serial: str = "", *designators: Designator, **fields: Any) -> De
         # The others
         ("", [other_type(DesignatorType.MD5_LOGICAL_UNIT, bytes(range(16)))], True),
         ("", [other_type(DesignatorType.MD5_LOGICAL_UNIT, bytes(16))], False),
+        ("", [other_type(DesignatorType.MD5_LOGICAL_UNIT, bytes(range(15)))], False),
         ("", [other_type(DesignatorType.VENDOR_SPECIFIC, b"anything")], False),
         ("", [other_type(DesignatorType.TARGET_PORT_GROUP, b"\0\0\0\1")], False),
         ("", [other_type(DesignatorType.LOGICAL_UNIT_GROUP, b"\0\0\0\1")], False),
@@ -266,14 +267,14 @@ async def test_what_is_not_synchronised_is_lost_and_reported(autojump_clock: Moc
     async with world({0: old_disk}, write_behind=True) as w:
         unit = w.unit(0)
         if state == "accepted":
-            w.script.on_command = lambda code: code != WRITE
+            w.trouble.on_command = lambda code: code != WRITE
         await unit.write(0, b"w" * BLOCK)
         if state == "written":
             await unit.drain()
         else:
             await wait_all_tasks_blocked()
         other = replace_disk(w, 0, anonymous())
-        w.script.on_command = lambda _: True
+        w.trouble.on_command = lambda _: True
         await unit.read(BLOCK, BLOCK)
         await unit.flush()
         assert unit.failures
@@ -305,11 +306,11 @@ async def test_what_is_synchronised_is_not_lost(autojump_clock: MockClock) -> No
 async def test_who_trusts_it_gets_it_written_again(autojump_clock: MockClock) -> None:
     async with world({0: anonymous()}, write_behind=True, trust_unidentified=True) as w:
         unit = w.unit(0)
-        w.script.on_command = lambda code: code != WRITE
+        w.trouble.on_command = lambda code: code != WRITE
         await unit.write(0, b"w" * BLOCK)
         await wait_all_tasks_blocked()
         w.cut()
-        w.script.on_command = lambda _: True
+        w.trouble.on_command = lambda _: True
         await unit.flush()
         assert not unit.failures
         assert bytes(await unit.read(0, BLOCK)) == b"w" * BLOCK
@@ -370,7 +371,7 @@ async def test_a_report_that_it_may_be_another_counts_as_a_new_login(
 async def test_a_write_of_unknown_fate_fails(autojump_clock: MockClock) -> None:
     async with world({0: anonymous()}) as w, trio.open_nursery() as nursery:
         unit = w.unit(0)
-        w.script.on_command = lambda code: code not in (WRITE, OperationCode.READ_10)
+        w.trouble.on_command = lambda code: code not in (WRITE, OperationCode.READ_10)
         failures: list[IscsifsError] = []
 
         async def write() -> None:
@@ -383,7 +384,7 @@ async def test_a_write_of_unknown_fate_fails(autojump_clock: MockClock) -> None:
         nursery.start_soon(unit.read, BLOCK, BLOCK)  # it is repeated
         await wait_all_tasks_blocked()
         other = replace_disk(w, 0, anonymous())
-        w.script.on_command = lambda _: True
+        w.trouble.on_command = lambda _: True
         await trio.sleep(5.0)
         assert [type(failure) for failure in failures] == [DataLostError]
         assert is_untouched(other)
@@ -427,7 +428,7 @@ async def test_half_a_block_of_one_unit_is_not_written_to_another(autojump_clock
             return True
 
         is_old = [True]
-        w.script.on_command = on_command
+        w.trouble.on_command = on_command
         with pytest.raises(DataLostError):
             await unit.write(10, b"n")
         assert is_untouched(exchanged.store)
@@ -448,7 +449,7 @@ async def test_what_waits_for_another_write_of_the_same_block_is_of_before_as_we
         for _ in range(3):
             nursery.start_soon(fails, unit.write, 0, b"w" * BLOCK)
         await wait_all_tasks_blocked()
-        nursery.start_soon(fails, unit.discard, 0, 8 * BLOCK)
+        nursery.start_soon(fails, unit.write, BLOCK // 2, b"p" * BLOCK)
         await wait_all_tasks_blocked()
         exchanged.store = Store.memory(64 * KIB)
         exchanged.store.write(0, b"o" * 64 * KIB)
@@ -536,7 +537,7 @@ async def test_a_unit_that_is_never_there_for_commands_ends(autojump_clock: Mock
         odd.faults.append(scsi.Fault(scsi.LUN_NOT_SUPPORTED, codes=frozenset({WRITE})))
         with trio.fail_after(60.0), pytest.raises(IscsifsError, match="LOGICAL UNIT NOT SUPPORTED|not supp"):
             await unit.write(0, b"w" * BLOCK)
-        assert w.script.codes.count(WRITE) <= 10
+        assert w.trouble.codes.count(WRITE) <= 10
 
 
 async def test_a_unit_that_the_target_does_not_report_has_its_time_as_well(
@@ -608,13 +609,13 @@ async def test_what_is_done_about_what_a_unit_reports(
     async with world({0: disk("S-0"), 1: asked}, command_timeout=1.0) as w:
         await trio.sleep(2 * PAUSE)
         asked.faults.append(scsi.Fault(sense, codes=frozenset({WRITE}), times=1))
-        w.script.codes.clear()
+        w.trouble.commands.clear()
         try:
             await w.unit(1).write(0, b"w" * BLOCK)
         except IscsifsError:
             assert not sense.condition.repeatable
         await trio.sleep(3 * PAUSE)
-        later = w.script.codes[1:]
+        later = w.trouble.codes[1:]
         looks = later.count(OperationCode.SERVICE_ACTION_IN_16)
         assert looks == {None: 0, Reaction.SUSPECT: 1, Reaction.REFRESH: 1, Reaction.SUSPECT_ALL: 2}[reaction]
         if reaction in (Reaction.SUSPECT, Reaction.SUSPECT_ALL):

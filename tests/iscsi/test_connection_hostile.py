@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iscsifs.errors import DigestError, IscsifsError, ProtocolError
+from iscsifs.iscsi.bhs import BHS_LENGTH, pack
 from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.framing import digest, frame
 from iscsifs.iscsi.pdu import (
-    BHS_LENGTH,
     FINAL,
     R2T,
     AsyncMessage,
@@ -28,7 +28,6 @@ from iscsifs.iscsi.pdu import (
     TaskFunction,
     TaskManagementResponse,
     TextResponse,
-    pack,
 )
 from iscsifs.iscsi.states import ConnectionState
 from iscsifs.iscsi.task import Task

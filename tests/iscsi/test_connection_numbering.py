@@ -6,6 +6,7 @@ import pytest
 
 from iscsifs.errors import ProtocolError
 from iscsifs.iscsi import serial
+from iscsifs.iscsi.bhs import pack
 from iscsifs.iscsi.events import Noted
 from iscsifs.iscsi.pdu import (
     RESERVED_TAG,
@@ -20,7 +21,6 @@ from iscsifs.iscsi.pdu import (
     ScsiResponse,
     TaskFunction,
     TaskManagementRequest,
-    pack,
 )
 from iscsifs.iscsi.task import Task
 from iscsifs.limits import MAX_TASKS

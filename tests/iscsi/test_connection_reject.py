@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from iscsifs.errors import CommandError, TaskAborted
+from iscsifs.iscsi.bhs import pack
 from iscsifs.iscsi.events import LogoutRequested, Noted, Ping
 from iscsifs.iscsi.pdu import (
     FINAL,
@@ -22,7 +23,6 @@ from iscsifs.iscsi.pdu import (
     TaskManagementRequest,
     TextRequest,
     TextResponse,
-    pack,
 )
 from support.memory_target import MemoryTarget, Sent, pattern, plain_task
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iscsifs.errors import DigestError, ProtocolError
-from iscsifs.iscsi import pdu
+from iscsifs.iscsi import bhs, pdu
 from iscsifs.iscsi.framing import SCRATCH_LENGTH, Buffer, Receiver, digest, frame, frame_sequence
 from support.memory_target import pattern
 
@@ -190,7 +190,7 @@ def test_a_wrong_data_digest_is_noticed(position: int) -> None:
 def test_a_segment_above_the_declared_limit_is_refused_at_its_header(length: int) -> None:
     receiver, _ = collector(limit=8192)
     with pytest.raises(ProtocolError, match="13.12"):
-        feed(receiver, pdu.pack(text_response(1), length))
+        feed(receiver, bhs.pack(text_response(1), length))
     receiver, arrived = collector(limit=8192)
     feed(receiver, b"".join(frame(text_response(1), bytes(8192))))
     assert len(arrived) == 1
@@ -201,4 +201,4 @@ def test_a_segment_above_the_declared_limit_is_refused_at_its_header(length: int
 def test_an_ahs_from_a_target_is_refused_at_the_header(words: int) -> None:
     receiver, _ = collector()
     with pytest.raises(ProtocolError, match="11.2.1.5"):
-        feed(receiver, pdu.pack(text_response(1), 0, words * 4))
+        feed(receiver, bhs.pack(text_response(1), 0, words * 4))

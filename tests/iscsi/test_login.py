@@ -19,10 +19,15 @@ from iscsifs.errors import (
     RedirectionError,
 )
 from iscsifs.iscsi import pdu
+from iscsifs.iscsi.bhs import pack, unpack
 from iscsifs.iscsi.keys import INITIATOR_OFFER
 from iscsifs.iscsi.login import STATUS, LoginConfig, Redirect, Redirections, another_try, dropped
 from iscsifs.iscsi.names import Portal
-from iscsifs.iscsi.pdu import LoginFlag, LoginResponse, Stage, pack, unpack
+from iscsifs.iscsi.pdu import (
+    LoginFlag,
+    LoginResponse,
+    Stage,
+)
 from iscsifs.iscsi.text import encode_pairs
 from iscsifs.limits import MAX_LOGIN_EXCHANGES, MAX_REDIRECTIONS, MAX_TEXT_LENGTH
 from support.dialogue import INITIATOR, ISID, MUTUAL, ONE_WAY, TARGET, Dialogue, operational

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iscsifs.errors import ProtocolError
-from iscsifs.iscsi import pdu
+from iscsifs.iscsi import bhs, pdu
 from iscsifs.iscsi.pdu import Opcode
 
 OPCODES = sorted(Opcode)
@@ -109,20 +109,20 @@ KNOWN = [
 @pytest.mark.parametrize(("fields", "text"), KNOWN, ids=[type(fields).__name__ for fields, _ in KNOWN])
 def test_headers_lie_as_the_figures_draw_them(fields: pdu.Pdu, text: str) -> None:
     header = bytes.fromhex(text)
-    assert pdu.pack(fields) == header
-    assert pdu.unpack(header) == fields
+    assert bhs.pack(fields) == header
+    assert bhs.unpack(header) == fields
 
 
 @given(st.sampled_from(OPCODES), st.binary(min_size=47, max_size=47))
 def test_what_is_unpacked_packs_to_the_same_fields(opcode: Opcode, rest: bytes) -> None:
-    fields = pdu.unpack(bytes([opcode]) + rest)
-    assert pdu.opcode_of(fields) == opcode
-    assert pdu.unpack(pdu.pack(fields)) == fields
+    fields = bhs.unpack(bytes([opcode]) + rest)
+    assert bhs.opcode_of(fields) == opcode
+    assert bhs.unpack(bhs.pack(fields)) == fields
 
 
 @given(st.sampled_from(OPCODES), st.integers(0, 2**24 - 1), st.integers(0, 255))
 def test_the_lengths_are_the_third_word(opcode: Opcode, data_length: int, ahs_words: int) -> None:
-    header = pdu.pack(pdu.unpack(bytes([opcode]) + bytes(47)), data_length, ahs_words * 4)
+    header = bhs.pack(bhs.unpack(bytes([opcode]) + bytes(47)), data_length, ahs_words * 4)
     assert header[4] == ahs_words
     assert int.from_bytes(header[5:8], "big") == data_length
 
@@ -131,9 +131,9 @@ def test_the_lengths_are_the_third_word(opcode: Opcode, data_length: int, ahs_wo
 @pytest.mark.parametrize("opcode", [0x3C, 0x3D, 0x3E, 0x07, 0x1C, 0x27, 0x33])
 def test_an_undefined_opcode_is_a_protocol_error(opcode: int) -> None:
     with pytest.raises(ProtocolError, match=f"{opcode:02x}h"):
-        pdu.unpack(bytes([opcode]) + bytes(47))
+        bhs.unpack(bytes([opcode]) + bytes(47))
 
 
 def test_the_immediate_bit_is_a_field() -> None:
-    assert pdu.pack(pdu.NopOut(immediate=True))[0] == 0x40
-    assert pdu.unpack(pdu.pack(pdu.NopOut(immediate=True))).immediate  # type: ignore[union-attr]
+    assert bhs.pack(pdu.NopOut(immediate=True))[0] == 0x40
+    assert bhs.unpack(bhs.pack(pdu.NopOut(immediate=True))).immediate  # type: ignore[union-attr]

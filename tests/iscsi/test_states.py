@@ -1,5 +1,6 @@
 """The states of connections and sessions: RFC 7143 section 8."""
 
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 
 import pytest
@@ -21,12 +22,15 @@ from iscsifs.iscsi.pdu import (
 from iscsifs.iscsi.states import (
     CONNECTION_TRANSITIONS,
     SESSION_TRANSITIONS,
+    TARGET_CONNECTION_TRANSITIONS,
+    TARGET_SESSION_STATES,
     ConnectionEvent,
     ConnectionState,
     SessionEvent,
     SessionState,
     advance,
     advance_session,
+    advance_target,
 )
 from support.memory_target import MemoryTarget, plain_task
 
@@ -44,6 +48,18 @@ CONNECTION_TABLE = """
 """
 """Section 8.1.3, with the cleanup of section 8.2 as M, without T8 and T18, which need a second connection."""
 
+TARGET_CONNECTION_TABLE = """
+        S1   S3   S4   S5   S6   S7   S8
+    S1  -    T3   -    -    -    -    -
+    S3  T6   -    T4   -    -    -    -
+    S4  T7   -    -    T5   -    -    -
+    S5  T8   -    -    -    T9   T11  T15
+    S6  T13  -    -    -    -    -    T17
+    S7  T18  -    -    -    T10  T12  T16
+    S8  M    -    -    -    -    -    -
+"""
+"""Section 8.1.4, with the cleanup of section 8.2 as M."""
+
 SESSION_TABLE = """
         Q1   Q3   Q4
     Q1  -    N1   -
@@ -51,6 +67,15 @@ SESSION_TABLE = """
     Q4  N6   -    -
 """
 """Section 8.3.1, without N4, the continuation of a session."""
+
+TARGET_SESSION_TABLE = """
+        Q1   Q2   Q3   Q4
+    Q1  -    N1   -    -
+    Q2  N9   -    N2   -
+    Q3  N3   -    -    N5
+    Q4  N6   -    -    -
+"""
+"""Section 8.3.2, without Q5, the continuation of a session."""
 
 CAUSES: dict[str, set[ConnectionEvent] | set[SessionEvent]] = {
     "T1": {ConnectionEvent.CONNECT},
@@ -75,17 +100,39 @@ CAUSES: dict[str, set[ConnectionEvent] | set[SessionEvent]] = {
 }
 """The events that sections 8.1.2 and 8.3.4 name for each transition."""
 
+TARGET_CAUSES: dict[str, set[ConnectionEvent]] = {
+    "T3": {ConnectionEvent.CONNECTED},
+    "T4": {ConnectionEvent.LOGIN_STARTED},
+    "T5": {ConnectionEvent.LOGGED_IN},
+    "T6": {ConnectionEvent.LOST},
+    "T7": {ConnectionEvent.LOGIN_FAILED, ConnectionEvent.LOST},
+    "T8": {ConnectionEvent.REINSTATED},
+    "T9": {ConnectionEvent.LOGOUT_RECEIVED},
+    "T10": {ConnectionEvent.LOGOUT_RECEIVED},
+    "T11": {ConnectionEvent.LOGOUT_REQUESTED},
+    "T12": {ConnectionEvent.LOGOUT_REQUESTED},
+    "T13": {ConnectionEvent.LOGOUT_SUCCEEDED, ConnectionEvent.REINSTATED},
+    "T15": {ConnectionEvent.LOST},
+    "T16": {ConnectionEvent.LOST},
+    "T17": {ConnectionEvent.LOGOUT_FAILED, ConnectionEvent.LOST},
+    "T18": {ConnectionEvent.REINSTATED},
+    "M": {ConnectionEvent.CLEANED_UP},
+}
+"""The same for a target."""
 
-def read(table: str) -> dict[tuple[str, object], str]:
-    """Return the transitions of a *table* of the standard, by the number of the state and the event."""
+
+def cells_of(table: str) -> Iterator[tuple[str, str, str]]:
+    """Yield the number of a state, a transition, and the number of the state behind it, for a *table*."""
     heading, *rows = [line.split() for line in table.strip().splitlines()]
-    return {
-        (start, event): end
-        for start, *cells in rows
-        for end, cell in zip(heading, cells, strict=True)
-        if cell != "-"
-        for event in CAUSES[cell]
-    }
+    for start, *cells in rows:
+        for end, cell in zip(heading, cells, strict=True):
+            if cell != "-":
+                yield start, cell, end
+
+
+def read(table: str, causes: Mapping[str, Iterable[object]] = CAUSES) -> dict[tuple[str, object], str]:
+    """Return the transitions of a *table* of the standard, by the number of the state and the event."""
+    return {(start, event): end for start, cell, end in cells_of(table) for event in causes[cell]}
 
 
 @pytest.mark.parametrize(
@@ -101,6 +148,29 @@ def test_every_event_in_every_state_of_a_connection(state: ConnectionState, even
 
 
 @pytest.mark.parametrize(
+    ("state", "event"), [*product(ConnectionState, ConnectionEvent)], ids=lambda value: value.name
+)
+def test_every_event_in_every_state_of_a_target_s_connection(
+    state: ConnectionState, event: ConnectionEvent
+) -> None:
+    expected = read(TARGET_CONNECTION_TABLE, TARGET_CAUSES).get((state.value, event))
+    if expected is None:
+        with pytest.raises(ProtocolError, match=rf"{event.name} in state {state.value} .*8\.1\.4"):
+            advance_target(state, event)
+    else:
+        assert advance_target(state, event) is ConnectionState(expected)
+
+
+def test_a_target_s_session_goes_the_ways_of_the_standard_with_its_connection() -> None:
+    allowed = {(start, end) for start, _, end in cells_of(TARGET_SESSION_TABLE)}
+    gone = {
+        (TARGET_SESSION_STATES[before].value, TARGET_SESSION_STATES[after].value)
+        for (before, _), after in TARGET_CONNECTION_TRANSITIONS.items()
+    }
+    assert {(before, after) for before, after in gone if before != after} == allowed
+
+
+@pytest.mark.parametrize(
     ("state", "event"), [*product(SessionState, SessionEvent)], ids=lambda value: value.name
 )
 def test_every_event_in_every_state_of_a_session(state: SessionState, event: SessionEvent) -> None:
@@ -113,10 +183,14 @@ def test_every_event_in_every_state_of_a_session(state: SessionState, event: Ses
 
 
 def test_every_state_is_reached_and_left() -> None:
-    assert {state for state, _ in CONNECTION_TRANSITIONS} == set(ConnectionState)
-    assert set(CONNECTION_TRANSITIONS.values()) == set(ConnectionState)
-    assert {state for state, _ in SESSION_TRANSITIONS} == set(SessionState)
-    assert set(SESSION_TRANSITIONS.values()) == set(SessionState)
+    for table, other_role in (
+        (CONNECTION_TRANSITIONS, ConnectionState.XPT_UP),
+        (TARGET_CONNECTION_TRANSITIONS, ConnectionState.XPT_WAIT),
+    ):
+        assert {state for state, _ in table} == {*table.values()} == {*ConnectionState} - {other_role}
+    of_initiator = {*SessionState} - {SessionState.ACTIVE}
+    assert {state for state, _ in SESSION_TRANSITIONS} == {*SESSION_TRANSITIONS.values()} == of_initiator
+    assert {*TARGET_SESSION_STATES.values()} == {*SessionState}
 
 
 # A connection goes through them.

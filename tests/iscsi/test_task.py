@@ -5,8 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iscsifs.errors import ProtocolError
+from iscsifs.iscsi.bhs import BHS_LENGTH, pack
 from iscsifs.iscsi.keys import Parameters
-from iscsifs.iscsi.pdu import BHS_LENGTH, FINAL, R2T, RESERVED_TAG, CommandFlag, DataOut, pack
+from iscsifs.iscsi.pdu import (
+    FINAL,
+    R2T,
+    RESERVED_TAG,
+    CommandFlag,
+    DataOut,
+)
 from iscsifs.iscsi.task import Task, read_sense
 from support.memory_target import LUN, pattern
 

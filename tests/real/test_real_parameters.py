@@ -16,6 +16,7 @@ from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.keys import Value
 from iscsifs.iscsi.names import Portal
 from iscsifs.service import open_initiator
+from support.disks import disks
 from support.targets import Daemon, Istgt, Serve, Target, Tgt, Unit, make_image
 
 pytestmark = pytest.mark.real
@@ -99,7 +100,7 @@ class Case:
             parameters = target.session.link.connection.parameters
             settled = {name: getattr(parameters, name) for name in expected}
             assert settled == expected, self
-            (disk,) = [unit for unit in target.units if unit.is_block]
+            (disk,) = disks(target.units)
             for offset, data in self.writes():
                 await disk.write(offset, data)
             await disk.flush()

@@ -40,6 +40,10 @@ class FakeUnit:
     def __post_init__(self) -> None:
         self.content = bytearray(self.size)
 
+    @property
+    def storage(self) -> "FakeUnit | None":
+        return self if self.is_block else None
+
     def shrinks(self, size: int) -> bool:
         return size < self.size
 

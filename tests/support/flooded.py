@@ -22,7 +22,8 @@ from iscsifs.iscsi.names import Portal
 from iscsifs.limits import MAX_UNWRITTEN
 from iscsifs.logs import log_to_terminal
 from iscsifs.service import Initiator, discover
-from iscsifs.units.block import LogicalUnit
+from iscsifs.units.block import BlockUnit
+from support.disks import disks
 
 GOOD = "iqn.2026-01.example:good"
 HOSTILE = "iqn.2026-01.example:hostile"
@@ -52,7 +53,7 @@ class Cost:
 class Neighbour:
     """Reads from the good target all the time."""
 
-    def __init__(self, unit: LogicalUnit) -> None:
+    def __init__(self, unit: BlockUnit) -> None:
         self.reads = 0
         self._longest = 0.0
         self._unit = unit
@@ -101,18 +102,18 @@ async def write(initiator: Initiator, portal: Portal) -> int:
     return await _use(initiator, portal, _write)
 
 
-async def _read(unit: LogicalUnit) -> None:
+async def _read(unit: BlockUnit) -> None:
     assert len(await unit.read(0, MIB)) == MIB
 
 
-async def _write(unit: LogicalUnit) -> None:
+async def _write(unit: BlockUnit) -> None:
     data = bytes(MIB)  # the same for all, so that their own size does not count
     for offset in range(0, MAX_UNWRITTEN, MIB):
         await unit.write(offset, data)
     await unit.flush()
 
 
-async def _use(initiator: Initiator, portal: Portal, work: Callable[[LogicalUnit], Awaitable[None]]) -> int:
+async def _use(initiator: Initiator, portal: Portal, work: Callable[[BlockUnit], Awaitable[None]]) -> int:
     """Do *work* with the first unit; raises what the connection ends with, if it does."""
     target = await initiator.login(HOSTILE, [portal])
     link = target.session.link
@@ -127,7 +128,7 @@ async def _use(initiator: Initiator, portal: Portal, work: Callable[[LogicalUnit
 
         nursery.start_soon(watch)
         try:
-            await work(target.units[0])
+            await work(disks(target.units)[0])
         except IscsifsError as error:
             failure = error
         nursery.cancel_scope.cancel()
@@ -152,7 +153,7 @@ async def main(what: str, good: int, hostile: int) -> None:
         initiator = Initiator(OPTIONS, nursery, BusyPoller())
         target = await initiator.login(GOOD, [Portal("127.0.0.1", good)])
         await discover(Portal("127.0.0.1", good), OPTIONS)  # whatever that takes the first time
-        neighbour = Neighbour(target.units[0])
+        neighbour = Neighbour(disks(target.units)[0])
         failure, message, units = "", "", 0
         gc.collect()
         before, started = resident("VmRSS"), trio.current_time()

@@ -1,9 +1,23 @@
 """A unit with a volatile cache that carries out and answers each command when its test says so."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import trio
 
 from iscsifs.errors import IscsifsError, TransportError
-from iscsifs.units.writeback import Done, WriteBuffer
+from iscsifs.limits import MAX_UNSYNCHRONISED, MAX_UNWRITTEN
+from iscsifs.units.admission import Admission
+from iscsifs.units.durability import Ledger
+from iscsifs.units.extents import ExtentMap
+from iscsifs.units.writeback import MAX_COMMANDS, Outcome, WriteBuffer
+
+
+@dataclass
+class Ended:
+    """How a call has ended."""
+
+    failure: Exception | None
 
 
 class Call:
@@ -70,6 +84,7 @@ class CachedUnit:
         self.medium = bytearray(size)
         self.volatile = volatile
         self.automatic = automatic
+        self.longest = size
         self.writes: list[Call] = []
         self.synchronisings: list[Call] = []
         self.overlaps = 0
@@ -79,13 +94,13 @@ class CachedUnit:
         self.buffer: WriteBuffer
         self.loss_unreported = False
 
-    def write(self, start: int, data: memoryview, fua: bool, done: Done) -> None:
+    def send_write(self, start: int, data: memoryview, fua: bool, on_end: Callable[[Outcome], None]) -> None:
         self.log.append((start, bytes(data)))
         if fua:
             self.fua_log.append((start, bytes(data)))
-        self._nursery.start_soon(self._write, Call(self, start, bytes(data), fua), done)
+        self._nursery.start_soon(self._write, Call(self, start, bytes(data), fua), on_end)
 
-    async def _write(self, call: Call, done: Done) -> None:
+    async def _write(self, call: Call, on_end: Callable[[Outcome], None]) -> None:
         failure: IscsifsError | None = TransportError("stopped")
         try:
             await call.wait()
@@ -93,23 +108,37 @@ class CachedUnit:
         except IscsifsError as error:
             failure = error
         finally:
-            done(failure)
+            on_end(Ended(failure))
 
-    async def synchronise(self) -> None:
+    async def synchronise_cache(self) -> None:
         self.log.append(None)
         await Call(self, 0, None).wait()
 
-    def open(self, nursery: trio.Nursery, *, longest: int = 8, **options: bool | int) -> WriteBuffer:
-        """Return the write buffer of this unit; the *options* are those of the class."""
+    def poll(self) -> None:
+        pass
+
+    def open(
+        self,
+        nursery: trio.Nursery,
+        *,
+        longest: int = 8,
+        behind: bool = True,
+        fua: bool = False,
+        max_commands: int = MAX_COMMANDS,
+        max_unwritten: int = MAX_UNWRITTEN,
+        max_unsynchronised: int = MAX_UNSYNCHRONISED,
+    ) -> WriteBuffer:
+        """Return the write buffer of this unit, which joins up to *longest* bytes."""
         self._nursery = nursery
+        extents = ExtentMap(longest)
         self.buffer = WriteBuffer(
-            "disk",
-            self.write,
-            self.synchronise,
+            self,
+            extents,
+            Admission(extents, max_unwritten),
+            Ledger("disk", extents, volatile=self.volatile, fua=fua, max_unsynchronised=max_unsynchronised),
             nursery,
-            longest=longest,
-            volatile=self.volatile,
-            **options,  # type: ignore[arg-type]
+            behind=behind,
+            max_commands=max_commands,
         )
         return self.buffer
 
@@ -127,6 +156,6 @@ class CachedUnit:
     def read(self, start: int, end: int) -> bytes:
         """Return what a reader sees: the cache, and over it what the buffer has newer."""
         data = bytearray(self.cache[start:end])
-        for position, newer in self.buffer.newer(start, end):
+        for position, newer in self.buffer.extents.newer(start, end):
             data[position - start : position - start + len(newer)] = newer
         return bytes(data)

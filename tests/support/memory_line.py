@@ -1,6 +1,5 @@
 """A session and its scripted peer, connected in memory: no ports, and a clock that jumps."""
 
-import os
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
@@ -10,50 +9,43 @@ from typing import Any
 import trio
 
 from iscsifs.errors import IscsifsError
-from iscsifs.fs.platform.busy_poll import BusyPoller
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.initiator.path import LunPath
 from iscsifs.initiator.session import Session
-from iscsifs.iscsi.chap import ChallengeMemory
-from iscsifs.iscsi.connection import Connection
-from iscsifs.iscsi.keys import INITIATOR_OFFER
-from iscsifs.iscsi.login import InitiatorLogin, LoginConfig
 from iscsifs.iscsi.pdu import LoginRequest
 from iscsifs.scsi import cdb
 from iscsifs.transport.link import Link
 from iscsifs.units.path import NOTHING, Attempt
 from iscsifs.units.queue import Queue
+from support.network import ADDRESS, End, Listener, Network
 from support.peer import Peer
 
 INITIATOR = "iqn.2001-04.com.example:initiator"
 TARGET = "iqn.2001-04.com.example:target"
-ISID = bytes.fromhex("800102030405")
 LUN = 1 << 48
 OTHER_LUN = 2 << 48
 READY = cdb.test_unit_ready()
 
 
-class Line:
+class Line(Listener):
     """What stands between a session's `dial` and a `Peer`, whose listener it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: InitiatorOptions) -> None:
+        super().__init__(self._connected)
         self.socket = self
-        self.dialled: list[float] = []
-        """When there were attempts to connect."""
-        self.failure: IscsifsError | None = None
-        """What attempts fail with."""
-        self.hang_up = False
-        """Whether connections end as soon as they are there."""
         self.gate = trio.Event()
         """Attempts wait for it, once connected."""
         self.gate.set()
-        self.buffer_size = 0
-        """Bytes that may be under way in each direction; 0: the usual."""
-        self._poller = BusyPoller()
         self._send, self._receive = trio.open_memory_channel[trio.socket.SocketType](1000)
+        self.network = Network()
+        self.network.hosts[ADDRESS] = self
+        self._dialler = self.network.dialler(options, TARGET)
+
+    def _connected(self, far: socket.socket) -> None:
+        self._send.send_nowait(trio.socket.from_stdlib_socket(far))
 
     def getsockname(self) -> tuple[str, int]:
-        return ("192.0.2.1", 3260)
+        return (ADDRESS, 3260)
 
     async def accept(self) -> trio.SocketStream:
         return trio.SocketStream(await self._receive.receive())
@@ -66,29 +58,8 @@ class Line:
                 return
 
     async def dial(self) -> Link:
-        self.dialled.append(trio.current_time())
-        await trio.lowlevel.checkpoint()
-        if self.failure is not None:
-            raise self.failure
-        ours, theirs = socket.socketpair()
-        for end in ours, theirs:
-            end.setblocking(False)
-            if self.buffer_size:
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.buffer_size)
-        config = LoginConfig(
-            initiator_name=INITIATOR,
-            target_name=TARGET,
-            isid=ISID,
-            offer={**INITIATOR_OFFER, "DefaultTime2Wait": 0},
-        )
-        login = InitiatorLogin(config, random_bytes=os.urandom, memory=ChallengeMemory())
-        link = Link(ours, Connection(login), self._poller)
-        if self.hang_up:
-            theirs.close()
-        else:
-            self._send.send_nowait(trio.socket.from_stdlib_socket(theirs))
+        link = await self._dialler()
         try:
-            await link.log_in()
             await self.gate.wait()
         except BaseException:
             link.close()
@@ -242,22 +213,28 @@ NO_KEYS: Mapping[str, str] = {}
 
 @asynccontextmanager
 async def pair(
-    *, keys: Mapping[str, str] = NO_KEYS, window: int = 32, buffer_size: int = 0, **options: Any
+    *,
+    keys: Mapping[str, str] = NO_KEYS,
+    window: int = 32,
+    buffer_size: int = 0,
+    end: type[End] = End,
+    **options: Any,
 ) -> AsyncIterator[Pair]:
     """Give a session that is up; *keys* are the target's answers in the login, *options* those of
-    `InitiatorOptions`. Pings are off unless they are asked for."""
-    line = Line()
+    `InitiatorOptions`; its socket is an *end*. Pings are off unless they are asked for."""
+    config: dict[str, Any] = {"initiator_name": INITIATOR, "ping_interval": 0} | options
+    initiator_options = InitiatorOptions(**config)
+    line = Line(initiator_options)
     line.buffer_size = buffer_size
+    line.network.end = end
     peer = Peer(line)  # type: ignore[arg-type]
     peer.timeout = 1000.0
     peer.window = window
-    config: dict[str, Any] = {"initiator_name": INITIATOR, "ping_interval": 0} | options
     async with trio.open_nursery() as nursery:
         nursery.start_soon(peer.login, keys)
         link = await line.dial()
         line.dialled.clear()
         await trio.testing.wait_all_tasks_blocked()
-        initiator_options = InitiatorOptions(**config)
         session = Session(TARGET, line.dial, initiator_options, link)
         both = Pair(session, peer, line, nursery, initiator_options)
         nursery.start_soon(both.run)

@@ -1,24 +1,12 @@
-"""One target with one disk, and the whole initiator, joined by socket pairs; and what may go wrong there."""
+"""One target with one disk, and the whole initiator, in memory; and what may go wrong there."""
 
-import os
-import socket
 from collections.abc import Callable, Iterable, Mapping
-from typing import cast
 
 import trio
 
-from iscsifs.errors import TransportError
-from iscsifs.fs.platform.busy_poll import BusyPoller
-from iscsifs.initiator.dial import Dialler
 from iscsifs.initiator.options import InitiatorOptions
-from iscsifs.initiator.session import Session as InitiatorSession
 from iscsifs.iscsi import serial
-from iscsifs.iscsi.chap import ChallengeMemory
-from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.framing import Buffer
-from iscsifs.iscsi.keys import INITIATOR_OFFER
-from iscsifs.iscsi.login import InitiatorLogin, LoginConfig
-from iscsifs.iscsi.names import Portal
 from iscsifs.iscsi.pdu import (
     DataIn,
     DataInFlag,
@@ -31,12 +19,9 @@ from iscsifs.iscsi.pdu import (
 from iscsifs.scsi.cdb import OperationCode
 from iscsifs.scsi.sense import Sense
 from iscsifs.scsi.vpd import Page
-from iscsifs.service import ManagedTarget
 from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
 from iscsifs.target.login import TargetConfig
-from iscsifs.target.script import Script
-from iscsifs.target.server import Server
 from iscsifs.target.session import Session
 from iscsifs.target.store import Store
 from iscsifs.target.unit import (
@@ -47,12 +32,13 @@ from iscsifs.target.unit import (
     Identity,
     Nexus,
 )
-from iscsifs.transport.link import Link
-from iscsifs.units.block import LogicalUnit
+from iscsifs.units.block import BlockUnit
+from support.network import Listener, Network, Site
+from support.trouble import Trouble
 
 TARGET = "iqn.2001-04.com.example:disk"
 CHANGING_CODES = WRITE_CODES | WRITE_SAME_CODES | SYNCHRONIZE_CODES | {OperationCode.UNMAP}
-OPTIONS = InitiatorOptions("iqn.2001-04.com.example:initiator")
+INITIATOR = "iqn.2001-04.com.example:initiator"
 
 
 class Anonymous(Disk):
@@ -84,14 +70,13 @@ class AnonymousStranger(Stranger, Anonymous):
     """One that cannot be told from an anonymous disk of its size."""
 
 
-class Trouble(Script):
+class SanTrouble(Trouble):
     """What the network and the target do wrong, until `end`."""
 
+    listener: Listener
+
     def __init__(self) -> None:
-        self.commands: list[bytes] = []
-        """The CDBs of all commands that came."""
-        self.refusing = False
-        """Whether nobody listens."""
+        super().__init__()
         self.commands_to_ignore = 0
         """How many of the next commands get no answer."""
         self.answers_to_lose = 0
@@ -102,17 +87,17 @@ class Trouble(Script):
         self.came_too_late: list[bytes] = []
         """The CDBs that would change the stranger, and were sent after that."""
         self._reported: dict[Session, int | None] = {}  # the sessions from before, with the report's StatSN
-        self._going = trio.Event()
-        self._going.set()
+        self.on_request = self._request
+        self.on_response = self._response
 
-    def stall(self) -> None:
-        """Take nothing that arrives."""
-        if self._going.is_set():
-            self._going = trio.Event()
+    @property
+    def refusing(self) -> bool:
+        """Whether nobody listens."""
+        return not self.listener.reachable
 
-    def go_on(self) -> None:
-        """End the stalling."""
-        self._going.set()
+    @refusing.setter
+    def refusing(self, refusing: bool) -> None:
+        self.listener.reachable = not refusing
 
     def end(self) -> None:
         """End all of it."""
@@ -120,15 +105,13 @@ class Trouble(Script):
         self.commands_to_ignore = self.answers_to_lose = 0
         self.go_on()
 
-    async def request(self, session: Session, pdu: Pdu, data: memoryview) -> bool:
-        await self._going.wait()
+    async def _request(self, session: Session, pdu: Pdu) -> bool:
         if isinstance(pdu, TaskManagementRequest) and session.device is not None:
             # A unit attention that was the answer to a command goes with it when that is aborted. Nobody but
             # the target can know that, so this one reports it again.
             for unit in session.device.units.values():
                 unit.establish_attention(COMMANDS_CLEARED)
         if isinstance(pdu, ScsiCommand):
-            self.commands.append(pdu.cdb)
             if self.commands_to_ignore:
                 self.commands_to_ignore -= 1
                 return False
@@ -148,7 +131,7 @@ class Trouble(Script):
         elif command.cdb[0] in CHANGING_CODES:
             self.came_too_late.append(command.cdb)
 
-    async def response(self, session: Session, pdu: TargetPdu, data: Buffer) -> None:
+    async def _response(self, session: Session, pdu: TargetPdu, data: Buffer) -> bool:
         if self.stranger is not None and isinstance(pdu, ScsiResponse):
             is_report = bytes(data[2:]) == self.stranger.report.pack()
             if is_report and self._reported.get(session, 0) is None:
@@ -159,44 +142,42 @@ class Trouble(Script):
         if is_answer and self.answers_to_lose:
             self.answers_to_lose -= 1
             session.wire.close()
-        else:
-            await session.wire.send(pdu, data)
+            return False
+        return True
 
 
 class San:
-    """A *disk* as the only unit of a target that *config* describes, and an initiator that is logged in.
+    """A *disk* as the only unit of a target that *config* describes, and an initiator that logs in to it.
 
     `unit` is the disk from the initiator's side.
     """
 
-    unit: LogicalUnit
-    portal = Portal("192.0.2.1", 3260)
-    peer_address = "192.0.2.1"
+    unit: BlockUnit
 
     def __init__(
         self,
         nursery: trio.Nursery,
         disk: Disk,
-        config: TargetConfig = TargetConfig(target_names=frozenset()),  # noqa: B008 - it is frozen
+        config: TargetConfig | None = None,
         *,
         write_behind: bool = True,
     ) -> None:
         self.disk = disk
-        self.trouble = Trouble()
+        self.trouble = SanTrouble()
+        self.network = Network()
         self._device = Device(TARGET, {0: disk})
-        self.server = Server([self._device], config=config, script=self.trouble)
-        self._nursery = nursery
-        self._memory = ChallengeMemory()
-        self._poller = BusyPoller()
-        self._options = InitiatorOptions(OPTIONS.initiator_name, write_behind=write_behind)
+        self._site = Site(self._device, self.network, nursery, trouble=self.trouble, config=config)
+        self.server = self._site.server
+        self.trouble.listener = self._site.listener
+        self._options = InitiatorOptions(INITIATOR, digests="all", write_behind=write_behind)
 
     async def log_in(self) -> None:
         """Log in and find the unit."""
-        self._session = InitiatorSession(TARGET, self._dial, self._options, await self._dial())
-        self._nursery.start_soon(self._session.run)
-        target = ManagedTarget(TARGET, cast(Dialler, self), self._session, self._options, self._nursery)
-        await target.find_units()
-        (self.unit,) = target.units
+        target = await self._site.log_in(self._options)
+        self._session = target.session
+        (unit,) = target.units
+        assert isinstance(unit, BlockUnit)
+        self.unit = unit
 
     async def log_out(self) -> None:
         """End the session."""
@@ -236,34 +217,3 @@ class San:
         for lba, old in self.disk.undo_log._old.items():
             data[lba * size : (lba + 1) * size] = old
         return bytes(data)
-
-    async def _dial(self) -> Link:
-        await trio.lowlevel.checkpoint()
-        if self.trouble.refusing:
-            raise TransportError("nobody listens")
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        self._nursery.start_soon(self.server.serve, theirs)
-        config = LoginConfig(
-            initiator_name=self._options.initiator_name,
-            target_name=TARGET,
-            isid=bytes.fromhex("800102030405"),
-            offer={
-                **INITIATOR_OFFER,
-                "HeaderDigest": ("CRC32C", "None"),
-                "DataDigest": ("CRC32C", "None"),
-                "DefaultTime2Wait": 0,
-            },
-        )
-        login = InitiatorLogin(config, random_bytes=os.urandom, memory=self._memory)
-        link = Link(ours, Connection(login), self._poller)
-        try:
-            with trio.fail_after(self._options.login_timeout):
-                await link.log_in()
-        except trio.TooSlowError:
-            link.close()
-            raise TransportError("no login in time") from None
-        except BaseException:
-            link.close()
-            raise
-        return link

@@ -1,12 +1,11 @@
 """An initiator with its files and two targets in one trio loop, without a network and without a mount.
 
-Everything is real but the kernel: connections are pairs of sockets, and files are the handlers that FUSE
+Everything is real but TCP (see `support.network`) and the kernel: files are the handlers that FUSE
 calls. With trio's autojump clock hours of silence take milliseconds, and always the same ones.
 """
 
 import errno
 import os
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -20,24 +19,20 @@ from pyfuse3 import FUSEError, RequestContext
 
 from iscsifs.attach import Attached, Wanted
 from iscsifs.config import Host, HostSpec
-from iscsifs.errors import TransportError
 from iscsifs.fs.operations import Operations
-from iscsifs.fs.platform.busy_poll import BusyPoller
 from iscsifs.fs.tree import ROOT_INODE, Tree
-from iscsifs.initiator import dial
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.framing import Buffer
 from iscsifs.iscsi.names import Portal, TargetAddress
-from iscsifs.iscsi.pdu import LoginRequest, Pdu, ScsiCommand, TargetPdu
-from iscsifs.scsi.luns import lun_number
+from iscsifs.iscsi.pdu import Pdu
 from iscsifs.scsi.sense import Sense
 from iscsifs.service import Initiator, open_initiator
 from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
-from iscsifs.target.script import Script
-from iscsifs.target.server import Server
 from iscsifs.target.session import Session
 from iscsifs.target.unit import SYNCHRONIZE_CODES, WRITE_ERROR, Fault, Operation
+from support.network import Network, Site
+from support.trouble import Trouble
 
 PAGE = 4096
 SIZE = 4 << 20
@@ -94,59 +89,6 @@ async def errno_of(request: Awaitable[object]) -> str:
     return errno.errorcode[caught.value.errno]
 
 
-class _Socket(socket.socket):
-    """One end of a pair, with an address as a socket of TCP has it."""
-
-    def getpeername(self) -> tuple[str, int]:
-        return ("192.0.2.1", 3260)
-
-
-class Trouble(Script):
-    """What goes wrong at a target: requests and responses wait while it is `frozen`, and each goes through
-    `on_request` and `on_response`, which return False for what they have taken care of."""
-
-    def __init__(self) -> None:
-        self.commands: list[tuple[Session, ScsiCommand]] = []
-        """All commands that came, in their order."""
-        self.logins: list[LoginRequest] = []
-        self.on_request: Callable[[Session, Pdu], Awaitable[bool]] = behave
-        self.on_response: Callable[[Session, TargetPdu, Buffer], Awaitable[bool]] = behave
-        self._thawed = trio.Event()
-        self._thawed.set()
-
-    def freeze(self) -> None:
-        """Answer nothing, and receive nothing, from now on, as after SIGSTOP."""
-        self._thawed = trio.Event()
-
-    def thaw(self) -> None:
-        """Go on."""
-        self._thawed.set()
-
-    def sent(self, *codes: int, lun: int = 0) -> list[ScsiCommand]:
-        """Return the commands with these operation codes that came for *lun*."""
-        return [
-            command
-            for _, command in self.commands
-            if command.cdb[0] in codes and lun_number(command.lun) == lun
-        ]
-
-    async def connected(self, session: Session) -> None:
-        await self._thawed.wait()
-
-    async def request(self, session: Session, pdu: Pdu, data: memoryview) -> bool:
-        await self._thawed.wait()
-        if isinstance(pdu, ScsiCommand):
-            self.commands.append((session, pdu))
-        elif isinstance(pdu, LoginRequest):
-            self.logins.append(pdu)
-        return await self.on_request(session, pdu)
-
-    async def response(self, session: Session, pdu: TargetPdu, data: Buffer) -> None:
-        await self._thawed.wait()
-        if await self.on_response(session, pdu, data):
-            await session.wire.send(pdu, data)
-
-
 class FailedFlush(Fault):
     """The next flush of *disk*, which is droppable, fails, and what was in the cache is lost unsaid."""
 
@@ -160,33 +102,20 @@ class FailedFlush(Fault):
         return super().apply(cdb, operation)
 
 
-async def behave(*_: object) -> bool:
-    """Let requests and responses go on as they are."""
-    return True
+class NamedSite(Site):
+    """A site called *name*, with its *disks*, which are LUN 0, 1 and so on."""
 
-
-class Site:
-    """One target with its disks, which are LUN 0, 1 and so on, and the way to it."""
-
-    def __init__(self, name: str, *disks: Disk) -> None:
+    def __init__(self, name: str, network: Network, nursery: trio.Nursery, *disks: Disk) -> None:
         self.name = name
-        self.host = f"{name}.example"
         self.target_name = f"iqn.2026-01.example:{name}"
         self.disks = list(disks)
-        self.device = Device(self.target_name, dict(enumerate(disks)))
-        self.trouble = Trouble()
-        self.server = Server([self.device], script=self.trouble)
-        self.reachable = True
-        self.connections = 0
+        device = Device(self.target_name, dict(enumerate(disks)))
+        super().__init__(device, network, nursery, host=f"{name}.example")
 
-    def kill(self, *, reset: bool = True) -> None:
-        """End the target at once: its connections are cut and new ones refused."""
-        self.reachable = False
-        self.server.drop_connections(reset=reset)
-
-    def restart(self) -> None:
-        """Let the target run again."""
-        self.reachable = True
+    @property
+    def connections(self) -> int:
+        """How many connections there were."""
+        return self.listener.connections
 
     def exchange(self, lun: int, disk: Disk) -> None:
         """Put another *disk* at *lun*, as if by a new configuration: nobody is told."""
@@ -201,7 +130,7 @@ class World:
     `file` is LUN 0 of the site, `sibling` its LUN 1, `other` the disk of the neighbour.
     """
 
-    def __init__(self, site: Site, neighbour: Site, options: InitiatorOptions) -> None:
+    def __init__(self, site: NamedSite, neighbour: NamedSite, options: InitiatorOptions) -> None:
         self.site = site
         self.neighbour = neighbour
         self.options = options
@@ -226,7 +155,7 @@ class World:
         with trio.fail_after(1):
             await self.tree.nodes[self.file.inode].storage.drain()  # type: ignore[union-attr]
 
-    async def open(self, site: Site, lun: int = 0) -> File:
+    async def open(self, site: NamedSite, lun: int = 0) -> File:
         """Open the `storage` of a unit."""
         inode = ROOT_INODE
         path = f"{site.host}/{site.name}/lun{lun}/storage"
@@ -290,44 +219,27 @@ async def open_world(
 ) -> AsyncIterator[World]:
     """Give a `World` in which everything works; *disk* are options of LUN 0, the others are those of the
     initiator, with the defaults that users have."""
-    site = Site(
-        "site",
-        Disk.in_memory(SIZE, "first", **{"droppable": True, **(disk or {})}),
-        Disk.in_memory(SIZE, "second"),
-    )
-    neighbour = Site("neighbour", Disk.in_memory(SIZE, "third"))
-    sites = {each.host: each for each in (site, neighbour)}
     initiator_options = replace(
         InitiatorOptions("iqn.2026-01.example:initiator", write_behind=write_behind), **options
     )
+    first = Disk.in_memory(SIZE, "first", **{"droppable": True, **(disk or {})})
     async with trio.open_nursery() as nursery:
-
-        async def connect(portal: Portal, *_: object) -> socket.socket:
-            await trio.lowlevel.checkpoint()
-            here = sites[portal.host]
-            if not here.reachable:
-                raise TransportError(f"{portal}: Connection refused")
-            here.connections += 1
-            near, far = socket.socketpair()
-            near.setblocking(False)
-            nursery.start_soon(here.server.serve, far)
-            return _Socket(fileno=near.detach())
-
+        network = Network()
+        site = NamedSite("site", network, nursery, first, Disk.in_memory(SIZE, "second"))
+        neighbour = NamedSite("neighbour", network, nursery, Disk.in_memory(SIZE, "third"))
+        sites = (site, neighbour)
         world = World(site, neighbour, initiator_options)
-        with (
-            mock.patch.object(dial, "connect", connect),
-            mock.patch.object(pyfuse3, "invalidate_inode"),
-        ):
-            async with open_initiator(initiator_options, BusyPoller()) as initiator:
+        with mock.patch.object(pyfuse3, "invalidate_inode"):
+            async with open_initiator(initiator_options, network.poller, network.connect) as initiator:
                 await world.log_in(initiator)
                 yield world
-                for each in sites.values():
-                    each.trouble.thaw()
-            for each in sites.values():
+                for each in sites:
+                    each.trouble.go_on()
+            for each in sites:
                 for session in list(each.server.sessions):
                     await session.ended.wait()
         nursery.cancel_scope.cancel()
-    for each in sites.values():
+    for each in sites:
         for unit in each.disks:
             unit.close()
 

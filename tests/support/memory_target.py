@@ -11,6 +11,7 @@ import pytest
 
 from iscsifs.errors import ProtocolError
 from iscsifs.iscsi import serial
+from iscsifs.iscsi.bhs import pack
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.events import Event, LoggedIn
@@ -37,7 +38,6 @@ from iscsifs.iscsi.pdu import (
     TargetPdu,
     TaskManagementResponse,
     TextResponse,
-    pack,
 )
 from iscsifs.iscsi.task import Task
 from iscsifs.target.login import TARGET_OFFER, TargetConfig, TargetLogin
@@ -136,7 +136,7 @@ class MemoryTarget:
         response, text = self._login.receive(request.pdu, request.data)
         feed(self.connection, b"".join(frame(response, text)) + behind)
         if self._login.done:
-            self.stat_sn = self._acknowledged = self._login.stat_sn
+            self.stat_sn = self._acknowledged = self._login.statuses.stat_sn
             self._receiver.header_digest = self.parameters.header_digest
             self._receiver.data_digest = self.parameters.data_digest
             self._receiver.max_data_segment_length = self.parameters.max_send_data_segment_length

@@ -124,8 +124,11 @@ class Mounted:
         os.kill(pid, number)
 
     def unmount(self) -> None:
-        """Unmount, and wait for the end of the process."""
-        run("fusermount3", "-u", self.path)
+        """Unmount, and wait for the end of the process.
+
+        After a new login its own process opens files for moments (`iscsifs.fs.platform.pages`).
+        """
+        wait_until(lambda: run("fusermount3", "-u", self.path, check=False) == "", "it is not in use", 2.0)
         self.wait()
 
     def wait(self) -> None:

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import trio
 
 from iscsifs.iscsi import serial
+from iscsifs.iscsi.bhs import pack
 from iscsifs.iscsi.framing import Receiver, frame
 from iscsifs.iscsi.names import Portal
 from iscsifs.iscsi.pdu import (
@@ -53,7 +54,6 @@ from iscsifs.iscsi.pdu import (
     TaskManagementResponse,
     TextRequest,
     TextResponse,
-    pack,
 )
 from iscsifs.iscsi.text import decode_pairs, encode_pairs
 from iscsifs.scsi.sense import Sense

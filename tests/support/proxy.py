@@ -19,8 +19,15 @@ from typing import Self, TypeVar
 
 import trio
 
+from iscsifs.iscsi.bhs import BHS_LENGTH, unpack
 from iscsifs.iscsi.framing import DIGEST_LENGTH
-from iscsifs.iscsi.pdu import BHS_LENGTH, InitiatorPdu, LoginFlag, LoginResponse, Pdu, Stage, unpack
+from iscsifs.iscsi.pdu import (
+    InitiatorPdu,
+    LoginFlag,
+    LoginResponse,
+    Pdu,
+    Stage,
+)
 
 T = TypeVar("T")
 

@@ -260,6 +260,7 @@ def test_write_protection_and_descriptor_sense_by_the_control_page(disk: Disk, c
         (CACHING_WITHOUT_WCE, 0x11, units.INVALID_FIELD_IN_CDB),  # nothing can be saved
         (bytes((0x08, 18, 0x01)).ljust(20, b"\0"), 0x10, units.INVALID_FIELD_IN_PARAMETERS),  # RCD
         (bytes((0x08, 17)) + bytes(17), 0x10, units.INVALID_FIELD_IN_PARAMETERS),
+        (bytes((0x08, 0)), 0x10, units.INVALID_FIELD_IN_PARAMETERS),  # a whole page, of no bytes
         (bytes((0x1C, 10)) + bytes(10), 0x10, units.INVALID_FIELD_IN_PARAMETERS),
         (bytes((0x48, 18)) + bytes(18), 0x10, units.INVALID_FIELD_IN_PARAMETERS),
         (CACHING_WITHOUT_WCE[:-1], 0x10, units.PARAMETER_LIST_LENGTH_ERROR),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from iscsifs.errors import DigestError, ProtocolError
 from iscsifs.iscsi import serial
+from iscsifs.iscsi.bhs import pack
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.keys import Parameters
 from iscsifs.iscsi.pdu import (
@@ -40,7 +41,6 @@ from iscsifs.iscsi.pdu import (
     TextFlag,
     TextRequest,
     TextResponse,
-    pack,
 )
 from iscsifs.iscsi.text import Pair
 from iscsifs.limits import MAX_DATA_SEGMENT_LENGTH, MAX_HELD_LENGTH, MAX_HELD_PDUS, MAX_IMMEDIATE
@@ -65,15 +65,15 @@ class Desk:
 
     def __init__(self, *, cmd_sn: int = 1, stat_sn: int = 1, window: int = 8, **parameters: Any) -> None:
         login = TargetLogin(
-            TargetConfig(target_names=frozenset()),
+            TargetConfig(target_names=frozenset(), command_window=window),
             tsih=1,
             random_bytes=bytes,
             memory=ChallengeMemory(),
         )
         login.done = True
         login.parameters = replace(Parameters(), **parameters)
-        login.stat_sn, login.exp_cmd_sn = stat_sn, cmd_sn
-        self.connection = Connection(login, self, command_window=window)
+        login.statuses.stat_sn, login.commands.exp_cmd_sn = stat_sn, cmd_sn
+        self.connection = Connection(login, self)
         self.connection.start_full_feature_phase()
         self.cmd_sn = cmd_sn
         self.tag = 100
@@ -815,7 +815,7 @@ def test_a_targets_pdu_has_no_place_here() -> None:
 def test_the_initiators_acknowledgement_is_kept() -> None:
     desk = Desk()
     desk.command(NOTHING, exp_stat_sn=0x1234)
-    assert desk.connection.acknowledged == 0x1234
+    assert desk.connection.statuses.acknowledged == 0x1234
 
 
 @pytest.mark.parametrize(

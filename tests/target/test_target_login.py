@@ -65,8 +65,8 @@ def test_a_plain_login() -> None:
     one, other = initiator(cmd_sn=5), target(stat_sn=0xFFFFFFFF, target_alias="Bob-s Disk")
     assert log_in(one, other) == 2
     assert (one.tsih, one.exp_cmd_sn, one.max_cmd_sn) == (7, 5, 132)
-    assert one.exp_stat_sn == other.stat_sn == 1
-    assert other.exp_cmd_sn == 5
+    assert one.exp_stat_sn == other.statuses.stat_sn == 1
+    assert other.commands.exp_cmd_sn == 5
     assert (other.initiator_name, other.target_name, other.discovery) == (INITIATOR, TARGET, False)
     assert one.parameters.target_portal_group_tag == 1
     assert one.parameters.target_alias == "Bob-s Disk"
@@ -236,7 +236,7 @@ class Asker:
     def ask(
         self, *pairs: Pair, flags: int = 0, data: bytes | None = None, **fields: Any
     ) -> tuple[tuple[int, int], list[Pair]]:
-        request = self.first._replace(**{"flags": flags, "exp_stat_sn": self.login.stat_sn} | fields)
+        request = self.first._replace(**{"flags": flags, "exp_stat_sn": self.login.statuses.stat_sn} | fields)
         text = encode_pairs(pairs) if data is None else data
         self.response, answer = self.login.receive(request, text)
         return (self.response.status_class, self.response.status_detail), decode_pairs(answer, pdu="")
@@ -425,7 +425,7 @@ def test_any_requests_have_an_answer(first: bytes, flags: int, second: bytes, mo
         login = target(**config)
         request = LoginRequest(flags, 0, 0, bytes(6), 0, 1)
         for text, byte in ((encode_pairs(NAMES) + first, flags), (second, more)):
-            answer, _ = login.receive(request._replace(flags=byte, exp_stat_sn=login.stat_sn), text)
+            answer, _ = login.receive(request._replace(flags=byte, exp_stat_sn=login.statuses.stat_sn), text)
             assert answer.status_class in (0, 2)
             if answer.status_class or login.done:
                 break

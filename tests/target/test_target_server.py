@@ -3,9 +3,11 @@
 import errno
 import logging
 import math
+import random
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ from iscsifs.limits import MAX_KINDS_OF_LINES, REPEATS_INTERVAL
 from iscsifs.scsi import cdb as commands
 from iscsifs.scsi.luns import lun_from_number
 from iscsifs.scsi.sense import Sense
+from iscsifs.scsi.status import Status
 from iscsifs.target import unit as units
 from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
@@ -578,6 +581,36 @@ async def test_a_connection_can_be_handed_over(server: Server) -> None:
         nursery.start_soon(server.serve, theirs)
         with trio.socket.from_stdlib_socket(ours) as sock:
             await ready(RawInitiator(trio.SocketStream(sock)))
+
+
+async def test_data_larger_than_the_socket_takes_at_once_arrive_whole(server: Server, device: Device) -> None:
+    data = random.Random(7143).randbytes(256 * BLOCK)
+    disk = device.units[0]
+    assert isinstance(disk, Disk)
+    disk.store.write(0, data)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 5000)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.serve, theirs)
+        with trio.socket.from_stdlib_socket(ours) as sock:
+            initiator = RawInitiator(trio.SocketStream(sock))
+            await ready(initiator)
+            status, received, _ = await initiator.execute(commands.read_10(0, 256), read=len(data))
+            assert (status, received) == (Status.GOOD, data)
+
+
+async def test_the_handle_of_a_session_is_never_0(server: Server) -> None:
+    server._numbers = count(0xFFFE)
+    handles = []
+    for _ in range(2):
+        async with raw_initiator(server.portals[0]) as initiator:
+            await ready(initiator)
+            (session,) = server.sessions
+            handles.append(session.connection.login.tsih)
+            await trio.aclose_forcefully(initiator.stream)
+            await session.ended.wait()
+    assert handles == [0xFFFF, 1]
 
 
 # What breaks a rule ends the connection.

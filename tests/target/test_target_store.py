@@ -1,5 +1,6 @@
 """Where the bytes are: files and memory, and the log that makes a volatile cache of them."""
 
+import ctypes
 import errno
 import gc
 import os
@@ -37,6 +38,17 @@ def test_memory_is_zeros_until_it_is_written() -> None:
     assert store.read((1 << 40) - 6, 6) == b"\0\0\0end"
     assert store.read(0, 16) == bytes(16)
     store.close()
+
+
+def test_what_the_kernel_takes_and_gives_in_pieces_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with more than 2 GiB at once."""
+    pwritev, preadv = os.pwritev, os.preadv
+    monkeypatch.setattr(os, "pwritev", lambda fd, views, offset: pwritev(fd, [views[0][:3]], offset))
+    monkeypatch.setattr(os, "preadv", lambda fd, views, offset: preadv(fd, [views[0][:5]], offset))
+    store = Store.memory(64)
+    assert not store.made
+    store.write(7, bytes(range(1, 33)))
+    assert store.read(0, 64) == bytes(7) + bytes(range(1, 33)) + bytes(25)
 
 
 def test_a_store_is_closed_once_and_with_the_last_reference_to_it() -> None:
@@ -200,6 +212,18 @@ def test_discarded_bytes_are_zeros_and_give_their_space_back(tmp_path: Path) -> 
     store.discard(0, 0)
     assert store.read(0, 1) == b"x"
     store.close()
+
+
+def test_bytes_are_discarded_where_no_file_system_can_punch_holes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(*_: object) -> int:
+        ctypes.set_errno(errno.EOPNOTSUPP)
+        return -1
+
+    monkeypatch.setattr("iscsifs.target.store._fallocate", cannot)
+    store = Store.memory(4 << 20)
+    store.write(0, b"x" * (4 << 20))
+    store.discard(1000, (5 << 19) + 1)  # two and a half MiB: more than one piece of zeros
+    assert store.read(0, 4 << 20) == b"x" * 1000 + bytes((5 << 19) + 1) + b"x" * ((3 << 19) - 1001)
 
 
 def test_an_extent_is_what_has_space() -> None:

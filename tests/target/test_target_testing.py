@@ -99,6 +99,25 @@ async def test_blocks_that_fail(iscsi_target: TestTarget) -> None:
     assert [command.status for command in disk.commands][-3:] == statuses
 
 
+async def test_what_happens_to_any_command_does_not_happen_to_those_that_find_a_disk(
+    iscsi_target: TestTarget,
+) -> None:
+    disk = iscsi_target.disk
+    async with raw_initiator(portal(iscsi_target)) as initiator:
+        await ready(initiator, iscsi_target)
+        disk.disconnect("any")
+        assert (await initiator.execute(commands.inquiry(36), read=36))[0] == Status.GOOD
+        assert (await initiator.execute(commands.request_sense(), read=252))[0] == Status.GOOD
+        disk.heal()
+        assert (await initiator.execute(commands.test_unit_ready()))[0] == Status.GOOD
+        disk.answer("any", Status.BUSY)
+        assert (await initiator.execute(commands.inquiry(36), read=36))[0] == Status.GOOD
+        assert (await initiator.execute(commands.test_unit_ready()))[0] == Status.BUSY
+        disk.disconnect("any")
+        with pytest.raises(Closed):
+            await initiator.execute(commands.test_unit_ready())
+
+
 async def test_a_late_answer(iscsi_target: TestTarget) -> None:
     async with raw_initiator(portal(iscsi_target)) as initiator:
         await ready(initiator, iscsi_target)

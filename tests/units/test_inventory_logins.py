@@ -13,8 +13,9 @@ from iscsifs.scsi.inquiry import DeviceType, InquiryData
 from iscsifs.scsi.luns import lun_from_number, pack_luns
 from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.status import Status
-from iscsifs.units.block import LogicalUnit
 from iscsifs.units.inventory import Inventory, Settings
+from iscsifs.units.unit import LogicalUnit
+from support.disks import disks
 from support.memory_path import Answer, MemoryPath
 
 DISK = InquiryData(DeviceType.DISK, version=5, vendor="ACME", product="Disk", revision="1.0").pack()
@@ -97,7 +98,7 @@ async def test_a_unit_that_is_exchanged_while_others_are_still_looked_at_is_look
     await trio.sleep(30.0)
     shown = {id(unit): unit for units in [*changes, inventory.units] for unit in units}
     assert all(unit in inventory.units or unit.failure for unit in shown.values())
-    assert [unit.size for unit in inventory.units] == [500 * 512, 1000 * 512]
+    assert [unit.size for unit in disks(inventory.units)] == [500 * 512, 1000 * 512]
     assert [unit.failure for unit in inventory.units] == [None, None]
     assert not any(unit.queue.is_suspended for unit in inventory.units)
 

@@ -10,6 +10,7 @@ import trio
 from iscsifs.fs.platform.busy_poll import BusyPoller
 from iscsifs.fs.platform.headroom import Headroom
 from iscsifs.fs.platform.init_reply import AmendedInit
+from iscsifs.fs.platform.pages import Pages, PagesByChild, PagesByThread
 from iscsifs.fs.platform.process import ProcessMemory
 from iscsifs.fs.platform.requests import Readiness, take_requests_in_bursts
 from iscsifs.fs.platform.tuning import Limits, tune
@@ -49,14 +50,14 @@ class Platform(Protocol):
     def requests_ended(self) -> None:
         """Clean up after the main loop."""
 
-    def tune(self, mount_point: Path) -> None:
-        """Set the kernel's limits for what is mounted on *mount_point*.
+    def pages(self, mount_point: Path, invalidate: Callable[[int], None]) -> Pages:
+        """Return what drops the cached pages of the files below *mount_point*.
 
-        It waits for answers of the mount, so it is called in a thread. Raises OSError.
+        *invalidate(inode)* has the kernel drop those of a file, and waits for pages that are being read.
         """
 
-    def make_room_for_thread(self) -> None:
-        """Make room for the stack of a thread, where memory is short."""
+    def tune(self, device: str) -> None:
+        """Set the kernel's limits for the mount of *device* ("major:minor"), which answers already."""
 
     async def attend(self, disconnected: Callable[[], None]) -> None:
         """Work beside the requests, until cancelled; call *disconnected* when the kernel takes no answers any
@@ -81,11 +82,12 @@ class NoPlatform:
     def requests_ended(self) -> None:
         """Do nothing."""
 
-    def tune(self, mount_point: Path) -> None:
-        """Leave the limits as they are."""
+    def pages(self, mount_point: Path, invalidate: Callable[[int], None]) -> Pages:
+        """Return the way of threads."""
+        return PagesByThread(mount_point, invalidate)
 
-    def make_room_for_thread(self) -> None:
-        """Do nothing."""
+    def tune(self, device: str) -> None:
+        """Leave the limits as they are."""
 
     async def attend(self, disconnected: Callable[[], None]) -> None:
         """Do nothing: pyfuse3 sees the end of the connection when it takes the next request."""
@@ -119,13 +121,14 @@ class LinuxPlatform:
         """Answer FUSE_INIT where libfuse has refused the kernel's version, and waits for nothing more."""
         self._init.end()
 
-    def tune(self, mount_point: Path) -> None:
-        """Set max_background and the read-ahead; raises OSError where *mount_point* does not answer."""
-        tune(mount_point, self._limits, lambda: self._init.is_in_force)
+    def pages(self, mount_point: Path, invalidate: Callable[[int], None]) -> Pages:
+        """Return the way of child processes; a thread gets the reserve where memory is short."""
+        by_thread = PagesByThread(mount_point, invalidate, lambda: self._has_room())
+        return PagesByChild(mount_point, by_thread)
 
-    def make_room_for_thread(self) -> None:
-        """Give up the reserve where memory is short."""
-        self._has_room()
+    def tune(self, device: str) -> None:
+        """Set max_background and the read-ahead."""
+        tune(device, self._limits, is_told=self._init.is_in_force)
 
     async def attend(self, disconnected: Callable[[], None]) -> None:
         """Watch the connection, and give memory back each time that it has become quiet after some work."""

@@ -10,7 +10,6 @@ answer to FUSE_INIT raises it (`iscsifs.fs.platform.init_reply`); where that was
 import ctypes
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -37,18 +36,16 @@ class Limits:
     read_ahead: int = READ_AHEAD_KIB
 
 
-def tune(mount_point: Path, limits: Limits, is_told: Callable[[], bool]) -> None:
-    """Set the *limits* of what is mounted on *mount_point*, as far as this user may.
+def tune(device: str, limits: Limits, *, is_told: bool) -> None:
+    """Set the *limits* of the mount of *device* ("major:minor"), as far as this user may.
 
-    *is_told* says, once the mount answers, whether the kernel was told of max_background. The read-ahead is
-    for root.
+    *is_told* says whether the answer to FUSE_INIT has told the kernel max_background. The read-ahead is for
+    root.
     """
-    device = os.stat(mount_point).st_dev
-    number = f"{os.minor(device)}"
-    if not is_told():
-        _set_max_background(number, limits.max_background)
+    if not is_told:
+        _set_max_background(device.partition(":")[2], limits.max_background)
     try:
-        _write(f"/sys/class/bdi/{os.major(device)}:{number}/read_ahead_kb", limits.read_ahead)
+        _write(f"/sys/class/bdi/{device}/read_ahead_kb", limits.read_ahead)
     except OSError as exc:
         log.info("read_ahead_kb stays as it is (%s)", exc)
 

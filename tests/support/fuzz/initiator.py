@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from iscsifs.errors import LoginError, ProtocolError, TransportError
 from iscsifs.iscsi import serial
+from iscsifs.iscsi.bhs import pack, unpack
 from iscsifs.iscsi.chap import ChallengeMemory, Credentials
 from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.events import Event, LogoutRequested, Management, Noted, Text
@@ -22,8 +23,6 @@ from iscsifs.iscsi.pdu import (
     Stage,
     TaskFunction,
     TaskResponse,
-    pack,
-    unpack,
 )
 from iscsifs.iscsi.states import ConnectionState
 from iscsifs.iscsi.task import Task
@@ -289,7 +288,7 @@ def initiator_stream(data: bytes) -> None:
     if len(data) < 2:
         return
     setting, piece = Setting.of(data[0]), data[1] + 1
-    stat_sn = finished_logins(setting)[1].stat_sn
+    stat_sn = finished_logins(setting)[1].statuses.stat_sn
     pdus = [
         on_the_wire(written, header_digest=setting.header_digest, data_digest=setting.data_digest)
         for written in numbered(data[2:], counts_status, stat_sn)

@@ -6,10 +6,14 @@ from functools import cache
 from typing import NamedTuple
 
 from iscsifs.errors import ProtocolError
+from iscsifs.iscsi.bhs import unpack
 from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.framing import Receiver, frame
 from iscsifs.iscsi.login import Outgoing, Redirect
-from iscsifs.iscsi.pdu import TaskFunction, TaskResponse, unpack
+from iscsifs.iscsi.pdu import (
+    TaskFunction,
+    TaskResponse,
+)
 from iscsifs.iscsi.text import Pair
 from iscsifs.target.connection import TARGET_RESETS, Connection
 from iscsifs.target.device import Device
@@ -77,7 +81,7 @@ class Target(Nexus):
 
     def __init__(self, login: TargetLogin) -> None:
         self.device = Device(TARGET, {0: Disk.in_memory(DISK)})
-        self.connection = Connection(login, self, command_window=WINDOW)
+        self.connection = Connection(login, self)
         self._receiver = Receiver(
             self.connection.header_arrived, self.connection.pdu_arrived, ahs_allowed=True
         )
@@ -154,7 +158,7 @@ def target_stream(data: bytes) -> None:
                     header_digest=login.parameters.header_digest,
                     data_digest=login.parameters.data_digest,
                 )
-                for written in numbered(data[2:], counts_command, login.exp_cmd_sn)
+                for written in numbered(data[2:], counts_command, login.commands.exp_cmd_sn)
             )
             target.receive(stream, length)
             target.connection.abort()

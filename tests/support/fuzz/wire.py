@@ -10,8 +10,13 @@ from functools import cache
 from typing import NamedTuple
 
 from iscsifs.iscsi import serial
+from iscsifs.iscsi.bhs import BHS_LENGTH, IMMEDIATE
 from iscsifs.iscsi.framing import SCRATCH_LENGTH, digest
-from iscsifs.iscsi.pdu import BHS_LENGTH, IMMEDIATE, RESERVED_TAG, DataInFlag, Opcode
+from iscsifs.iscsi.pdu import (
+    RESERVED_TAG,
+    DataInFlag,
+    Opcode,
+)
 
 SEGMENT = 1024
 """The MaxRecvDataSegmentLength of whom the stream is for: short, so that few bytes are many PDUs."""

@@ -9,8 +9,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from iscsifs.errors import DataLostError, IscsifsError, MediumError, TransportError, UnitError
-from iscsifs.units.extents import Command, Extent, cut
-from iscsifs.units.writeback import Done, WriteBuffer
+from iscsifs.units.extents import Extent, compact
+from iscsifs.units.writeback import Command, Outcome, WriteBuffer
 from support.memory_cache import CachedUnit
 
 BAD_BLOCK = MediumError("a bad block", status=2)
@@ -117,10 +117,10 @@ async def test_data_that_there_is_no_memory_to_join_are_sent_later(
 ) -> None:
     is_short = True
 
-    def command(extent: Extent, resets: int) -> Command:
+    def command(extent: Extent, resets: int, fua: bool) -> Command:
         if is_short and len(extent.chunks) > 1:
             raise MemoryError
-        return Command(extent, resets)
+        return Command(extent, resets, fua)
 
     monkeypatch.setattr("iscsifs.units.writeback.Command", command)
     buffer = unit.open(nursery)
@@ -155,7 +155,7 @@ async def test_without_memory_to_copy_a_small_rest_nothing_is_lost(
     flushed = await begin(nursery, buffer.flush)
     await answer_all(unit)
     assert flushed.done
-    assert (buffer.unwritten, buffer.failures) == (0, 0)
+    assert (buffer.extents.unwritten, buffer.ledger.failures) == (0, 0)
     assert unit.medium[:8] == b"abCDEFgh"
 
 
@@ -174,7 +174,8 @@ async def test_overlapping_writes_arrive_one_after_the_other(unit: CachedUnit, n
     await write(buffer, 2, b"bbbb")
     await write(buffer, 4, b"cccc")
     await write(buffer, 20, b"dddd")
-    assert [(call.start, call.data) for call in unit.writes] == [(0, b"aaaa"), (20, b"dddd")]
+    # Of "bbbb" the second half is replaced, and the first waits for "aaaa".
+    assert [(call.start, call.data) for call in unit.writes] == [(0, b"aaaa"), (4, b"cccc"), (20, b"dddd")]
     await answer_all(unit)
     assert unit.cache[:8] == b"aabbcccc"
     assert not unit.overlaps
@@ -213,7 +214,7 @@ async def test_a_flush_waits_for_what_takes_the_place_of_a_failed_write(
     await answer_all(unit)
     assert flush.done
     assert flush.failure is None
-    assert buffer.failures == 0
+    assert buffer.ledger.failures == 0
     assert unit.medium[:1] == b"b"
 
 
@@ -258,10 +259,10 @@ async def test_newer_data_are_seen_until_they_are_written(unit: CachedUnit, nurs
     buffer = unit.open(nursery)
     await write(buffer, 0, b"aaaa")
     await write(buffer, 2, b"bb")
-    assert [(start, bytes(data)) for start, data in buffer.newer(1, 3)] == [(1, b"a"), (2, b"b")]
+    assert [(start, bytes(data)) for start, data in buffer.extents.newer(1, 3)] == [(1, b"a"), (2, b"b")]
     assert unit.read(0, 6) == b"aabb\0\0"
     await answer_all(unit)
-    assert buffer.newer(0, 64) == []
+    assert buffer.extents.newer(0, 64) == []
     assert unit.cache[:4] == b"aabb"
 
 
@@ -272,7 +273,7 @@ async def test_data_of_a_command_that_was_overwritten_count_for_the_rest(
     await write(buffer, 0, b"abcdef")
     await write(buffer, 2, b"XY")
     await answer(unit)  # abcdef is there, XY is not
-    assert [(start, bytes(data)) for start, data in buffer.newer(0, 64)] == [(2, b"XY")]
+    assert [(start, bytes(data)) for start, data in buffer.extents.newer(0, 64)] == [(2, b"XY")]
     assert unit.read(0, 6) == b"abXYef"
 
 
@@ -336,19 +337,19 @@ async def test_a_flush_is_needed_from_a_write_to_the_flush_that_succeeds(
 ) -> None:
     unit = CachedUnit(64, volatile=volatile)
     buffer = unit.open(nursery)
-    assert not buffer.needs_flush
+    assert not buffer.ledger.needs_flush
     await write(buffer, 0, b"abcd")
-    assert (buffer.needs_flush, buffer.unwritten) == (True, 4)
+    assert (buffer.ledger.needs_flush, buffer.extents.unwritten) == (True, 4)
     await answer(unit)
-    assert (buffer.needs_flush, buffer.unwritten) == (True, 0)
+    assert (buffer.ledger.needs_flush, buffer.extents.unwritten) == (True, 0)
     await begin(nursery, buffer.flush)
-    assert buffer.needs_flush
+    assert buffer.ledger.needs_flush
     unit.synchronisings[0].answer(GONE)
     await answer_all(unit)  # what was in a volatile cache is written again
-    assert buffer.needs_flush
+    assert buffer.ledger.needs_flush
     await begin(nursery, buffer.flush)
     await answer_all(unit)
-    assert not buffer.needs_flush
+    assert not buffer.ledger.needs_flush
 
 
 async def test_a_flush_is_needed_for_what_was_written_during_the_last_one(
@@ -361,7 +362,7 @@ async def test_a_flush_is_needed_for_what_was_written_during_the_last_one(
     await write(buffer, 0, b"b")
     await answer(unit)
     await answer_all(unit)
-    assert buffer.needs_flush
+    assert buffer.ledger.needs_flush
 
 
 async def test_a_flush_is_needed_after_one_during_which_the_cache_was_lost(
@@ -375,17 +376,17 @@ async def test_a_flush_is_needed_after_one_during_which_the_cache_was_lost(
     unit.report_loss()
     unit.synchronisings[0].answer()
     await wait_all_tasks_blocked()
-    assert buffer.needs_flush
+    assert buffer.ledger.needs_flush
     await answer_all(unit)
     assert flush.done
-    assert not buffer.needs_flush
+    assert not buffer.ledger.needs_flush
 
 
 async def test_a_flush_is_needed_after_a_write_that_failed(unit: CachedUnit, nursery: trio.Nursery) -> None:
     buffer = unit.open(nursery, behind=False)
     await begin(nursery, buffer.write, 0, b"abcd")
     await answer(unit, failure=GONE)  # some of it may have arrived
-    assert buffer.needs_flush
+    assert buffer.ledger.needs_flush
 
 
 async def test_an_empty_flush_synchronises_all_the_same(unit: CachedUnit, nursery: trio.Nursery) -> None:
@@ -409,7 +410,7 @@ async def test_what_was_not_synchronised_is_written_again(unit: CachedUnit, nurs
     assert unit.read(0, 1) == b"a"
     await answer_all(unit)
     assert unit.cache[:1] == b"a"
-    assert buffer.failures == 0
+    assert buffer.ledger.failures == 0
 
 
 async def test_what_was_synchronised_is_not(unit: CachedUnit, nursery: trio.Nursery) -> None:
@@ -498,7 +499,7 @@ async def test_a_write_repeated_now_and_then_is_not_lost(unit: CachedUnit, nurse
         unit.report_loss()
         await wait_all_tasks_blocked()
     await answer_all(unit)
-    assert buffer.failures == 0
+    assert buffer.ledger.failures == 0
     assert unit.cache[:1] == b"a"
 
 
@@ -535,7 +536,7 @@ async def test_a_failed_write_counts_as_one_failure(unit: CachedUnit, nursery: t
     await write(buffer, 0, b"a")
     drain = await begin(nursery, buffer.drain)
     await answer(unit, 0, GONE)
-    assert (buffer.failures, buffer.failure) == (1, GONE)
+    assert (buffer.ledger.failures, buffer.ledger.failure) == (1, GONE)
     assert drain.done
     assert drain.failure is None
     assert unit.read(0, 1) == b"\0"
@@ -550,10 +551,10 @@ async def test_a_bad_block_costs_only_the_write_that_touches_it(
         await write(buffer, start, data)
     flush = await begin(nursery, buffer.flush)
     await answer(unit, 1, BAD_BLOCK)  # abc
-    assert buffer.failures == 0
+    assert buffer.ledger.failures == 0
     assert sorted(call.data or b"" for call in unit.writes) == [b"a", b"b", b"c", b"x"]
     await answer(unit, [call.data for call in unit.writes].index(b"b"), BAD_BLOCK)
-    assert buffer.failures == 1
+    assert buffer.ledger.failures == 1
     await answer_all(unit)
     assert flush.done
     assert unit.medium[:3] == b"a\0c"
@@ -567,7 +568,7 @@ async def test_data_that_were_overwritten_in_the_meantime_are_no_loss(
     await write(buffer, 0, b"b")
     await answer(unit, 0, GONE)
     await answer_all(unit)
-    assert buffer.failures == 0
+    assert buffer.ledger.failures == 0
     assert unit.cache[:1] == b"b"
 
 
@@ -582,7 +583,7 @@ async def test_after_a_failed_synchronisation_everything_is_written_again(
     await answer_all(unit)
     assert {first.failure, other.failure} == {BAD_BLOCK, None}  # each is told of its own
     assert unit.log == [(0, b"a"), None, None, (0, b"a"), None]
-    assert buffer.failures == 0  # nothing is lost
+    assert buffer.ledger.failures == 0  # nothing is lost
     assert unit.medium[:1] == b"a"
 
 
@@ -609,7 +610,7 @@ async def test_without_write_behind_a_write_gets_its_failure(unit: CachedUnit, n
     index = [call.start for call in unit.writes].index(0)
     await answer(unit, index, GONE)
     assert writing.failure is GONE
-    assert buffer.failures == 0
+    assert buffer.ledger.failures == 0
     await answer_all(unit)
     assert other.failure is None
 
@@ -629,7 +630,7 @@ async def test_what_failed_with_a_write_of_somebody_else_is_reported_as_well(
     assert unit.writes[0].data == b"ab"
     await answer(unit, 0, GONE)
     assert writing.failure is GONE
-    assert buffer.failures == 1
+    assert buffer.ledger.failures == 1
 
 
 async def test_a_failed_write_takes_the_place_of_data_that_may_still_be_lost(
@@ -641,10 +642,10 @@ async def test_a_failed_write_takes_the_place_of_data_that_may_still_be_lost(
     await answer(unit)
     await begin(nursery, buffer.write, 0, b"b")
     await answer(unit, 0, GONE)
-    assert buffer.failures == 0  # a is in the cache of the unit
+    assert buffer.ledger.failures == 0  # a is in the cache of the unit
     unit.lose_cache()
     unit.report_loss()
-    assert isinstance(buffer.failure, DataLostError)
+    assert isinstance(buffer.ledger.failure, DataLostError)
 
 
 async def test_a_failed_write_takes_the_place_of_data_that_were_to_be_written_again(
@@ -659,7 +660,7 @@ async def test_a_failed_write_takes_the_place_of_data_that_were_to_be_written_ag
     await begin(nursery, buffer.write, 0, b"b")
     await answer(unit)
     await answer(unit, 0, GONE)
-    assert buffer.failures == 1
+    assert buffer.ledger.failures == 1
 
 
 async def test_a_failed_write_takes_the_place_of_data_that_were_lost_meanwhile(
@@ -671,9 +672,9 @@ async def test_a_failed_write_takes_the_place_of_data_that_were_lost_meanwhile(
     await begin(nursery, buffer.write, 0, b"b")
     unit.lose_cache()
     unit.report_loss()
-    assert buffer.failures == 0  # b is on its way into the place of a
+    assert buffer.ledger.failures == 0  # b is on its way into the place of a
     await answer(unit, 0, GONE)
-    assert buffer.failures == 1
+    assert buffer.ledger.failures == 1
 
 
 @pytest.mark.parametrize("end", [GONE, None])
@@ -693,10 +694,10 @@ async def test_a_failed_write_takes_the_place_of_data_that_did_not_come_again(
         unit.report_loss()
     writing = await begin(nursery, buffer.write, 0, b"b")
     await answer(unit, 0, end)
-    assert buffer.failures == 0
+    assert buffer.ledger.failures == 0
     await answer(unit, 0, GONE)
     assert writing.failure is GONE
-    assert buffer.failures == 1
+    assert buffer.ledger.failures == 1
 
 
 # Bounds.
@@ -752,14 +753,14 @@ async def test_what_had_to_be_let_go_is_reported_when_the_cache_is_lost(
         await answer(unit)
     assert len(unit.synchronisings) == 1  # which does not end
     unit.report_loss()
-    assert buffer.failures == 0
+    assert buffer.ledger.failures == 0
     unit.lose_cache()
     unit.report_loss()
-    assert buffer.failures == 1
-    assert isinstance(buffer.failure, DataLostError)
+    assert buffer.ledger.failures == 1
+    assert isinstance(buffer.ledger.failure, DataLostError)
     unit.lose_cache()
     unit.report_loss()
-    assert buffer.failures == 1  # once
+    assert buffer.ledger.failures == 1  # once
 
 
 async def test_what_had_to_be_let_go_is_safe_after_the_next_flush(
@@ -774,7 +775,7 @@ async def test_what_had_to_be_let_go_is_safe_after_the_next_flush(
     assert flush.done
     unit.lose_cache()
     unit.report_loss()
-    assert buffer.failures == 0
+    assert buffer.ledger.failures == 0
 
 
 async def test_an_unasked_synchronisation_that_fails_is_not_repeated_for_ever(
@@ -786,7 +787,7 @@ async def test_an_unasked_synchronisation_that_fails_is_not_repeated_for_ever(
     unit.synchronisings[0].answer(BAD_BLOCK)
     await answer_all(unit)
     assert unit.log == [(0, b"aaaaa"), None, (0, b"aaaaa")]
-    assert buffer.failures == 0
+    assert buffer.ledger.failures == 0
 
 
 async def test_while_memory_is_short_what_is_written_is_synchronised_unasked(
@@ -812,7 +813,7 @@ async def test_while_memory_is_short_what_is_written_is_synchronised_unasked(
     unit.report_loss()
     await wait_all_tasks_blocked()
     assert unit.log[3:] == [None]  # and is safe now
-    assert buffer.failures == 0
+    assert buffer.ledger.failures == 0
 
 
 async def test_while_memory_is_short_what_cannot_be_synchronised_is_let_go(
@@ -831,8 +832,8 @@ async def test_while_memory_is_short_what_cannot_be_synchronised_is_let_go(
     assert unit.log[3:] == []
     unit.lose_cache()
     unit.report_loss()
-    assert buffer.failures == 1
-    assert isinstance(buffer.failure, DataLostError)
+    assert buffer.ledger.failures == 1
+    assert isinstance(buffer.ledger.failure, DataLostError)
 
 
 # Giving up.
@@ -847,7 +848,7 @@ async def test_many_losses_for_one_reason_are_one_line_in_the_log_up_to_the_next
             await write(buffer, start, b"a")
         for _ in range(3):
             await answer(unit, failure=GONE)
-        assert buffer.failures == 3 * lines
+        assert buffer.ledger.failures == 3 * lines
         assert [record.getMessage() for record in caplog.records] == [
             "acknowledged writes are lost: gone"
         ] * lines
@@ -867,7 +868,7 @@ async def test_giving_up_wakes_everybody(unit: CachedUnit, nursery: trio.Nursery
     assert flush.done
     assert writer.done
     assert (10, b"bb") not in unit.log
-    assert buffer.failures == 1
+    assert buffer.ledger.failures == 1
 
 
 async def test_giving_up_fails_who_waits_for_a_write(unit: CachedUnit, nursery: trio.Nursery) -> None:
@@ -892,7 +893,7 @@ async def test_giving_up_what_was_to_take_the_place_of_acknowledged_data_is_a_lo
     await begin(nursery, buffer.write, 20, b"x")
     await begin(nursery, buffer.write, 0, b"b")
     buffer.give_up(UnitError("it is another unit"))
-    assert buffer.failures == 1
+    assert buffer.ledger.failures == 1
 
 
 @pytest.mark.parametrize("end", [WriteBuffer.give_up, WriteBuffer.disown])
@@ -908,12 +909,12 @@ async def test_what_is_under_way_when_its_unit_is_gone_is_lost_at_once_and_once(
     assert unit.log == [(0, b"a"), (0, b"a")]
     gone = UnitError("it is another unit")
     end(buffer, gone)
-    assert buffer.failures == 1
-    assert buffer.failure is gone
+    assert buffer.ledger.failures == 1
+    assert buffer.ledger.failure is gone
     await answer(unit, failure=gone)
     await answer_all(unit)
     assert flush.done
-    assert buffer.failures == 1
+    assert buffer.ledger.failures == 1
 
 
 @pytest.mark.parametrize("failure", [None, BAD_BLOCK, GONE], ids=str)
@@ -930,14 +931,14 @@ async def test_what_is_disowned_while_it_is_under_way_is_lost_whatever_it_is_ans
     drain = await begin(nursery, buffer.drain)
     disowned = DataLostError("it may be another unit")
     buffer.disown(disowned)
-    failures = buffer.failures
+    failures = buffer.ledger.failures
     assert failures
     await answer(unit, failure=failure)
     assert drain.done
-    assert buffer.failure is disowned
-    assert buffer.failures == failures  # all of it was told of at once
+    assert buffer.ledger.failure is disowned
+    assert buffer.ledger.failures == failures  # all of it was told of at once
     assert unit.log == [(0, b"a"), (10, b"bc")]
-    assert buffer.unwritten == 0
+    assert buffer.extents.unwritten == 0
     await write(buffer, 10, b"n")  # what comes now is for the unit that is there now
     await answer_all(unit)
     assert unit.log[-1] == (10, b"n")
@@ -965,9 +966,9 @@ async def test_what_was_let_go_unsynchronised_is_lost_as_well_when_it_is_disowne
     await answer_all(unit)
     await write(buffer, 1, b"b")
     await answer(unit)
-    failures = buffer.failures
+    failures = buffer.ledger.failures
     buffer.disown(DataLostError("it may be another unit"))
-    assert buffer.failures > failures
+    assert buffer.ledger.failures > failures
 
 
 async def test_nobody_waits_for_a_buffer_whose_nursery_was_cancelled(unit: CachedUnit) -> None:
@@ -981,20 +982,20 @@ async def test_nobody_waits_for_a_buffer_whose_nursery_was_cancelled(unit: Cache
             nursery.cancel_scope.cancel()
         await wait_all_tasks_blocked()
         assert drain.done
-    assert buffer.failures >= 1
+    assert buffer.ledger.failures >= 1
 
 
 async def test_a_bug_in_a_write_is_a_failure_and_not_the_end(nursery: trio.Nursery) -> None:
-    def broken(start: int, data: memoryview, fua: bool, done: Done) -> None:
-        raise ZeroDivisionError
+    class Broken(CachedUnit):
+        def send_write(
+            self, start: int, data: memoryview, fua: bool, on_end: Callable[[Outcome], None]
+        ) -> None:
+            raise ZeroDivisionError
 
-    async def synchronise() -> None:
-        await trio.lowlevel.checkpoint()
-
-    buffer = WriteBuffer("disk", broken, synchronise, nursery, longest=8)
+    buffer = Broken(64, automatic=True).open(nursery)
     await buffer.write(0, b"a")
     await buffer.flush()
-    assert buffer.failures == 1
+    assert buffer.ledger.failures == 1
 
 
 async def test_a_waiter_that_is_cancelled_harms_nobody(unit: CachedUnit, nursery: trio.Nursery) -> None:
@@ -1011,7 +1012,7 @@ async def test_data_that_nobody_wants_any_more_are_forgotten(unit: CachedUnit, n
     buffer = unit.open(nursery)
     await write(buffer, 0, b"abcdef")
     await answer(unit)
-    buffer.forget(2, 4)
+    buffer.extents.forget(2, 4)
     unit.lose_cache()
     unit.report_loss()
     await answer_all(unit)
@@ -1023,10 +1024,8 @@ async def test_data_that_nobody_wants_any_more_are_forgotten(unit: CachedUnit, n
 
 def test_a_small_part_does_not_keep_a_large_buffer_alive() -> None:
     whole = memoryview(bytes(1000))
-    (small,) = cut([whole], 990, 1000)
-    assert small.obj is not whole.obj
-    (large,) = cut([whole], 10, 1000)
-    assert large.obj is whole.obj
+    assert compact(whole[990:]).obj is not whole.obj
+    assert compact(whole[10:]).obj is whole.obj
 
 
 async def steps(function: Callable[[], Awaitable[None]]) -> int:
@@ -1056,7 +1055,7 @@ async def test_the_cost_does_not_grow_faster_than_the_number_of_writes(distance:
                 for position in range(count):
                     await buffer.write(position * distance, b"a")
                 for position in range(0, count * distance, 16):
-                    buffer.newer(position, position + 4)
+                    buffer.extents.newer(position, position + 4)
                 for position in range(0, count, 4):
                     await buffer.write(position * distance, b"b")
                 await buffer.drain()

@@ -17,7 +17,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from iscsifs.errors import IscsifsError, MediumError, TransportError
 from iscsifs.units.answers import Unsupported
 from iscsifs.units.extents import Extent, State
-from iscsifs.units.ranges import Ranges
 from iscsifs.units.writeback import WriteBuffer
 from support.memory_cache import CachedUnit, Call
 from support.stepwise import Loop
@@ -35,7 +34,6 @@ class WriteBufferMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = Loop()
-        self.ranges = Ranges()
         self.number = 0
         self.newest = [0] * SIZE  # the number of the newest write that has succeeded
         self.lost = [0] * SIZE  # writes up to this number were reported to be lost, perhaps
@@ -67,25 +65,21 @@ class WriteBufferMachine(RuleBasedStateMachine):
         self.begin(self._write, start, end, self.number, sync)
 
     async def _write(self, start: int, end: int, number: int, sync: bool) -> None:
-        mine = await self.ranges.enter(start, end)
-        try:
-            for position in range(start, end):
-                self.accepted[position].add(number)
-            with suppress(IscsifsError):
-                await self.buffer.write(start, bytes([number]) * (end - start), sync)
-                self.newest[start:end] = [number] * (end - start)
-                if sync:
-                    self.learn_of_failures()
-                    self.hold_that_it_is_safe(range(start, end), number)
-        finally:
-            self.ranges.leave(mine)
+        for position in range(start, end):
+            self.accepted[position].add(number)
+        with suppress(IscsifsError):
+            await self.buffer.write(start, bytes([number]) * (end - start), sync)
+            self.newest[start:end] = [number] * (end - start)
+            if sync:
+                self.learn_of_failures()
+                self.hold_that_it_is_safe(range(start, end), number)
 
     @rule()
     def flush(self) -> None:
         self.begin(self._flush)
 
     async def _flush(self) -> None:
-        await self.ranges.drain()
+        await self.buffer.admission.drain()
         wanted = list(self.newest)
         try:
             await self.buffer.flush()
@@ -114,7 +108,6 @@ class WriteBufferMachine(RuleBasedStateMachine):
         self.loop.settle()
 
     async def _drain(self) -> None:
-        await self.ranges.drain()
         await self.buffer.drain()
 
     def begin(self, function: Callable[..., object], *args: object) -> None:
@@ -154,10 +147,10 @@ class WriteBufferMachine(RuleBasedStateMachine):
 
     def fail(self, call: Call, failure: IscsifsError) -> None:
         """Answer *call* with *failure*: if this was reported, what it was to write may be lost."""
-        before = self.buffer.failures
+        before = self.buffer.ledger.failures
         call.answer(failure)
         self.loop.settle()
-        if self.buffer.failures != before and call.data is not None:
+        if self.buffer.ledger.failures != before and call.data is not None:
             self.failures += 1
             for position, number in enumerate(call.data, call.start):
                 self.lost[position] = max(self.lost[position], number)
@@ -185,8 +178,8 @@ class WriteBufferMachine(RuleBasedStateMachine):
 
     def learn_of_failures(self) -> None:
         """After a loss of nobody knows what, all that was never safe may be lost."""
-        if self.buffer.failures != self.failures:
-            self.failures = self.buffer.failures
+        if self.buffer.ledger.failures != self.failures:
+            self.failures = self.buffer.ledger.failures
             for position, numbers in enumerate(self.accepted):
                 if max(numbers) > self.durable[position]:
                     self.lost[position] = max(numbers)
@@ -203,7 +196,7 @@ class WriteBufferMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_needs_no_flush_is_safe(self) -> None:
-        if hasattr(self, "unit") and not self.buffer.needs_flush:
+        if hasattr(self, "unit") and not self.buffer.ledger.needs_flush:
             for number, lost, kept in zip(self.newest, self.lost, self.unit.medium, strict=True):
                 assert number <= max(lost, kept)
 
@@ -212,7 +205,7 @@ class WriteBufferMachine(RuleBasedStateMachine):
         if hasattr(self, "unit"):
             check_books(self.buffer)
             assert not self.unit.overlaps
-            assert "bug" not in str(self.buffer.failure)
+            assert "bug" not in str(self.buffer.ledger.failure)
 
     def teardown(self) -> None:
         try:
@@ -236,18 +229,23 @@ class WriteBufferMachine(RuleBasedStateMachine):
 
 def check_books(buffer: WriteBuffer) -> None:
     """Every extent is in the map and in one book, the sums are right, nothing overlaps."""
-    extents = buffer._extents
-    assert buffer._starts == [extent.start for extent in extents]
-    assert all(left.end <= right.start for left, right in pairwise(extents))
-    sending = [extent for command in buffer._commands for extent in command.extents]
-    books: list[Extent] = [*buffer._ready, *buffer._blocked, *buffer._written, *sending]
-    assert sorted(map(id, books)) == sorted(map(id, extents))
-    assert {extent.state for extent in buffer._written} <= {State.WRITTEN}
-    assert {extent.state for extent in sending} <= {State.SENDING}
-    assert all(extent.blockers <= buffer._commands for extent in buffer._blocked)
-    assert not any(extent.blockers for extent in buffer._ready)
-    assert buffer._unsynchronised == sum(map(len, buffer._written)) <= UNSYNCHRONISED
-    assert buffer._unwritten == sum(map(len, extents)) - buffer._unsynchronised
+    extents = buffer.extents
+    every = list(extents)
+    assert all(left.end <= right.start for left, right in pairwise(every))
+    assert all(len(extent) == sum(map(len, extent.chunks)) for extent in every)
+    for state, book in zip(State, extents._books, strict=True):
+        assert {extent for extent in every if extent.state is state} == set(book)
+    commands = {command.start: command.end for command in buffer._commands}
+    assert extents._under_way == commands
+
+    def is_under_way(extent: Extent) -> bool:
+        return any(start < extent.end and extent.start < end for start, end in commands.items())
+
+    assert all(is_under_way(extent) == (extent.state is State.BLOCKED) for extent in extents.waiting)
+    assert all(is_under_way(extent) for extent in extents.sending)
+    assert not any(is_under_way(extent) for extent in extents.written)
+    assert extents.unsynchronised == sum(map(len, extents.written)) <= UNSYNCHRONISED
+    assert extents.unwritten == sum(map(len, every)) - extents.unsynchronised
 
 
 TestWriteBuffer = WriteBufferMachine.TestCase

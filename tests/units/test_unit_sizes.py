@@ -6,8 +6,9 @@ import trio
 from iscsifs.scsi.capacity import Capacity
 from iscsifs.scsi.inquiry import DeviceType, InquiryData
 from iscsifs.scsi.vpd import BlockLimits, Provisioning
-from iscsifs.units.block import LONGEST_TRANSFER, PREFERRED_TRANSFER, LogicalUnit
+from iscsifs.units.block import PREFERRED_TRANSFER, BlockUnit
 from iscsifs.units.identity import Description
+from iscsifs.units.transfers import LONGEST_TRANSFER
 from support.memory_path import MemoryPath, queue_of
 
 
@@ -39,4 +40,4 @@ async def test_the_preferred_size_is_within_the_limits(
     )
     async with trio.open_nursery() as nursery:
         queue = queue_of(MemoryPath(lambda _: b""), nursery)
-        assert LogicalUnit(0, queue, description, nursery).preferred_size == preferred
+        assert BlockUnit(0, queue, description, nursery).preferred_size == preferred

@@ -3,47 +3,51 @@
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from iscsifs.units.ranges import Ranges
+from iscsifs.units.admission import Admission
+from iscsifs.units.extents import ExtentMap
+
+
+def an_admission() -> Admission:
+    return Admission(ExtentMap(), max_unwritten=1)
 
 
 class Writer:
     """Somebody who enters *start* to *end*, and leaves when told."""
 
-    def __init__(self, ranges: Ranges, start: int, end: int) -> None:
+    def __init__(self, admission: Admission, start: int, end: int) -> None:
         self.inside = False
         self.scope = trio.CancelScope()
-        self._ranges = ranges
+        self._admission = admission
         self._range = start, end
         self._leave = trio.Event()
 
     async def run(self) -> None:
         with self.scope:
-            mine = await self._ranges.enter(*self._range)
-            self.inside = True
-            await self._leave.wait()
-            self._ranges.leave(mine)
+            async with self._admission.turn(*self._range):
+                self.inside = True
+                await self._leave.wait()
 
     async def leave(self) -> None:
         self._leave.set()
         await wait_all_tasks_blocked()
 
 
-async def start(nursery: trio.Nursery, ranges: Ranges, *spans: tuple[int, int]) -> list[Writer]:
+async def start(nursery: trio.Nursery, admission: Admission, *spans: tuple[int, int]) -> list[Writer]:
     """Start one writer after the other."""
     writers = []
     for span in spans:
-        writers.append(Writer(ranges, *span))
+        writers.append(Writer(admission, *span))
         nursery.start_soon(writers[-1].run)
         await wait_all_tasks_blocked()
     return writers
 
 
-async def begin_to_drain(nursery: trio.Nursery, ranges: Ranges) -> trio.Event:
+async def begin_to_drain(nursery: trio.Nursery, admission: Admission) -> trio.Event:
     """Start a drain; the event is set when it has ended."""
     drained = trio.Event()
 
     async def drain() -> None:
-        await ranges.drain()
+        await admission.drain()
         drained.set()
 
     nursery.start_soon(drain)
@@ -52,7 +56,7 @@ async def begin_to_drain(nursery: trio.Nursery, ranges: Ranges) -> trio.Event:
 
 
 async def test_neighbours_do_not_wait_for_each_other(nursery: trio.Nursery) -> None:
-    first, second = await start(nursery, Ranges(), (0, 10), (10, 20))
+    first, second = await start(nursery, an_admission(), (0, 10), (10, 20))
     assert first.inside
     assert second.inside
     await first.leave()
@@ -60,7 +64,7 @@ async def test_neighbours_do_not_wait_for_each_other(nursery: trio.Nursery) -> N
 
 
 async def test_overlapping_ones_go_in_the_order_of_their_arrival(nursery: trio.Nursery) -> None:
-    first, second, third = await start(nursery, Ranges(), (0, 10), (5, 15), (12, 20))
+    first, second, third = await start(nursery, an_admission(), (0, 10), (5, 15), (12, 20))
     assert not second.inside
     assert not third.inside  # although the first does not touch it
     await first.leave()
@@ -72,7 +76,7 @@ async def test_overlapping_ones_go_in_the_order_of_their_arrival(nursery: trio.N
 
 
 async def test_one_that_gives_up_is_waited_for_no_more(nursery: trio.Nursery) -> None:
-    first, second, third = await start(nursery, Ranges(), (0, 10), (5, 15), (12, 20))
+    first, second, third = await start(nursery, an_admission(), (0, 10), (5, 15), (12, 20))
     second.scope.cancel()
     await wait_all_tasks_blocked()
     assert third.inside
@@ -82,10 +86,10 @@ async def test_one_that_gives_up_is_waited_for_no_more(nursery: trio.Nursery) ->
 
 
 async def test_a_drain_waits_for_all_that_came_before_it(nursery: trio.Nursery) -> None:
-    ranges = Ranges()
-    first, second = await start(nursery, ranges, (0, 10), (5, 15))
-    drained = await begin_to_drain(nursery, ranges)
-    (late,) = await start(nursery, ranges, (20, 30))
+    admission = an_admission()
+    first, second = await start(nursery, admission, (0, 10), (5, 15))
+    drained = await begin_to_drain(nursery, admission)
+    (late,) = await start(nursery, admission, (20, 30))
     await first.leave()
     assert not drained.is_set()
     await second.leave()
@@ -96,9 +100,9 @@ async def test_a_drain_waits_for_all_that_came_before_it(nursery: trio.Nursery) 
 async def test_a_drain_does_not_wait_for_what_ended_while_it_waited_for_another(
     nursery: trio.Nursery,
 ) -> None:
-    ranges = Ranges()
-    first, second = await start(nursery, ranges, (0, 10), (20, 30))
-    drained = await begin_to_drain(nursery, ranges)
+    admission = an_admission()
+    first, second = await start(nursery, admission, (0, 10), (20, 30))
+    drained = await begin_to_drain(nursery, admission)
     await second.leave()
     await first.leave()
     assert drained.is_set()

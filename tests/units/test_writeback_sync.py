@@ -35,7 +35,7 @@ async def test_with_fua_one_command_is_enough_and_nothing_is_kept(
     assert sync.done
     assert sync.failure is None
     assert crash(unit)[4:8] == b"abcd"
-    assert not buffer.needs_flush
+    assert not buffer.ledger.needs_flush
     unit.report_loss()
     await wait_all_tasks_blocked()
     assert len(unit.log) == 1  # it is not written again
@@ -67,7 +67,7 @@ async def test_others_are_not_waited_for_nor_written_with_fua(
     await wait_all_tasks_blocked()
     assert sync.done
     assert unit.log.count(None) == 0
-    assert buffer.needs_flush  # for the others
+    assert buffer.ledger.needs_flush  # for the others
 
 
 async def test_older_data_for_the_same_blocks_arrive_before(unit: CachedUnit, nursery: trio.Nursery) -> None:
@@ -127,13 +127,13 @@ async def test_a_unit_that_refuses_fua_is_asked_once(
     assert len(unit.fua_log) == 2
     (record,) = caplog.records
     assert "SYNCHRONIZE CACHE follows" in record.getMessage()
-    buffer.fua = True  # it goes on saying so
+    buffer.ledger.unit_says(volatile=True, fua=True)  # it goes on saying so
     sync = await begin(nursery, buffer.write, 8, b"efgh", True)
     await answer_all(unit)
     assert sync.done
     assert len(unit.fua_log) == 2
     assert crash(unit)[:12] == b"abcd\0\0\0\0efgh"
-    assert buffer.failures == 0
+    assert buffer.ledger.failures == 0
 
 
 async def test_newer_data_over_a_write_that_was_refused_for_its_fua_are_waited_for(
@@ -158,7 +158,7 @@ async def test_a_failure_is_told_to_the_writer_and_to_nobody_else(
     sync = await begin(nursery, buffer.write, 4, b"abcd", True)
     await answer(unit, 0, BAD_BLOCK)
     assert sync.failure is BAD_BLOCK
-    assert buffer.failures == 0
+    assert buffer.ledger.failures == 0
 
 
 async def test_a_flush_that_fails_is_told_to_the_writer(unit: CachedUnit, nursery: trio.Nursery) -> None:
@@ -168,9 +168,9 @@ async def test_a_flush_that_fails_is_told_to_the_writer(unit: CachedUnit, nurser
     unit.synchronisings[0].answer(GONE)
     await wait_all_tasks_blocked()
     assert sync.failure is GONE
-    assert buffer.needs_flush
+    assert buffer.ledger.needs_flush
     await answer(unit, 0, BAD_BLOCK)  # it is tried again, as the target had it
-    assert buffer.failures == 1
+    assert buffer.ledger.failures == 1
 
 
 async def test_what_is_lost_while_the_cache_is_synchronised_is_told_to_the_writer(
@@ -197,7 +197,7 @@ async def test_a_synchronous_write_that_fails_over_a_write_of_another_is_a_loss_
     await answer(unit)
     await answer(unit, 0, BAD_BLOCK)
     assert sync.failure is BAD_BLOCK
-    assert buffer.failures == 1
+    assert buffer.ledger.failures == 1
 
 
 async def test_unsynchronised_data_that_it_has_replaced_are_lost_with_it(
@@ -212,7 +212,7 @@ async def test_unsynchronised_data_that_it_has_replaced_are_lost_with_it(
     unit.report_loss()
     await wait_all_tasks_blocked()
     await answer(unit, 0, BAD_BLOCK)
-    assert buffer.failures == 1
+    assert buffer.ledger.failures == 1
     await answer_all(unit)
     assert sync.failure is not None
 

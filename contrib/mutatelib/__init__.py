@@ -1,0 +1,1 @@
+"""Mutations of the program, and the tests that ought to notice them; see contrib/mutate."""
