@@ -56,11 +56,7 @@ def _do(mount: Mount, what: str, place: Place | None, action: Callable[[], None]
 
 def _write(mount: Mount, what: str, place: Place | None, text: str, *names: str) -> Reasons:
     """Write the command *text* to the control file at *names*."""
-    if mount.status(*names) is None:
-        file = printable(str(mount.path.joinpath(*names)))
-        raise ControlError(
-            f"{file}: is not there: the iscsifs that serves the mount does not know this command"
-        )
+    mount.require(*names)
     return _do(mount, what, place, lambda: mount.command(text, *names))
 
 
@@ -224,6 +220,7 @@ def trace_stop(mount: Mount) -> None:
 
 def trace_status(mount: Mount) -> dict[str, str | int] | None:
     """Return what the trace has written so far; None where there is none."""
+    mount.require(CONTROL, "trace")
     text = mount.read(CONTROL, "trace").strip()
     if text == "off":
         return None

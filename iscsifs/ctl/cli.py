@@ -11,7 +11,7 @@ from typing import Final
 
 import iscsifs
 from iscsifs.ctl import change, events, report, top
-from iscsifs.ctl.mounted import ControlError, GoneError, Mount, find_mount
+from iscsifs.ctl.mounted import CONTROL, ControlError, GoneError, Mount, find_mount
 from iscsifs.ctl.places import Place, find
 from iscsifs.ctl.sample import Sampler, rate_table
 from iscsifs.errors import ConfigError, IscsifsError, printable
@@ -242,6 +242,7 @@ def _events(args: argparse.Namespace) -> int:
     def tell(found: Iterable[events.Event]) -> None:
         _print(event.json() if args.json else event.line() for event in found)
 
+    mount.require(CONTROL, events.CURRENT)
     follower = events.Follower(mount)
     found = follower.look()
     tell(found if args.lines is None else found[max(len(found) - args.lines, 0) :])

@@ -9,7 +9,7 @@ from iscsifs.ctl.mounted import CONTROL, GoneError, Mount
 from iscsifs.ctl.places import Place
 from iscsifs.errors import printable
 
-_CURRENT: Final = "events"
+CURRENT: Final = "events"
 _PREVIOUS: Final = "events.1"
 _FAILURES: Final = ("failed", "refused", "error", "losses", "lost")
 """How the kinds of events end that tell of something that went wrong."""
@@ -74,7 +74,7 @@ def read(mount: Mount) -> list[Event]:
     """Return all events that are kept, in their order."""
     found: dict[int, Event] = {}
     # In this order: when the log is turned between the two, nothing is missing.
-    for name in (_CURRENT, _PREVIOUS):
+    for name in (CURRENT, _PREVIOUS):
         try:
             found |= {event.number: event for event in parse(mount.read(CONTROL, name))}
         except GoneError:
@@ -101,7 +101,7 @@ class Follower:
     def look(self) -> list[Event]:
         """Return the events since the last look; raises GoneError where the mount is not there any more."""
         self._mount.check_again()
-        status = self._mount.status(CONTROL, _CURRENT)
+        status = self._mount.status(CONTROL, CURRENT)
         seen = None if status is None else (status.st_size, status.st_mtime_ns)
         if seen is None or seen == self._seen:
             return []

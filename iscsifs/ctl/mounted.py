@@ -135,6 +135,12 @@ class Mount:
         if self.status(CONTROL) is None:
             raise GoneError(f"{printable(str(self.path))}: was unmounted")
 
+    def require(self, *names: str) -> None:
+        """Raise ControlError where the file at *names*, which a command needs, is not there."""
+        if self.status(*names) is None:
+            file = printable(str(self._place(names)))
+            raise ControlError(f"{file}: is not there: the iscsifs that serves the mount does not know this")
+
     def fault(self, error: OSError) -> ControlError | None:
         """Return what *error* says of the mount itself: its process is dead, or it is somebody else's."""
         path = printable(str(self.path))

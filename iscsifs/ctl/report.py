@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -99,19 +100,23 @@ def show_json(mount: Mount, place: Place | None) -> str:
     return as_json([{"target": target, "session": read_session(mount, target.place)} for target in below])
 
 
-def _config(mount: Mount) -> dict[str, str]:
-    """Return the settings in force; of a key with several values, they are on lines of their own."""
-    found: dict[str, str] = {}
-    for line in (mount.value(CONTROL, "config") or "").splitlines():
-        key, _, value = line.partition("=")
-        key = key.strip()
-        found[key] = f"{found[key]}\n{value.strip()}" if key in found else value.strip()
-    return found
+def _config(mount: Mount) -> list[list[tuple[str, str]]]:
+    """Return the settings in force, in sections: of the mount, and of each host; a key may come again."""
+    text = mount.value(CONTROL, "config") or ""
+    sections = [section.splitlines() for section in re.split(r"\n\s*\n", text.strip("\n"))]
+    return [[_setting(line) for line in section] for section in sections if any(section)]
+
+
+def _setting(line: str) -> tuple[str, str]:
+    """Take ``key value`` or ``key = value`` apart."""
+    key, _, value = re.sub(r"\s*=\s*|\s+", " ", line.strip(), count=1).partition(" ")
+    return key, value
 
 
 def _show_mount(mount: Mount) -> list[str]:
-    settings = [(key, value) for key, text in _config(mount).items() for value in text.split("\n")]
-    return tables.fields([("mount", mount.path), ("version", version(mount)), *settings])
+    about = [("mount", str(mount.path)), ("version", version(mount) or "")]
+    sections = [tables.fields(section) for section in [about, *_config(mount)]]
+    return [line for section in sections for line in [*section, ""]][:-1]
 
 
 def _show_target(target: Target, session: Session) -> list[str]:
@@ -184,7 +189,10 @@ def statistics_of(mount: Mount, wanted: Sequence[Place]) -> list[tuple[Place, St
     units = [place for place in all_places(mount) if place.unit]
     if wanted:
         units = [unit for unit in units if any(place.contains(unit) for place in wanted)]
-    return [(unit, found) for unit in units if (found := read_statistics(mount, unit)) is not None]
+    found = [(unit, counts) for unit in units if (counts := read_statistics(mount, unit)) is not None]
+    if units and not found:
+        mount.require(*units[0].names, "statistics")
+    return found
 
 
 def statistics_tables(counts: Sequence[tuple[Place, Statistics]]) -> list[str]:

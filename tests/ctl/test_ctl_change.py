@@ -345,7 +345,6 @@ def test_a_mount_that_does_not_know_the_command_says_so(tree: ControlTree, unit:
     status, _, error = run("loop", "disk")
     assert (status, error) == (
         ExitStatus.FAILED,
-        f"iscsifsctl: {unit}/loop: is not there:"
-        " the iscsifs that serves the mount does not know this command\n",
+        f"iscsifsctl: {unit}/loop: is not there: the iscsifs that serves the mount does not know this\n",
     )
     assert not (unit / "loop").exists()

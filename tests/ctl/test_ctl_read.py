@@ -121,16 +121,23 @@ def test_show_of_a_unit_has_its_counts(tree: ControlTree, unit: Path, said: Said
 
 
 def test_show_of_nothing_is_the_mount(tree: ControlTree, said: Said) -> None:
-    tree.write("pattern = a\npattern = b\nport = 3260", ".iscsifs", "config")
+    tree.write("pattern = a = b\npattern=b\n\nhost 192.0.2.1\nport 3260\nuser", ".iscsifs", "config")
     assert said("show") == [
         f"mount:   {tree.path}",
         "version: iscsifs 1.2.3",
-        "pattern: a",
+        "",
+        "pattern: a = b",
         "pattern: b",
-        "port:    3260",
+        "",
+        "host: 192.0.2.1",
+        "port: 3260",
+        "user: -",
     ]
     assert said("show", str(tree.path)) == said("show")
-    assert json.loads(*said("show", "--json"))["config"] == {"pattern": "a\nb", "port": "3260"}
+    assert json.loads(*said("show", "--json"))["config"] == [
+        [["pattern", "a = b"], ["pattern", "b"]],
+        [["host", "192.0.2.1"], ["port", "3260"], ["user", ""]],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -223,6 +230,23 @@ def test_statistics_of_another_version_are_an_error_and_no_figure(
         tree.write(latency, HOST, "disk", "lun0", "latency")
         (line,) = said("stats", status=ExitStatus.FAILED)
         assert "cannot be understood" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (("events",), ".iscsifs/events"),
+        (("stats",), f"{HOST}/disk/lun0/statistics"),
+        (("trace", "status"), ".iscsifs/trace"),
+    ],
+)
+def test_what_the_mount_does_not_know_is_told(
+    words: tuple[str, ...], file: str, tree: ControlTree, unit: Path, said: Said
+) -> None:
+    (tree.path / file).unlink()
+    assert said(*words, status=ExitStatus.FAILED) == [
+        f"iscsifsctl: {tree.path}/{file}: is not there: the iscsifs that serves the mount does not know this"
+    ]
 
 
 def test_a_file_that_would_not_end_or_not_answer_ends(
