@@ -50,7 +50,7 @@ def _do(mount: Mount, what: str, place: Place | None, action: Callable[[], None]
             raise fault from None
         told = reasons.sentence(place)
         words = _WORDS.get(exc.errno or 0) or reason(exc)
-        raise ControlError(told or f"{printable(what)}: {words}", status_of(exc.errno)) from None
+        raise ControlError(told or f"{without_secret(what)}: {words}", status_of(exc.errno)) from None
     return reasons
 
 
@@ -60,11 +60,16 @@ def _write(mount: Mount, what: str, place: Place | None, text: str, *names: str)
     return _do(mount, what, place, lambda: mount.command(text, *names))
 
 
+def without_secret(source: str) -> str:
+    """Return *source* for a terminal: a root path may have a user and secrets in front of its ``@``."""
+    return printable(re.sub(r"\A(iscsi:(?!//)[^:@]*):[^@]*@", r"\1:***@", source, flags=re.IGNORECASE))
+
+
 def _one_line(text: str, what: str) -> str:
     """Return *text*, which becomes a line of a control file; raises ConfigError where it cannot."""
     if not text or not text.isprintable() or len(os.fsencode(text)) > _LONGEST:
         raise ConfigError(
-            f'{what} "{printable(text)}": give 1 to {_LONGEST} bytes without control characters'
+            f'{what} "{without_secret(text)}": give 1 to {_LONGEST} bytes without control characters'
         )
     return text
 

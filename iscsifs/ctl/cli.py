@@ -60,7 +60,11 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("place", metavar="TARGET|UNIT", nargs="?", help="without it, the mount")
 
     what = command("add", _add, "attach the targets of a host, URL, root path, iSNS server or nickname")
-    what.add_argument("source", metavar="SOURCE", help="as on the command line of iscsifs")
+    what.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="as on the command line of iscsifs; - to read it from the standard input",
+    )
     what.add_argument("-n", "--nickname", action="store_true", help="SOURCE is one of the configuration file")
     what = command("remove", _remove, "log out of all targets of a host")
     what.add_argument("host", metavar="HOST")
@@ -260,7 +264,8 @@ def _events(args: argparse.Namespace) -> int:
 
 def _add(args: argparse.Namespace) -> int:
     mount = _mount(args)
-    found, failures = change.add(mount, args.source, is_nickname=args.nickname)
+    source = sys.stdin.readline().rstrip("\n") if args.source == "-" else args.source
+    found, failures = change.add(mount, source, is_nickname=args.nickname)
     _print(printable(str(mount.path.joinpath(*place.names)), sys.maxsize) for place in found)
     for event in failures:
         complain(f"iscsifsctl: {event.text}")

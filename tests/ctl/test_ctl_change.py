@@ -1,6 +1,7 @@
 """iscsifsctl: the commands that change a mount, and why they fail."""
 
 import errno
+import io
 import json
 import os
 from collections.abc import Callable
@@ -112,6 +113,20 @@ def test_a_source_that_is_no_line_is_refused(source: str, tree: ControlTree, run
     assert "\x1b" not in error
     assert os.listdir(tree.path) == before
     assert tree.command(".iscsifs", "attach") == ""
+
+
+@pytest.mark.parametrize("path", ["iscsi:ann:hush@h::::iqn.x", "iscsi:ann:hush:bob:hush@h::::iqn.x"])
+def test_a_secret_in_a_root_path_is_not_printed_and_can_come_from_a_file(
+    path: str, tree: ControlTree, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdin", io.StringIO(f"{path}\nanother line\n"))
+        assert run("add", "-") == (0, "", "")
+    assert tree.command(".iscsifs", "attach") == f"{path}\n"
+    assert run("add", path + "\0")[2].startswith('iscsifsctl: source "iscsi:ann:***@h::::iqn.x\\x00": give')
+    failing(monkeypatch, "write", errno.EINVAL)
+    assert run("add", path) == (2, "", "iscsifsctl: iscsi:ann:***@h::::iqn.x: cannot be understood\n")
+    assert run("add", "iscsi://ann@h/iqn.x")[2] == "iscsifsctl: iscsi://ann@h/iqn.x: cannot be understood\n"
 
 
 def test_login_and_logout_are_a_directory(tree: ControlTree, unit: Path, run: Run) -> None:
