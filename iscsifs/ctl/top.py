@@ -6,6 +6,7 @@ keys.
 
 import curses
 import queue
+import signal
 import sys
 import threading
 import time
@@ -161,8 +162,23 @@ def run(mount: Mount, interval: float, order: str) -> None:
     view = View(f"iscsifsctl top: {printable(str(mount.path))}, every {interval:g} s", order)
     results: queue.SimpleQueue[list[Sample] | BaseException] = queue.SimpleQueue()
     threading.Thread(target=_sample, args=(mount, interval, results), daemon=True).start()
-    with suppress(KeyboardInterrupt):
-        curses.wrapper(lambda screen: _show(screen, view, interval, results))
+    # Not curses.wrapper: that sets colours, which would be white on black on any terminal.
+    screen = curses.initscr()
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        curses.noecho()
+        curses.cbreak()
+        screen.keypad(True)
+        with suppress(KeyboardInterrupt):
+            _show(screen, view, interval, results)
+    finally:
+        curses.endwin()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: object) -> None:
+    """End as ^C does, so that the terminal is given back."""
+    raise KeyboardInterrupt
 
 
 def _sample(

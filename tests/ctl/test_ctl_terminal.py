@@ -33,7 +33,8 @@ sys.exit(main(sys.argv[2:], find_mount=lambda path: Mount(Path(sys.argv[1]), 0))
 
 
 class Terminal:
-    """The command on a terminal; `text` is all that it has printed, control sequences too."""
+    """The command on a terminal; `text` is what it has printed and no test has waited for yet, control
+    sequences too, and `seen` what was before that."""
 
     def __init__(self, tree: ControlTree, *words: str, kind: str, width: int = 100, height: int = 24) -> None:
         self._ours, theirs = pty.openpty()
@@ -49,6 +50,7 @@ class Terminal:
         )
         os.close(theirs)
         self.text = ""
+        self.seen = ""
 
     def resize(self, width: int, height: int) -> None:
         fcntl.ioctl(self._ours, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
@@ -62,6 +64,7 @@ class Terminal:
         while (found := re.search(pattern, self.text)) is None:
             assert time.monotonic() < deadline, f"{pattern}: {self.text!r}"
             assert self._read(0.1) or self.process.poll() is None, f"{pattern}: {self.text!r}"
+        self.seen += self.text[: found.end()]
         self.text = self.text[found.end() :]
 
     def end(self) -> int:
@@ -112,7 +115,10 @@ def top(tree: ControlTree) -> Iterator[Start]:
 
 @pytest.mark.parametrize("kind", ["vt100", "xterm-256color", "linux", "screen"])
 def test_it_shows_what_changes_until_q(kind: str, tree: ControlTree, top: Start) -> None:
+    """In the colours that the terminal has."""
     terminal = top("-i", "0.1", kind=kind)
+    terminal.wait_for("UNIT")
+    assert not re.search(r"\x1b\[(\d+;)*[34]\d", terminal.seen)
     terminal.wait_for(f"{HOST}/disk/lun0")
     unit = tree.path / HOST / "disk" / "lun0"
     tree.count(unit, depth=87)
@@ -150,12 +156,17 @@ def test_a_terminal_that_cannot_do_so_gets_one_table(kind: str, top: Start) -> N
     assert "\x1b" not in terminal.text
 
 
-def test_an_interrupt_ends_it_and_gives_the_terminal_back(top: Start) -> None:
-    terminal = top("-i", "0.1")
+@pytest.mark.parametrize("by", ["key", "signal"])
+def test_an_interrupt_ends_it_and_gives_the_terminal_back(by: str, top: Start) -> None:
+    terminal = top("-i", "0.1", kind="xterm")
     terminal.wait_for("LOGGED_IN")
-    terminal.type("\x03")
+    if by == "key":
+        terminal.type("\x03")
+    else:
+        terminal.process.send_signal(signal.SIGTERM)
     assert terminal.end() == 0
     assert "Traceback" not in terminal.text
+    assert "\x1b[?1049l" in terminal.text  # the screen of before
 
 
 def test_a_mount_that_ends_is_the_end(tree: ControlTree, top: Start) -> None:
