@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from signal import SIGHUP, SIGINT, SIGTERM
@@ -16,22 +16,34 @@ import trio
 
 import iscsifs
 from iscsifs import service
-from iscsifs.attach import Attached, Failure, Network, NoTargetError, attach, find_targets
 from iscsifs.config import Config, configure
-from iscsifs.errors import ConfigError, IscsifsError, LoginError, LoginRefused, TransportError, reason
+from iscsifs.errors import (
+    ConfigError,
+    IscsifsError,
+    LoginError,
+    LoginRefused,
+    NoTargetError,
+    TransportError,
+    reason,
+)
 from iscsifs.exit_status import ExitStatus as ExitStatus
 from iscsifs.fs.background import Ready, run_in_background
 from iscsifs.fs.mount import Mount, check_mount_point
-from iscsifs.fs.operations import Operations
+from iscsifs.fs.nodes import TreeOptions
 from iscsifs.fs.pidfile import pid_file
 from iscsifs.fs.platform.platform import LinuxPlatform, Platform
 from iscsifs.fs.platform.tuning import Limits
-from iscsifs.fs.storage import Storage
-from iscsifs.fs.tree import TargetDirectory, Tree
+from iscsifs.fs.tree import Tree
 from iscsifs.limits import ATTACH_TIMEOUT, END_TIMEOUT, LAST_LOGOUT_TIMEOUT
 from iscsifs.logs import log_to_file, log_to_file_too, log_to_syslog, log_to_terminal, tell_repeats
 from iscsifs.mount_options import OPTIONS, MountOptions
 from iscsifs.notify import notify
+from iscsifs.service.about import show_config
+from iscsifs.service.attach import Failure
+from iscsifs.service.drain import all_is_safe, put_on_stable_storage
+from iscsifs.service.find import find_targets, no_match, origins_of
+from iscsifs.service.living import open_living_set
+from iscsifs.service.network import Network
 from iscsifs.terminal import OutputError, Parser, complain, open_standard_streams, say
 from iscsifs.unmount import unmount
 
@@ -41,9 +53,6 @@ _T = TypeVar("_T")
 
 _LOG_INTERVAL: Final = 5.0
 """Seconds between two looks at what was repeated in the log."""
-
-_A_WHILE: Final = 1.0
-"""Seconds after which it is told what the end waits for."""
 
 _NOT_FOUND: Final = (2, 3)  # RFC 7143 section 11.13.5
 
@@ -322,7 +331,7 @@ async def _discover(config: Config, network: Network, signals: _Signals) -> Exit
     if found is None:
         return ExitStatus.FAILED
     targets, failures = found
-    is_listed = _tell(line for target in targets for line in target.lines())
+    is_listed = _tell(line for target in targets for line in target.wanted.lines())
     for failure in failures:
         _complain(failure)
     return _summary(failures, targets) if is_listed else ExitStatus.FAILED
@@ -352,22 +361,20 @@ async def _mount(
     platform.keep_in_memory()
     login_timeout = max(host.options.login_timeout for host in config.hosts)
     notify("STATUS=Logging in", extend=ATTACH_TIMEOUT + 2 * login_timeout)
-    found = await _unless(signals.first, partial(find_targets, config, network))
-    if found is None:
-        return ExitStatus.FAILED
-    targets, failures = found
+    tree = Tree(_tree_options(config.mount_options))
+    show_config(tree, config)
     with ExitStack() as last:
-        try:
-            last.enter_context(pid_file(config.pid_file))
-        except ConfigError as exc:
-            return _complain(exc)
-        async with AsyncExitStack() as sessions:
-            # Credentials belong to an initiator, and hosts may differ in them.
-            initiators = {
-                options: await sessions.enter_async_context(network.open_initiator(options, platform.poller))
-                for options in dict.fromkeys(target.host.options for target in targets)
-            }
-            result = await _unless(signals.first, partial(attach, targets, initiators))
+        async with open_living_set(tree, network, platform.poller) as living:
+            find = partial(living.find, origins_of(config, network))
+            if (found := await _unless(signals.first, find)) is None:
+                return ExitStatus.FAILED
+            targets, failures = found
+            failures += no_match(config, targets, failures)
+            try:
+                last.enter_context(pid_file(config.pid_file))
+            except ConfigError as exc:
+                return _complain(exc)
+            result = await _unless(signals.first, partial(living.attach, targets))
             if result is None:
                 return ExitStatus.FAILED
             attached, refused = result
@@ -377,16 +384,14 @@ async def _mount(
             status = _summary(failures, attached)
             if not attached:
                 return status
-            tree = Tree()
-            operations = _operations(tree, config.mount_options)
             try:
                 fuse_options = config.mount_options.fuse_options(config.source)
-                mount = Mount(operations, mount_point, fuse_options, platform)
+                mount = Mount(tree, mount_point, fuse_options, platform)
             except ConfigError as exc:
                 return _complain(exc)
             record = last.enter_context(mount.record())
             last.callback(mount.close)  # after the logout: who sees it unmounted knows that all is done
-            _show(attached, tree, operations)
+            _tell(target.line() for target in attached)  # what cannot be printed is mounted all the same
             summary = f"Targets mounted: {len(attached)}; failures at the start: {len(failures)}"
 
             def mounted() -> None:
@@ -395,23 +400,28 @@ async def _mount(
 
             async def write_back() -> None:
                 record.begin_end()
-                await _write_back(operations)
+                _announce_end()
+                await put_on_stable_storage(tree.storages)
 
-            serve = partial(mount.serve, signals.first, mounted, write_back)
+            async def serve() -> None:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(living.follow)
+                    await mount.serve(signals.first, mounted, write_back)
+                    nursery.cancel_scope.cancel()
+
             try:
                 await _unless(signals.second, serve)
             finally:
                 record.begin_end()
-                safe = _all_is_safe(operations) and mount.is_written_back
+                safe = all_is_safe(tree.storages) and mount.is_written_back
             if mount.fault is not None:
                 status = _complain(mount.fault)
             record.status = ExitStatus.OK if safe else ExitStatus.NOT_WRITTEN
     return status if safe else ExitStatus.NOT_WRITTEN
 
 
-def _operations(tree: Tree, options: MountOptions) -> Operations:
-    return Operations(
-        tree,
+def _tree_options(options: MountOptions) -> TreeOptions:
+    return TreeOptions(
         uid=options.uid,
         gid=options.gid,
         read_only=options.read_only,
@@ -419,63 +429,3 @@ def _operations(tree: Tree, options: MountOptions) -> Operations:
         sync=options.sync,
         exclusive=options.exclusive,
     )
-
-
-def _show(attached: Sequence[Attached], tree: Tree, operations: Operations) -> None:
-    """Put what is *attached* into *tree*, and keep it there as it is."""
-    directories = tree.add_targets([target.describe() for target in attached])
-    for target, directory in zip(attached, directories, strict=True):
-
-        def refresh(target: Attached = target, directory: TargetDirectory = directory) -> None:
-            operations.changed(tree.update(directory, target.describe()))
-
-        target.target.on_change = refresh
-        target.target.on_return = operations.may_have_changed
-    _tell(target.line() for target in attached)  # what cannot be printed is mounted all the same
-
-
-async def _write_back(operations: Operations) -> None:
-    """Have every unit put on stable storage what it was given; one that has done so already is not asked."""
-    _announce_end()
-    unsafe = [storage for storage in operations.written if storage.needs_flush]
-
-    async def flush(storage: Storage) -> None:
-        try:
-            await storage.flush()
-        except IscsifsError as exc:
-            log.error("data may be lost: %s", exc)
-
-    async def explain() -> None:
-        await trio.sleep(_A_WHILE)
-        for storage in unsafe:
-            if storage.needs_flush:
-                log.warning(
-                    "%s: not all that was written is on stable storage; trying for %g seconds in all",
-                    storage.name,
-                    END_TIMEOUT,
-                )
-
-    async with trio.open_nursery() as outer:
-        outer.start_soon(explain)
-        async with trio.open_nursery() as nursery:
-            for storage in unsafe:
-                nursery.start_soon(flush, storage)
-        outer.cancel_scope.cancel()
-
-
-def _all_is_safe(operations: Operations) -> bool:
-    """Say of which units not all that was written is on stable storage, and return whether there are none.
-
-    So count writes whose loss no program was told of; the log has had the reasons.
-    """
-    unsafe = [storage for storage in operations.written if storage.needs_flush]
-    for storage in unsafe:
-        if storage.unwritten:
-            what = f"{storage.unwritten} bytes were not written"
-        else:
-            what = "what was written last may be in the target's cache only"
-        log.error("%s: data may be lost: %s", storage.name, what)
-    untold = operations.untold
-    for losses in untold:
-        log.error("%s: acknowledged writes are lost, and no fsync was told: %s", losses.name, losses.latest)
-    return not unsafe and not untold

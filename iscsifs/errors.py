@@ -194,7 +194,11 @@ class TruncationError(IscsifsError):
 
 
 class InUseError(IscsifsError):
-    """A truncation is refused because the unit is open elsewhere."""
+    """A truncation, or a logout, is refused because the unit is open elsewhere."""
+
+
+class NoTargetError(IscsifsError):
+    """What was asked for is not there: no target at all, no name that matches, no such logical unit."""
 
 
 class DataLostError(IscsifsError):

@@ -2,14 +2,14 @@
 
 A target may be broken or hostile. Whatever it sends, one session with it keeps no more than this:
 
-- 64 KiB of headers, and one data segment of 1 MiB while it arrives;
+- 12 KiB of headers, and one data segment of 1 MiB while it arrives;
 - 64 KiB of text in a login;
 - 256 commands on the wire, each with the buffer that its caller brought, and 252 bytes of sense data when it
   has ended;
 - 64 answers to pings, 48 bytes each, and 1024 tags of aborted commands;
 - what it says of 16,384 logical units, 8 KiB each: 128 MiB;
-- for each of these, 96 MiB that were written by those who use it. They are not copied to be sent, but have
-  a header for every segment: with the shortest, 512 bytes, these take two thirds of that again;
+- for each of these, 96 MiB that were written by those who use it. They are not copied to be sent, and their
+  headers are made for 512 Data-Outs at a time;
 - and 65,536 ranges that a truncation by its users makes zeros, some 100 bytes each.
 
 A discovery session keeps one answer to SendTargets: 16 MiB while it arrives, and with its 262,144 pairs up to
@@ -93,9 +93,12 @@ MAX_LATE_TAGS: Final = 1024
 MAX_READS: Final = 32
 """Reads in a row from a socket that always has more, before other tasks get their turn."""
 
-MAX_STEPS: Final = 512
-"""Headers and data segments looked at in a row, and Data-Outs made, before other tasks get their turn: one
-read may bring 1365 PDUs, and one R2T ask for 2048. Each takes some microseconds, a reported error more."""
+MAX_PDUS: Final = 64
+"""PDUs received, and Data-Outs made, after which others get their turn; the last read may bring 256 PDUs
+more. Each takes some microseconds, a reported error more."""
+
+MAX_DATA_OUTS: Final = 512
+"""Data-Outs that are made in a row: one R2T may ask for tens of thousands."""
 
 NOTES_A_MINUTE: Final = 20
 """Lines in the log about a target's unsolicited messages and oddities; the rest is left out."""

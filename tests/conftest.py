@@ -17,7 +17,7 @@ from support.mounting import Mounted, MountHosts
 from support.subjects import Subject, device, storage
 from support.targets import D, Daemon, Istgt, Serve, Tgt, make_image
 
-pytest_plugins = ["support.bounds", "support.conformance", "support.promises"]
+pytest_plugins = ["support.bounds", "support.conformance", "support.promises", "support.mounted_units"]
 
 # Deadlines measure the machine, and CI has to find the same today as tomorrow.
 hypothesis.settings.register_profile("local", deadline=None)

@@ -15,6 +15,7 @@ import pytest
 import trio
 from pyfuse3 import RequestContext
 
+from iscsifs.fs.nodes import TreeOptions
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.tree import TargetDescription, Tree, UnitDescription
 from iscsifs.iscsi.states import CONNECTION_TRANSITIONS, SESSION_TRANSITIONS, TARGET_CONNECTION_TRANSITIONS
@@ -204,10 +205,10 @@ def first_not_taken(way: list[tuple[str, str]], calls: list[tuple[str, str]]) ->
 async def test_a_read_and_a_write_go_the_ways_of_the_page(nursery: trio.Nursery) -> None:
     san = San(nursery, Disk.in_memory(16 * MIB))
     await san.log_in()
-    tree = Tree()
+    tree = Tree(TreeOptions(uid=0, gid=0))
     unit = UnitDescription("0", 0, "disk", "", "", "", None, None, 512, san.unit)
     tree.add_targets([TargetDescription("host", "192.0.2.1", 3260, "iqn.2001-04.com.example:disk", (unit,))])
-    operations = Operations(tree, uid=0, gid=0, read_only=False, direct_io=False)
+    operations = Operations(tree)
     (file,) = tree.files()
     handle = (await operations.open(file.inode, os.O_RDWR, RequestContext())).fh
 

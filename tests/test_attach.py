@@ -8,13 +8,15 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from iscsifs.attach import Attached, Failure, Wanted, attach, find_targets
 from iscsifs.config import Config, Host, HostSpec
+from iscsifs.discovery.source import Wanted
 from iscsifs.errors import LoginTimeout
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.limits import ATTACH_TIMEOUT, LOGINS_AT_ONCE, MAX_TARGETS
 from iscsifs.mount_options import MountOptions
+from iscsifs.service.attach import Attached, Failure, Login, attach
+from iscsifs.service.find import find_targets
 from support.fake_network import FakeNetwork, FakeTarget, FakeUnit
 
 PORTAL = Portal("127.0.0.1")
@@ -50,6 +52,9 @@ class SlowInitiator:
             raise LoginTimeout("no login within 15 s") from None
         return FakeTarget(target_name, [FakeUnit(size=512)], PORTAL)
 
+    async def logout(self, target: FakeTarget) -> None:
+        raise AssertionError
+
     async def _turn(self) -> None:
         if self.hands:
             self.hands -= 1
@@ -76,8 +81,8 @@ OPTIONS = InitiatorOptions("iqn.2001-04.com.example:host", login_timeout=LIMIT)
 HOST = Host(HostSpec(PORTAL), OPTIONS)
 
 
-def wanted_of(host_name: str, names: Iterable[str]) -> list[Wanted]:
-    return [Wanted(HOST, host_name, name, (TargetAddress(PORTAL),)) for name in names]
+def wanted_of(host_name: str, names: Iterable[str]) -> list[Login]:
+    return [Login(Wanted(host_name, name, (TargetAddress(PORTAL),)), OPTIONS) for name in names]
 
 
 async def log_in(initiator: SlowInitiator) -> tuple[list[Attached], list[Failure]]:
@@ -191,5 +196,5 @@ async def test_a_host_twice_with_many_targets_is_not_compared_pair_by_pair(
     monkeypatch.setattr(Wanted, "shares_portal_with", count)
     config = Config((HOST, Host(HostSpec(other), OPTIONS)), None, MountOptions(0, 0), (), False)
     wanted, failures = await find_targets(config, network)
-    assert ([target.name for target in wanted], failures) == ([f"disk{n:04}" for n in range(1000)], [])
+    assert ([login.wanted.name for login in wanted], failures) == ([f"disk{n:04}" for n in range(1000)], [])
     assert compared == 1000

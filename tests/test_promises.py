@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -61,6 +62,15 @@ def run(directory: Path, *words: str, held_by: str = "``test_it.py``", tests: st
         timeout=60,
     )
     return done.returncode, done.stdout + done.stderr
+
+
+def test_the_page_names_the_stand_ins_that_there_are() -> None:
+    named = re.findall(r"``(support/\w+\.py)``", PAGE.read_text())
+    assert len(named) > 10
+    assert [name for name in named if not (TESTS / name).is_file()] == []
+    stand_ins = {str(path.relative_to(TESTS)) for path in TESTS.glob("support/memory_*.py")}
+    programs_and_parts = {"support/memory_mount.py", "support/memory_operations.py"}
+    assert stand_ins - programs_and_parts <= set(named)
 
 
 def test_every_scenario_has_a_test() -> None:

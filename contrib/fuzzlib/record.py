@@ -24,6 +24,7 @@ from iscsifs.iscsi.task import Task
 from iscsifs.iscsi.text import encode_pairs
 from iscsifs.scsi import cdb
 from iscsifs.scsi.luns import lun_from_number
+from support import cdbs
 from support.fuzz import wire
 from support.fuzz.initiator import (
     LOGIN_CONFIGS,
@@ -142,17 +143,21 @@ class Line:
         self._socket.settimeout(SILENCE)
         with contextlib.suppress(IscsifsError, ConnectionError):
             while True:
-                self._socket.sendall(b"".join(connection.data_to_send()))
+                self._send(connection)
                 stream = self.receive()
                 if not stream:
                     return
                 wire.feed(connection.get_buffer, connection.buffer_updated, stream, len(stream))
 
+    def _send(self, connection: Connection) -> None:
+        while buffers := connection.data_to_send():
+            self._socket.sendall(b"".join(buffers))
+
     def run(self, connection: Connection, task: Task) -> Task:
         """Carry out one command."""
         connection.submit(task)
         while not task.ended:
-            self._socket.sendall(b"".join(connection.data_to_send()))
+            self._send(connection)
             stream = self.receive()
             assert stream, "no answer"
             wire.feed(connection.get_buffer, connection.buffer_updated, stream, len(stream))
@@ -242,14 +247,14 @@ def record_data(daemon: Daemon, lun: int) -> None:
             for page in (0, 0x80, 0x83, 0xB0, 0xB2)
         },
         **{("mode_pages", f"6-{page:02x}"): cdb.mode_sense_6(page) for page in (0x08, 0x3F)},
-        **{("mode_pages", f"10-{page:02x}"): cdb.mode_sense_10(page) for page in (0x08, 0x3F)},
+        **{("mode_pages", f"10-{page:02x}"): cdbs.mode_sense_10(page) for page in (0x08, 0x3F)},
         ("luns", "luns"): cdb.report_luns(1024),
         ("capacity", "10"): cdb.read_capacity_10(),
         ("capacity", "16"): cdb.read_capacity_16(),
         ("sense", "out-of-range"): cdb.read_16(1 << 40, 1),
         ("sense", "invalid-code"): b"\xc0" + bytes(15),
         ("sense", "invalid-field"): cdb.inquiry(255, 0x7F),
-        ("sense", "request-sense"): cdb.request_sense(),
+        ("sense", "request-sense"): cdbs.request_sense(),
     }
     with logged_in(daemon, Setting(), lun) as (line, connection, _):
         for (harness, name), command in commands.items():
@@ -269,7 +274,7 @@ def record_discovery(daemon: Daemon) -> None:
     login, _ = line.log_in(LOGIN_CONFIGS[1])
     connection = Connection(FinishedLogin(login))
     finish_login(connection)
-    text = connection.send_text([("SendTargets", "All")])
+    text = connection.requests.send_text([("SendTargets", "All")])
     line.converse(connection)
     assert text.pairs
     save("addresses", f"{daemon.program}-all", encode_pairs(text.pairs))

@@ -15,10 +15,10 @@ _CRASHED: Final = 70  # EX_SOFTWARE
 def run_in_background(serve: Callable[[Ready], int]) -> int:
     """Run *serve* in a new process and return the exit status for this one.
 
-    That is what *serve* gives to its argument when all is well, after which it goes on in a session of its
-    own, without a terminal; or what it returns, if it ends before. Until then both processes belong to the
-    terminal, so that its ^C ends both. To be called before there are threads or sockets. Raises OSError where
-    the system lets us have no process, or no descriptors.
+    That is the status that *serve* passes to its argument when it is ready; after that it runs in a session
+    of its own, without a terminal. Or it is what *serve* returns, if that comes first. Until then both
+    processes belong to the terminal, and its ^C ends both. Call it before there are threads or
+    sockets. Raises OSError where there is no process or no descriptor for it.
     """
     null = os.open(os.devnull, os.O_RDWR)
     reader, writer = os.pipe()

@@ -17,6 +17,14 @@ from typing import Final
 from iscsifs.fs.storage import Storage
 
 
+class KnownLoss(Exception):
+    """Shows a *failure* once more that the log has had when it came."""
+
+    def __init__(self, failure: Exception) -> None:
+        super().__init__(str(failure))
+        self.failure: Final = failure
+
+
 class Losses:
     """The losses of one unit.
 
@@ -33,7 +41,10 @@ class Losses:
     @property
     def count(self) -> int:
         """How many losses there were."""
-        return sum(storage.failures for storage in self.storages)
+        count = 0
+        for storage in self.storages:  # most often one: each fsync looks at it
+            count += storage.failures
+        return count
 
     @property
     def latest(self) -> Exception | None:
@@ -88,6 +99,12 @@ class Ledger:
         if losses is None:
             losses = self._losses[storage] = self._inherited(storage) or Losses(storage)
         return Handle(losses)
+
+    def forget(self, storage: Storage) -> None:
+        """Forget *storage*, unless it has losses of which nobody was told."""
+        losses = self._losses.get(storage)
+        if losses is not None and not losses.unseen:
+            del self._losses[storage]
 
     def unseen(self) -> list[Losses]:
         """Return the units that have losses of which nobody was told."""

@@ -16,24 +16,26 @@ import pyfuse3
 import trio
 
 from iscsifs.errors import ConfigError, IscsifsError, reason
-from iscsifs.fs.operations import Operations, drop_cached_pages
+from iscsifs.fs.kernel import FuseKernel, NoKernel, drop_cached_pages
+from iscsifs.fs.operations import Operations
 from iscsifs.fs.platform.platform import Platform
 from iscsifs.fs.record import MountEntry, Record, mount_at
 from iscsifs.fs.storage import Storage
+from iscsifs.fs.tree import Tree
 from iscsifs.limits import END_TIMEOUT
 
 log = logging.getLogger(__name__)
 
-# A request that is in work keeps a task of pyfuse3 to itself. With its default of 99 as many processes that
-# wait for a unit that is away would stop all other units as well, so there is a task for every process.
+# A request in work occupies a task of pyfuse3. With its default of 99 tasks, 99 processes that wait for one
+# unit that is away would stop all other units, so there is a task for every process.
 _MAX_TASKS: Final = 1 << 16
 
 _MNT_FORCE: Final = 1  # umount2(2): abort the connection
 
 _PATIENCE: Final = 0.5
-"""Seconds between two looks at whether anybody still waits for an answer."""
+"""Seconds between two checks for requests in work."""
 
-# Idle tasks that are kept: fewer, and under a queue of 32 requests tasks are made and ended all the time.
+# Idle tasks that are kept. With fewer, a queue of 32 requests starts and ends tasks all the time.
 _MIN_TASKS: Final = 32
 
 
@@ -74,22 +76,21 @@ def check_mount_point(mount_point: Path, nonempty: bool = False) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Say whether *record*, of pyfuse3, is more than an answer to a request that the kernel has given up."""
+    """Return False for pyfuse3's *record* of an answer to a request that the kernel has given up."""
     return "fuse_reply" not in record.msg or record.args != (os.strerror(errno.ENOENT),)
 
 
 class Mount:
     """A mounted file system. There is one for each process: pyfuse3 keeps its state in globals."""
 
-    def __init__(
-        self, operations: Operations, mount_point: Path, options: Sequence[str], platform: Platform
-    ) -> None:
-        """Mount on *mount_point* with FUSE's *options*; raise ConfigError."""
+    def __init__(self, tree: Tree, mount_point: Path, options: Sequence[str], platform: Platform) -> None:
+        """Mount *tree* on *mount_point* with FUSE's *options*; raise ConfigError."""
         logging.getLogger(pyfuse3.__name__).addFilter(_is_news)
-        self._operations = operations
+        self._tree = tree
         self._mount_point = mount_point
         self._platform = platform
-        self._pages = operations.pages = platform.pages(mount_point, drop_cached_pages)
+        self._pages = tree.storages.pages = platform.pages(mount_point, drop_cached_pages)
+        self._kernel = FuseKernel()
         self._path = Path(os.path.realpath(mount_point))  # not later: a look at it would wait for us
         self.fault: IscsifsError | None = None
         """Why it could never be used, after `serve`."""
@@ -97,10 +98,10 @@ class Mount:
         """Whether the kernel has written, or given up, all that mmap(2) has changed, after `serve`."""
         complaints = _StandardError()
         try:
-            platform.reserve_memory(operations.relieve)
+            platform.reserve_memory(tree.relieve)
             with complaints:
                 pyfuse3.init(
-                    operations,
+                    Operations(tree),
                     str(mount_point),
                     {"subtype=iscsifs", *pyfuse3.default_options, *options},
                 )
@@ -112,11 +113,12 @@ class Mount:
         except OSError as exc:
             raise ConfigError(f"{mount_point}: cannot mount: {reason(exc)}") from None
 
+        tree.storages.kernel = self._kernel
         # It may have been unmounted already.
         self._entry = mount_at(self._path) or MountEntry("", "", self._path, "", os.geteuid())
 
     def record(self) -> Record:
-        """Begin the record by which others find this process."""
+        """Begin the record by which other processes find this one."""
         return Record(self._entry)
 
     async def serve(
@@ -153,9 +155,10 @@ class Mount:
             if not await self._pages.is_answered():
                 with trio.move_on_after(_PATIENCE):  # where the connection was aborted, `answer` ends as well
                     await over.wait()
-            if over.is_set() or not self._is_mounted():
-                over.set()  # it was unmounted
+            if over.is_set():
                 return
+            # Where it was detached in the meantime (umount -l), files may still be open: the kernel says when
+            # the last one was closed.
             self._platform.tune(self._entry.device)
             if not stop.is_set():
                 is_ready = True
@@ -175,12 +178,13 @@ class Mount:
             nursery.start_soon(answer)
             nursery.start_soon(leave)
             nursery.start_soon(self._platform.attend, disconnected)
+            nursery.start_soon(self._kernel.run)
             await over.wait()
             nursery.cancel_scope.deadline = min(
                 nursery.cancel_scope.deadline, trio.current_time() + END_TIMEOUT
             )
             await write_back()
-            while self._operations.has_work() and not answered.is_set():
+            while self._tree.storages.has_work() and not answered.is_set():
                 with trio.move_on_after(_PATIENCE):
                     await answered.wait()
             nursery.cancel_scope.cancel()
@@ -191,9 +195,11 @@ class Mount:
 
     def close(self) -> None:
         """Unmount, even when files are still open; do nothing where that has been done from outside."""
-        if self._pages.is_thread_waiting and self._is_mounted():
-            # Nothing is answered any more, so it would wait for ever. An ordinary user has no way to do this.
+        is_thread_waiting = self._pages.is_thread_waiting or self._kernel.is_thread_waiting
+        if is_thread_waiting and self._is_mounted():
+            # It waits for an answer that will not come. Only root can abort the connection.
             ctypes.CDLL(None).umount2(os.fsencode(self._path), _MNT_FORCE)
+        self._tree.storages.kernel = NoKernel()
         pyfuse3.close()
         try:
             os.statvfs(self._mount_point)  # which nothing caches
@@ -217,7 +223,11 @@ class Mount:
 
         A target that is away is not waited for: what is written for it is kept, and counted, by its unit.
         """
-        left = {storage: (inode, path) for inode, path, storage in self._operations.open_to_write()}
+        left = {
+            storage: (inode, path)
+            for inode, storage in self._tree.storages.open_to_write()
+            if (path := self._tree.path_of(inode)) is not None
+        }
 
         async def write_back(storage: Storage, inode: int, path: bytes) -> None:
             is_written = await self._pages.write_back(inode, path, lambda: not storage.is_away)
@@ -237,7 +247,7 @@ class Mount:
 
 
 class _StandardError:
-    """Keep what libfuse and fusermount3 say to the standard error, from where only *lines* tells it."""
+    """Collects in *lines* what libfuse and fusermount3 write to the standard error."""
 
     def __enter__(self) -> None:
         sys.stderr.flush()

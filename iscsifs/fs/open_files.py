@@ -1,8 +1,8 @@
-"""The open files of a mount: what each handle was opened for, what it was used for, and when it is closed."""
+"""The open disks of a mount: what each handle was opened for, what it was used for, and when it is closed."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final
 
 import trio
 
@@ -14,14 +14,14 @@ RELEASE_TIME: Final = 1.0
 """Seconds that the kernel may take to send RELEASE: it does so some time after close(2) has returned."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class OpenFile:
-    """A file handle, with what it was told of lost writes.
+    """An open disk, with what its handle was told of lost writes.
 
     *pid* is the thread that has opened it. *writes*: it may write; *direct*: it was opened O_DIRECT; *sync*:
     each write has to reach stable storage (O_SYNC, O_DSYNC). It *is_new* until it was written to, truncated
-    or closed. It *may_be_closed* where nothing was written since the last close of one of its descriptors. As
-    a context manager it counts the requests in work.
+    or closed. It *may_be_closed* where nothing was written since the last close of one of its descriptors.
+    *in_work* counts its requests in work.
     """
 
     storage: Storage
@@ -36,13 +36,6 @@ class OpenFile:
     may_be_closed: bool = False
     in_work: int = 0
 
-    def __enter__(self) -> Self:
-        self.in_work += 1
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.in_work -= 1
-
     def used(self) -> None:
         """Note that there was a write or a truncation by this handle."""
         self.is_new = self.may_be_closed = False
@@ -54,26 +47,22 @@ class OpenFile:
 
 
 class OpenFiles:
-    """All open files, by the number of the handle."""
+    """All open disks, in the order in which they were opened."""
 
     def __init__(self) -> None:
-        self._files: dict[int, OpenFile] = {}
+        self._files: dict[OpenFile, None] = {}
         self._released = trio.Event()  # a new one after each release
 
-    def __getitem__(self, fh: int) -> OpenFile:
-        return self._files[fh]
-
     def __iter__(self) -> Iterator[OpenFile]:
-        """Give the files in the order in which they were opened."""
-        return iter(self._files.values())
+        return iter(self._files)
 
-    def add(self, fh: int, file: OpenFile) -> None:
-        """Take note that *file* is open as *fh*."""
-        self._files[fh] = file
+    def add(self, file: OpenFile) -> None:
+        """Take note that *file* is open."""
+        self._files[file] = None
 
-    def remove(self, fh: int) -> None:
-        """Take note that *fh* is closed; a truncation is forgotten with the last writer."""
-        file = self._files.pop(fh)
+    def remove(self, file: OpenFile) -> None:
+        """Take note that *file* is closed; a truncation is forgotten with the last writer."""
+        del self._files[file]
         if file.writes and not self.writers(file.storage):
             file.storage.release()
         self._released.set()
@@ -81,7 +70,7 @@ class OpenFiles:
 
     def of(self, storage: Storage) -> list[OpenFile]:
         """Return the open files of *storage*, in the order in which they were opened."""
-        return [file for file in self._files.values() if file.storage is storage]
+        return [file for file in self._files if file.storage is storage]
 
     def writers(self, storage: Storage) -> list[OpenFile]:
         """Return those of them that may write."""

@@ -1,11 +1,11 @@
 """The record of a mount: a file by which others find the process that serves it, and learn how it ended.
 
 The file is locked (flock(2)) as long as the process lives; the kernel drops the lock of one that is killed.
-So a record that is not locked belongs to nobody, and whoever meets it removes it. Its lines are JSON: first
-what the mount is, then what is said during its end, and last the exit status. A process that ends removes its
-file, so whoever wants to know the end has to have it open before.
+So a record that is not locked has no process; the next reader removes it. Its lines are JSON: first what the
+mount is, then the messages during its end, and last the exit status. A process that ends removes its file, so
+a reader that waits for the end opens it before.
 
-Root reads the records of other users too, who may write anything there. So a record is believed only about
+Root also reads the records of other users, who may have written anything. So a record is believed only about
 the mounts of its owner, lines are read up to LONGEST_LINE, and control characters are escaped.
 """
 
@@ -31,13 +31,13 @@ _MOUNTINFO: Final = Path("/proc/self/mountinfo")
 _LOOK_INTERVAL: Final = 0.05
 _QUIET: Final = 3.0
 _LAST_STEPS: Final = 2.0
-"""Seconds that a process has for its last steps, when it has told its end."""
+"""Seconds from the exit status in the record to the end of the process."""
 
 _MAX_PID: Final = (1 << 31) - 1
 _MAX_STATUS: Final = 255
 
 LONGEST_LINE: Final = 64 * 1024
-"""Bytes of one line of a record that are read; what is longer is none of ours."""
+"""Bytes of one line of a record that are read; this program writes no longer ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def _opened(directory: Path, user: int) -> Iterator[int]:
     try:
         status = os.fstat(descriptor)
         if status.st_uid != user or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise PermissionError(f"{directory} belongs to somebody else")
+            raise PermissionError(f"{directory} belongs to another user")
         yield descriptor
     finally:
         os.close(descriptor)
@@ -162,7 +162,7 @@ def _locked_file(directory: Path, place: int) -> tuple[int, Path]:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL
         descriptor = os.open(name, flags, 0o600, dir_fd=place)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:  # nobody took it for a dead one before it was locked
+        if os.fstat(descriptor).st_nlink:  # no reader has removed it before it was locked
             return descriptor, directory / name
         os.close(descriptor)
 
@@ -173,7 +173,7 @@ def _remove_dead(place: int) -> None:
 
 
 def _living(place: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """Give what the records of living processes say, and their descriptors; remove all others."""
+    """Yield the fields and the descriptors of the records of living processes; remove all other records."""
     for name in os.listdir(place):
         try:
             descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=place)
@@ -192,7 +192,7 @@ def _living(place: int) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 def _fields(line: bytes) -> dict[str, Any]:
-    """Return what a line says; nothing where it is not one of ours."""
+    """Return the fields of a line; none where this program did not write it."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError):
@@ -205,7 +205,7 @@ def _is_number(value: object, maximum: int) -> TypeGuard[int]:
 
 
 def _shown(text: str) -> str:
-    """Return *text* with every character escaped that could steer a terminal."""
+    """Return *text* with all control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
@@ -248,9 +248,9 @@ class Watch:
         return found
 
     def wait(self, say: Callable[[str], None]) -> int | None:
-        """Wait for the end; *say* what the process tells of it, and return its exit status.
+        """Wait for the end of the process, pass its messages to *say*, and return its exit status.
 
-        None is for a process that did not tell one: it was killed.
+        Return None where the record has no exit status: the process was killed.
         """
         began, is_ending, status = time.monotonic(), False, None
         with open(self._descriptor, "rb") as file:

@@ -5,7 +5,6 @@ from time import time_ns
 from weakref import WeakKeyDictionary
 
 from iscsifs.fs.storage import Storage
-from iscsifs.fs.tree import File
 
 
 @dataclass(slots=True)
@@ -32,10 +31,11 @@ class Timetable:
         """Return the times of *storage*, None where nobody has looked at it."""
         return self._times.get(storage)
 
-    def of(self, file: File) -> Times:
-        """Return the times of *file*: those of the first look at its unit, until something changes them."""
-        times = self._times.get(file.storage)
+    def of(self, storage: Storage, inode: int) -> Times:
+        """Return the times of *storage*, which *inode* shows: those of the first look at it, until something
+        changes them."""
+        times = self._times.get(storage)
         if times is None:
             now = time_ns()
-            times = self._times[file.storage] = Times(file.inode, now, now, now)
+            times = self._times[storage] = Times(inode, now, now, now)
         return times

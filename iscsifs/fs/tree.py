@@ -12,35 +12,30 @@ only, not on the order in which they came. An inode lives as long as what it sta
 is never given to anything else.
 """
 
-import hashlib
 import logging
-import re
-import string
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
-from typing import ClassVar, Final, TypeVar
+from itertools import chain, count
+from typing import Final, TypeVar
 
+from iscsifs.fs.names import safe_name
+from iscsifs.fs.nodes import ControlFile, Directory, Link, Node, TextFile, TreeOptions, natural_order
 from iscsifs.fs.storage import Storage
-from iscsifs.limits import NOTES_A_LIST
+from iscsifs.fs.storage_file import StorageFile
+from iscsifs.fs.storages import Storages
+from iscsifs.limits import MAX_TARGETS, NOTES_A_LIST
 
 log = logging.getLogger(__name__)
 
 ROOT_INODE: Final = 1
 """The inode of the root directory (FUSE_ROOT_ID)."""
 
-MAX_NAME: Final = 255
-"""Bytes of a path component (NAME_MAX)."""
-
 DIRECT_ACCESS: Final = 0x00
 """The peripheral device type of a disk (SPC-4 table 138)."""
 
 _BY_ID: Final = b"by-id"
 _OF_TARGET: Final = frozenset({b"vendor", b"product", b"version", b"serial"})
-_ALLOWED: Final = frozenset((string.ascii_letters + string.digits + " +,-.:=@_").encode())
-_FIRST: Final = frozenset((string.ascii_letters + string.digits + "_").encode())
-_DIGITS: Final = re.compile(rb"(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,63 +69,6 @@ class TargetDescription:
     units: tuple[UnitDescription, ...] = ()
 
 
-def safe_name(text: str) -> bytes:
-    """Return *text* from the network as a path component: the one allow-list for all of them.
-
-    ASCII letters, digits and `` +,-.:=@_`` stay, the first character being a letter, a digit or "_"; every
-    other byte of its UTF-8 becomes ``%XX``. So the result is never empty, "." or "..", no option to a
-    command, and different for different texts. What is longer than 255 bytes ends in a hash of the whole.
-    """
-    raw = text.encode("utf-8", "surrogatepass")
-    name = b"".join(
-        bytes((byte,)) if byte in (_ALLOWED if i else _FIRST) else b"%%%02X" % byte
-        for i, byte in enumerate(raw)
-    )
-    if len(name) > MAX_NAME:
-        digest = hashlib.sha256(raw).hexdigest()[:16].encode()
-        name = name[: MAX_NAME - 1 - len(digest)] + b"~" + digest
-    return name or b"%"
-
-
-@dataclass(slots=True, eq=False)
-class Link:
-    """A symbolic link."""
-
-    inode: int
-    target: bytes
-    nlink: ClassVar[int] = 1
-
-
-@dataclass(slots=True, eq=False)
-class File:
-    """A `storage` file: the bytes of one logical unit."""
-
-    inode: int
-    storage: Storage
-    nlink: int = 1
-
-
-class Directory:
-    """A directory, *path* being its place below the root; *entries* maps names to nodes."""
-
-    __slots__ = ("entries", "inode", "path")
-
-    def __init__(self, inode: int, path: bytes) -> None:
-        self.inode = inode
-        self.path = path
-        self.entries: dict[bytes, Node] = {}
-
-    @property
-    def nlink(self) -> int:
-        """Return 2 and one more for each directory in this one, as find(1) expects."""
-        return 2 + sum(isinstance(node, Directory) for node in self.entries.values())
-
-    def listing(self) -> "list[tuple[bytes, Node]]":
-        """Return the entries in the order of their names, numbers by value: lun2 before lun10."""
-        return sorted(self.entries.items(), key=lambda entry: _natural(entry[0]))
-
-
-Node = Directory | Link | File
 AnyNode = TypeVar("AnyNode", bound=Node)
 
 
@@ -160,60 +98,92 @@ class TargetDirectory(Directory):
 
 
 class Tree:
-    """All the nodes, by inode number."""
+    """All the nodes, by inode number; `storages` is what the files of the disks share."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: TreeOptions) -> None:
         self._inodes = count(ROOT_INODE)
         self.nodes: dict[int, Node] = {}
+        self.storages = Storages(options, self._has, self.path_of)
         self.root = self._add(Directory(next(self._inodes), b""))
-        self._by_id = self._add(Directory(next(self._inodes), _BY_ID))
-        self.root.entries[_BY_ID] = self._by_id
-        self._targets: list[TargetDirectory] = []
+        self._by_id = self.add_directory(self.root, _BY_ID)
+        self._targets: dict[TargetDirectory, None] = {}
+        self._names: dict[tuple[str, str, int], bytes] = {}  # which targets had, also those that are gone
         self._namesakes: dict[str, set[bytes]] = {}  # the paths of those that were warned of, by their name
 
     def add_targets(self, targets: Sequence[TargetDescription]) -> list[TargetDirectory]:
         """Add *targets* and return their directories.
 
         Targets of one host that would have the same short name, all within this call, have their whole names.
-        What is in the tree already keeps its name.
+        What is in the tree already keeps its name. A target that was there before has the name that it had,
+        if that is free.
         """
         short_names = Counter((target.host, _short(target.name)) for target in targets)
+        short_names.update((target.host, _short(target.name)) for target in self._present())
         directories: dict[int, TargetDirectory] = {}
         for index, target in sorted(enumerate(targets), key=lambda item: _target_order(item[1])):
             host = self._host(target.host)
             unique = short_names[target.host, _short(target.name)] == 1
-            name = next(name for name in _names(target, unique) if name not in host.entries)
+            before = self._names.get(_key(target))
+            names = _names(target, unique) if before is None else chain([before], _names(target, unique))
+            name = next(name for name in names if name not in host.entries)
+            self._remember(target, name)
             directory = self._add(TargetDirectory(next(self._inodes), host.path + b"/" + name, target))
-            host.entries[name] = directory
+            self._enter(host, name, directory)
             self._set_links(directory, _links_of_target(target))
             self._set_units(directory, target.units)
-            self._targets.append(directory)
+            self._targets[directory] = None
             directories[index] = directory
         self._name_by_id()
         return [directories[index] for index in range(len(targets))]
 
-    def update(self, directory: TargetDirectory, target: TargetDescription) -> "list[File | Link]":
-        """Let *directory* show *target* as it is now: where it is reached, and its logical units; return what
-        `replace_units` does. Its name stays."""
-        directory.target = target
-        changed = self._set_links(directory, _links_of_target(target))
-        return [*changed, *self.replace_units(directory, target.units)]
+    def remove_target(self, directory: TargetDirectory) -> None:
+        """Remove the *directory* of a target, and that of its host if it was the last one."""
+        del self._targets[directory]
+        host_name, _, name = directory.path.partition(b"/")
+        host = self.root.entries[host_name]
+        assert isinstance(host, Directory)
+        self._remove_entry(host, name)
+        if not host.entries:
+            self._remove_entry(self.root, host_name)
+        self._name_by_id()
 
-    def replace_units(
-        self, directory: TargetDirectory, units: Sequence[UnitDescription]
-    ) -> "list[File | Link]":
-        """Let *directory* have these logical units, and return their files, and links that are different now.
+    def update(self, directory: TargetDirectory, target: TargetDescription) -> None:
+        """Let *directory* show *target* as it is now: where it is reached, and its logical units. Its name
+        stays."""
+        directory.target = target
+        self._set_links(directory, _links_of_target(target))
+        self.replace_units(directory, target.units)
+
+    def replace_units(self, directory: TargetDirectory, units: Sequence[UnitDescription]) -> None:
+        """Let *directory* have these logical units, which may have changed.
 
         A unit that was there keeps its inodes; one with the same number but another identity does not.
         """
-        changed = self._set_units(directory, units)
+        self._set_units(directory, units)
         self._name_by_id()
-        entries = [entry for unit in directory.units() for entry in unit.entries.values()]
-        return [*changed, *(entry for entry in entries if isinstance(entry, File))]
+        for unit in directory.units():
+            for entry in unit.entries.values():
+                if isinstance(entry, StorageFile):
+                    self.storages.kernel.forget_attributes(entry.inode)
 
-    def files(self) -> Iterator[File]:
+    def add_directory(self, parent: Directory, name: bytes) -> Directory:
+        """Make the directory *name* in *parent*, and return it."""
+        path = parent.path + b"/" + name if parent.path else name
+        directory = self._add(Directory(next(self._inodes), path))
+        self._enter(parent, name, directory)
+        return directory
+
+    def add_text(self, parent: Directory, name: bytes, text: Callable[[], str]) -> None:
+        """Make the file *name* in *parent*, whose content is made by *text* at each open."""
+        self._enter(parent, name, self._add(TextFile(next(self._inodes), text)))
+
+    def add_command(self, parent: Directory, name: bytes, command: Callable[[], Awaitable[None]]) -> None:
+        """Make the file *name* in *parent*, to which its owner writes 1 to have *command* carried out."""
+        self._enter(parent, name, self._add(ControlFile(next(self._inodes), command)))
+
+    def files(self) -> Iterator[StorageFile]:
         """Yield every storage file, once."""
-        return (node for node in self.nodes.values() if isinstance(node, File))
+        return (node for node in self.nodes.values() if isinstance(node, StorageFile))
 
     def path_of(self, inode: int) -> bytes | None:
         """Return the path below the root of the storage file with this *inode*, None where there is none."""
@@ -224,9 +194,51 @@ class Tree:
                         return node.path + b"/" + name
         return None
 
+    def relieve(self) -> None:
+        """Have all disks let go of what they need not keep: memory is short."""
+        for file in self.files():
+            file.storage.relieve()
+
+    def _has(self, storage: Storage) -> bool:
+        return any(file.storage is storage for file in self.files())
+
+    def _present(self) -> Iterator[TargetDescription]:
+        return (directory.target for directory in self._targets)
+
+    def _remember(self, target: TargetDescription, name: bytes) -> None:
+        """Keep *name* for *target*; of more than MAX_TARGETS the oldest is forgotten."""
+        self._names.pop(_key(target), None)
+        self._names[_key(target)] = name
+        if len(self._names) > MAX_TARGETS:
+            del self._names[next(iter(self._names))]
+
     def _add(self, node: AnyNode) -> AnyNode:
         self.nodes[node.inode] = node
         return node
+
+    def _enter(self, directory: Directory, name: bytes, node: Node) -> None:
+        """Give *node* the *name* in *directory*."""
+        directory.entries[name] = node
+        if isinstance(node, Directory):  # it counts in the number of links
+            self.storages.kernel.forget_attributes(directory.inode)
+
+    def _leave(self, directory: Directory, name: bytes) -> Node:
+        """Take the *name* out of *directory*; return the node that it led to."""
+        node = directory.entries.pop(name)
+        self.storages.kernel.forget_entry(directory.inode, name)
+        if isinstance(node, Directory):
+            self.storages.kernel.forget_attributes(directory.inode)
+        return node
+
+    def _remove_entry(self, directory: Directory, name: bytes) -> None:
+        """Take the *name* out of *directory*, and what is there out of the tree."""
+        self._remove(self._leave(directory, name))
+
+    def _remove(self, node: Node) -> None:
+        if isinstance(node, Directory):
+            for entry in {*node.entries.values()}:
+                self._remove(entry)
+        self.nodes.pop(node.inode, None)  # a target and its unit have the file of a disk in common
 
     def _host(self, host: str) -> Directory:
         """Return the directory of *host*, a new one if need be."""
@@ -234,80 +246,69 @@ class Tree:
         if name == _BY_ID:
             name = name.replace(b"-", b"%2D")
         node = self.root.entries.get(name)
-        if not isinstance(node, Directory):
-            node = self.root.entries[name] = self._add(Directory(next(self._inodes), name))
-        return node
+        return node if isinstance(node, Directory) else self.add_directory(self.root, name)
 
-    def _set_links(self, directory: Directory, links: "dict[bytes, bytes | None]") -> "list[File | Link]":
-        """Let *directory* have these *links*, none where the target is None; return those that were there and
-        lead elsewhere now."""
-        changed: list[File | Link] = []
+    def _set_links(self, directory: Directory, links: "dict[bytes, bytes | None]") -> None:
+        """Let *directory* have these *links*, none where the target is None."""
         for name, target in links.items():
             node = directory.entries.get(name)
             if not target:
                 if node is not None:
-                    self._remove(directory.entries.pop(name))
+                    self._remove_entry(directory, name)
             elif not isinstance(node, Link):
-                directory.entries[name] = self._add(Link(next(self._inodes), target))
+                self._enter(directory, name, self._add(Link(next(self._inodes), target)))
             elif node.target != target:
                 node.target = target
-                changed.append(node)
-        return changed
+                self.storages.kernel.forget_attributes(node.inode)
 
-    def _set_units(self, directory: TargetDirectory, units: Sequence[UnitDescription]) -> "list[File | Link]":
-        changed: list[File | Link] = []
+    def _set_units(self, directory: TargetDirectory, units: Sequence[UnitDescription]) -> None:
         wanted = {_unit_name(unit): unit for unit in sorted(units, key=_unit_order)}
         for old in directory.units():
             name = _unit_name(old.unit)
             new = wanted.get(name)
             if new is not None and _is_same(old.unit, new):
                 del wanted[name]
-                changed += self._renew(old, new)
+                self._renew(old, new)
                 if directory.main is old:
-                    changed += self._set_links(directory, _links_of_main(new))
+                    self._set_links(directory, _links_of_main(new))
             else:
-                self._remove(directory.entries.pop(name))
+                self._remove_entry(directory, name)
                 if directory.main is old:
                     self._show_as_main(directory, None)
         for name, unit in wanted.items():
-            directory.entries[name] = self._unit(directory.path + b"/" + name, unit)
+            self._enter(directory, name, self._unit(directory.path + b"/" + name, unit))
         if directory.main is None or not _is_disk(directory.main):
             self._show_as_main(directory, _main_unit(directory.units()))
-        return changed
 
     def _unit(self, path: bytes, unit: UnitDescription) -> UnitDirectory:
         directory = self._add(UnitDirectory(next(self._inodes), path, unit))
         self._set_links(directory, _links_of_unit(unit))
         if unit.storage is not None:
-            directory.entries[b"storage"] = self._add(File(next(self._inodes), unit.storage))
+            file = StorageFile(next(self._inodes), unit.storage, self.storages)
+            self._enter(directory, b"storage", self._add(file))
         return directory
 
-    def _renew(self, directory: UnitDirectory, unit: UnitDescription) -> "list[File | Link]":
+    def _renew(self, directory: UnitDirectory, unit: UnitDescription) -> None:
         """Give the *directory* of a unit that stayed the storage and the texts of its new description."""
         directory.unit = unit
         file = directory.entries.get(b"storage")
-        if isinstance(file, File) and unit.storage is not None:
+        if isinstance(file, StorageFile) and unit.storage is not None:
             file.storage = unit.storage
-        return self._set_links(directory, _links_of_unit(unit))
-
-    def _remove(self, node: Node) -> None:
-        if isinstance(node, Directory):
-            for entry in node.entries.values():
-                self._remove(entry)
-        del self.nodes[node.inode]
+        self._set_links(directory, _links_of_unit(unit))
 
     def _show_as_main(self, directory: TargetDirectory, unit: UnitDirectory | None) -> None:
         """Let *directory* show what *unit* has as its own."""
         if directory.main is not None:
             for name in _OF_TARGET & directory.entries.keys():
-                self._remove(directory.entries.pop(name))
-            directory.entries.pop(b"storage", None)
+                self._remove_entry(directory, name)
+            if b"storage" in directory.entries:
+                self._leave(directory, b"storage")
         directory.main = unit
         if unit is not None:
             self._set_links(directory, _links_of_main(unit.unit))
             node = unit.entries.get(b"storage")
-            if isinstance(node, File) and _is_disk(unit):
-                directory.entries[b"storage"] = node
+            if isinstance(node, StorageFile) and _is_disk(unit):
+                self._enter(directory, b"storage", node)
                 node.nlink = 2
 
     def _name_by_id(self) -> None:
@@ -328,10 +329,10 @@ class Tree:
                 links[safe_name(wwid + place)] = b"../" + path
         for name, node in list(self._by_id.entries.items()):
             if isinstance(node, Link) and links.get(name) != node.target:
-                self._remove(self._by_id.entries.pop(name))
+                self._remove_entry(self._by_id, name)
         for name, target in links.items():
             if name not in self._by_id.entries:
-                self._by_id.entries[name] = self._add(Link(next(self._inodes), target))
+                self._enter(self._by_id, name, self._add(Link(next(self._inodes), target)))
         self._warn_of_namesakes({wwid: paths for wwid, paths in storages.items() if len(paths) > 1})
 
     def _warn_of_namesakes(self, namesakes: dict[str, list[bytes]]) -> None:
@@ -350,6 +351,10 @@ class Tree:
             )
         if len(news) > NOTES_A_LIST:
             log.warning("%d more worldwide names are those of several units", len(news) - NOTES_A_LIST)
+
+
+def _key(target: TargetDescription) -> tuple[str, str, int]:
+    return target.host, target.name, target.port
 
 
 def _target_order(target: TargetDescription) -> tuple[str, str, int, str]:
@@ -375,7 +380,7 @@ def _unit_name(unit: UnitDescription) -> bytes:
 
 
 def _unit_order(unit: UnitDescription) -> list[bytes | int]:
-    return _natural(_unit_name(unit))
+    return natural_order(_unit_name(unit))
 
 
 def _is_same(old: UnitDescription, new: UnitDescription) -> bool:
@@ -425,8 +430,3 @@ def _is_disk(unit: UnitDirectory) -> bool:
 def _main_unit(units: list[UnitDirectory]) -> UnitDirectory | None:
     """Choose the lowest-numbered disk, even one that cannot be used: no other must appear in its place."""
     return next(iter([unit for unit in units if _is_disk(unit)] or units), None)
-
-
-def _natural(name: bytes) -> list[bytes | int]:
-    """Return a key that sorts numbers in *name* by value."""
-    return [int(part) if i % 2 else part for i, part in enumerate(_DIGITS.split(name))]

@@ -12,7 +12,6 @@ from typing import Final
 from iscsifs.errors import InUseError, TruncationError
 from iscsifs.fs.open_files import OpenFile, OpenFiles
 from iscsifs.fs.storage import Storage
-from iscsifs.fs.tree import File
 
 PAGE: Final = 4096
 """Bytes of a page on most machines: only a guess for which waiting is worthwhile."""
@@ -35,15 +34,17 @@ class Truncations:
         self._files = files
         self._drop_pages = drop_pages
 
-    async def truncate(self, node: File, size: int, file: OpenFile | None, pid: int) -> None:
-        """Truncate *node* to *size* bytes for thread *pid*, through the open *file* or by its name.
+    async def truncate(
+        self, storage: Storage, inode: int, size: int, file: OpenFile | None, pid: int
+    ) -> None:
+        """Truncate *storage*, the file *inode*, to *size* bytes for thread *pid*, through the open *file* or
+        by its name.
 
         Raises TruncationError, InUseError, and what `Storage.zero` raises. By name it also raises what its
         zeros fail with when they are written: no handle reports that later.
 
         The kernel does not tell the handle of open(2) with O_TRUNC, but truncates next with the same thread.
         """
-        storage = node.storage
         if size > storage.size:
             raise TruncationError(f"{storage.name}: it has {storage.size} bytes, and cannot get {size}")
         if file is None:
@@ -60,7 +61,7 @@ class Truncations:
         await storage.truncate(size)
         if storage.take_stale():
             # Pages that mmap(2) has changed are not written before this is answered.
-            while not await self._drop_pages(node.inode, DROP_TIME):
+            while not await self._drop_pages(inode, DROP_TIME):
                 if not storage.is_away:
                     raise InUseError(f"{storage.name}: not truncated: programs have it mapped")
         if file is None and not self._others(storage, None):

@@ -123,7 +123,6 @@ class Dialler:
         self._poller = poller
         self._memory = memory
         self._addresses = tuple(addresses)
-        self._target_name = target_name
         insists = target_name is not None or options.discovery_auth == "chap"
         self._config = LoginConfig(
             initiator_name=options.initiator_name,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from iscsifs.errors import PathLost
 from iscsifs.initiator.session import Session
 from iscsifs.iscsi.task import Task
 
@@ -35,8 +36,11 @@ class LunPath:
         self, cdb: bytes, data_in: memoryview, data_out: memoryview, on_end: Callable[[Any], None]
     ) -> Task:
         """Send a command as a task of the session; raises PathLost where there is no connection."""
+        link = self._session.open_link
+        if link is None:
+            raise PathLost(sent=False)
         task = Task(self.lun, cdb, data_in=data_in, data_out=data_out, on_end=on_end, owner=self)
-        self._session.submit(task)
+        link.submit(task)
         return task
 
     def cancel(self, attempt: object) -> None:
@@ -56,6 +60,6 @@ class LunPath:
         """Cut the session's back-off short; return until when an attempt to log in may help."""
         return self._session.want()
 
-    def linger(self) -> None:
+    def busy_poll(self) -> None:
         """Busy-poll for answers."""
-        self._session.link.linger()
+        self._session.link.busy_poll()

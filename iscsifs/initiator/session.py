@@ -76,6 +76,8 @@ class Session:
         self.name = name
         self.link = link
         """The connection, or the last one that there was."""
+        self.open_link: Link | None = link
+        """The connection that commands are sent on; None while the session is away or closed."""
         self.state = advance_session(SessionState.FREE, SessionEvent.LOGGED_IN)
         """The state of section 8.3; between two sessions it is FAILED, or FREE after a logout."""
         self.logins = 1
@@ -121,15 +123,6 @@ class Session:
     def down_since(self) -> float:
         """When the connection was lost, by trio's clock; now, while there is one."""
         return trio.current_time() if self._away_since is None else self._away_since
-
-    def submit(self, task: Task) -> None:
-        """Send *task*; its `on_end` is called when it has ended, perhaps before this returns.
-
-        Raises PathLost where there is no connection.
-        """
-        if self._away_since is not None or self._closing or self.link.failure is not None:
-            raise PathLost(sent=False)
-        self.link.submit(task)
 
     def cancel(self, task: Task) -> None:
         """Withdraw *task* if it is not sent yet, else abort it: its buffer is the target's until it ends."""
@@ -189,14 +182,14 @@ class Session:
                     await self._serve()
                     await self._log_in_again()
             finally:
-                self._closing = True
+                self._close()
                 self._end()
                 self._tell_listeners()
                 nursery.cancel_scope.cancel()
 
     async def close(self) -> None:
         """Log out (section 11.14), in bounded time, and end `run`; commands still under way fail."""
-        self._closing = True
+        self._close()
         if self._away_since is None:
             with trio.move_on_after(LAST_LOGOUT_TIMEOUT) as scope:
                 await self._log_out()
@@ -204,6 +197,11 @@ class Session:
                 log.warning("%s: no answer to the logout in %g seconds", self.name, LAST_LOGOUT_TIMEOUT)
         self._end()
         self._dialling.cancel()
+
+    def _close(self) -> None:
+        """Take no command from now on."""
+        self._closing = True
+        self.open_link = None
 
     def _end(self) -> None:
         """End the session for good: what is left of it is discarded."""
@@ -243,6 +241,7 @@ class Session:
         """Hand commands back from now on."""
         if self._away_since is None:
             self._away_since = trio.current_time()
+            self.open_link = None
 
     def _fail(self) -> None:
         """Take note that the connection has ended; after a logout the session is closed already."""
@@ -262,6 +261,7 @@ class Session:
         self._discard()
         self.state = advance_session(self.state, SessionEvent.LOGGED_IN)
         self._away_since = None
+        self.open_link = self.link
         self._told_of_absence = False
         seconds = trio.current_time() - away_since
         log.info("%s: back after %.1f s", self.name, seconds, extra={"kind": self.name})
@@ -343,7 +343,7 @@ class Session:
             self._keepalive.look(now)
         self._watch_commands()
         self._watch_managements(now)
-        self.link.kick()
+        self.link.flush()
 
     def _tell_of_absence(self) -> None:
         if not self._told_of_absence:
@@ -429,7 +429,9 @@ class Session:
                         # It must not be repeated as if nothing had been reported: the next login asks anew.
                         self.link.fail(TransportError("no memory for what a unit reports"))
                         event.fail(PathLost(sent=True))
-                event.tell()
+                on_end, event.on_end = event.on_end, None
+                if on_end is not None:
+                    on_end(event)
             case Management():
                 self._managed(event)
             case LogoutRequested():

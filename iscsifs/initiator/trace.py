@@ -7,7 +7,7 @@ import logging
 from typing import Final
 
 from iscsifs.iscsi.bhs import opcode_of
-from iscsifs.iscsi.connection import Observer
+from iscsifs.iscsi.framing import Observer
 from iscsifs.iscsi.pdu import (
     RESERVED_TAG,
     CommandFlag,

@@ -1,12 +1,12 @@
 """PDUs on a byte stream (RFC 7143 section 11.2): headers, digests, padding, and payloads put in their place.
 
-`Receiver` cuts what arrives into PDUs. Small things are received into one scratch buffer, so that one
-system call may bring many PDUs; once the header of a large data segment is known, the rest of the segment
-is received directly where it belongs. `frame` is the other direction: the buffers of one PDU, for
-`sendmsg`; `frame_sequence` does it for many Data-Outs at once.
+`Receiver` cuts what arrives into PDUs. Small PDUs are received into one scratch buffer, so that one system
+call may bring many of them; once the header of a large data segment is known, the rest of the segment is
+received directly where it belongs. `Sender` is the other direction: it gives the buffers of the PDUs to be
+sent, for `sendmsg`, and cuts a sequence of Data-Outs into PDUs only when these are taken.
 """
 
-import sys
+from collections import deque
 from collections.abc import Callable
 from struct import Struct
 from typing import Final
@@ -15,24 +15,23 @@ from crc32c import crc32c
 
 from iscsifs.errors import DigestError, ProtocolError
 from iscsifs.iscsi.bhs import BHS_LENGTH, opcode_of, pack, unpack
-from iscsifs.iscsi.pdu import (
-    DataOut,
-    Pdu,
-)
+from iscsifs.iscsi.pdu import DataOut, Pdu
+from iscsifs.limits import MAX_DATA_OUTS
 
 Buffer = bytes | bytearray | memoryview
 
 DIGEST_LENGTH: Final = 4
 """Bytes of a CRC32C digest (section 11.2.3)."""
 
-SCRATCH_LENGTH: Final = 64 * 1024
-"""Bytes of the buffer for headers and small data segments."""
+SCRATCH_LENGTH: Final = 12 * 1024
+"""Bytes of the buffer for headers and small data segments: one read brings no more than 256 PDUs in it."""
 
 FIRST_SCRATCH_LENGTH: Final = 4 * 1024
-"""Bytes of it until for the first time that is too little, so that an idle connection takes little memory."""
+"""Bytes of that buffer until it is full for the first time: an idle connection takes little memory."""
 
 _PADDING: Final = tuple(bytes(-n % 4) for n in range(4))
 _LONGEST_PIECE: Final = BHS_LENGTH + 255 * 4 + DIGEST_LENGTH
+_NO_DATA: Final = memoryview(b"")
 _SN_AND_OFFSET: Final = Struct(">II4x")  # the end of a Data-Out's header
 
 
@@ -92,6 +91,104 @@ def frame_sequence(
     return buffers
 
 
+Observer = Callable[[bool, Pdu, int], None]
+"""Is called with each PDU for a log: whether it is sent, and the length of its data segment."""
+
+
+class DataSequence:
+    """What is not sent yet of a sequence of Data-Outs: unsolicited data, or the answer to one R2T.
+
+    *last*, *data* and *longest* are those of `frame_sequence`. *all_taken* is called when the last PDU is
+    taken.
+    """
+
+    __slots__ = ("all_taken", "data", "last", "longest")
+
+    def __init__(
+        self, last: DataOut, data: memoryview, longest: int, all_taken: Callable[[], None] | None = None
+    ) -> None:
+        self.last = last
+        self.data = data
+        self.longest = longest
+        self.all_taken = all_taken
+
+    def take(self, most: int) -> tuple[int, DataOut, memoryview]:
+        """Remove up to *most* Data-Outs; return how many, and the arguments of `frame_sequence` for them."""
+        last, data, length = self.last, self.data, self.longest & ~3
+        size = most * length
+        if len(data) <= size + (self.longest & 3):  # the last one of all need not be whole words
+            self.data = data[:0]
+            return max(-((self.longest - len(data)) // length), 0) + 1, last, data
+        self.data = data[size:]
+        self.last = last._replace(data_sn=last.data_sn + most, buffer_offset=last.buffer_offset + size)
+        return most, last._replace(flags=0), data[:size]
+
+
+class Sender:
+    """The PDUs to be sent, in their order.
+
+    `framed` holds the buffers that can be sent, `waiting` the sequences of Data-Outs that are not cut into
+    PDUs yet, and the buffers of what is to be sent behind them.
+    """
+
+    def __init__(self, observer: Observer | None = None) -> None:
+        self.header_digest = False
+        self.data_digest = False
+        self.waiting: deque[DataSequence | list[Buffer]] = deque()
+        self.framed: list[Buffer] = []
+        self._observer = observer
+
+    def send(self, pdu: Pdu, data: Buffer = b"", ahs: bytes = b"") -> None:
+        """Queue one PDU."""
+        if self._observer is not None:
+            self._observer(True, pdu, len(data))
+        buffers = frame(pdu, data, ahs, header_digest=self.header_digest, data_digest=self.data_digest)
+        if self.waiting:
+            self.waiting.append(buffers)
+        else:
+            self.framed += buffers
+
+    def send_sequence(self, sequence: DataSequence) -> None:
+        """Queue a sequence of Data-Outs."""
+        self.waiting.append(sequence)
+
+    def frame_waiting(self, buffers: list[Buffer]) -> int:
+        """Add to *buffers* what waits, up to MAX_DATA_OUTS Data-Outs; return how many Data-Outs that are."""
+        made = 0
+        while self.waiting and made < MAX_DATA_OUTS:
+            first = self.waiting[0]
+            if isinstance(first, DataSequence):
+                count, last, data = first.take(MAX_DATA_OUTS - made)
+                made += count
+                self._frame_sequence(buffers, last, data, first.longest)
+                if first.data:
+                    break
+                if first.all_taken is not None:
+                    first.all_taken()
+            else:
+                buffers += first
+            self.waiting.popleft()
+        return made
+
+    def _frame_sequence(self, out: list[Buffer], last: DataOut, data: memoryview, longest: int) -> None:
+        length = longest & ~3
+        if self._observer is not None:
+            pdu, left = last, len(data)
+            while left > longest:
+                self._observer(True, pdu._replace(flags=0), length)
+                pdu = pdu._replace(data_sn=pdu.data_sn + 1, buffer_offset=pdu.buffer_offset + length)
+                left -= length
+            self._observer(True, pdu, left)
+        out += frame_sequence(
+            last, data, longest, header_digest=self.header_digest, data_digest=self.data_digest
+        )
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self.framed.clear()
+        self.waiting.clear()
+
+
 HeaderArrived = Callable[[Pdu, bytes, int], memoryview | None]
 PduArrived = Callable[[Pdu, bytes, memoryview], None]
 
@@ -108,9 +205,6 @@ class Receiver:
     The two digest flags and `max_data_segment_length` (bytes, our own declaration, section 13.12) may be
     changed by *pdu_arrived*; they hold from the next PDU on.
 
-    `steps_left` counts down with every header and every data segment; what was called may take more off for
-    the work that it had. At 0 the receiver stops with `has_rest`; when there are more steps,
-    `buffer_updated(0)` goes on. There is no end to them unless somebody sets one.
     """
 
     def __init__(
@@ -124,8 +218,6 @@ class Receiver:
         self.max_data_segment_length = max_data_segment_length
         self.header_digest = False
         self.data_digest = False
-        self.steps_left = sys.maxsize
-        self.has_rest = False
         self._header_arrived = header_arrived
         self._pdu_arrived = pdu_arrived
         self._ahs_allowed = ahs_allowed
@@ -134,7 +226,7 @@ class Receiver:
         self._end = 0
         self._pdu: Pdu | None = None  # the PDU whose data segment is on its way
         self._ahs = b""
-        self._data = memoryview(b"")
+        self._data = _NO_DATA
         self._filled = 0  # bytes of the data segment that are in place
         self._tail = 0  # bytes of padding and digest behind it
 
@@ -145,7 +237,6 @@ class Receiver:
 
     def get_buffer(self) -> memoryview:
         """Return the memory that the next bytes belong into; never empty."""
-        assert not self.has_rest, "it has to be looked at before that"
         if self._pdu is not None and self._filled < len(self._data):
             return self._data[self._filled :]
         length = len(self._scratch)
@@ -171,16 +262,18 @@ class Receiver:
             self._filled += count
         else:
             self._end += count
-        while self.steps_left > 0 and (self._header() if self._pdu is None else self._data_segment()):
-            self.steps_left -= 1
-        self.has_rest = self.steps_left <= 0
+        while True:
+            if self._pdu is not None:
+                if not self._data_segment():
+                    return
+            elif self._end - self._start < BHS_LENGTH or not self._header():
+                return
 
     def _header(self) -> bool:
-        """Read the next header from the scratch buffer; return False if it is not whole yet."""
+        """Read the next header, of which the BHS is in the scratch buffer; return False if it is not whole
+        yet."""
         start = self._start
         available = self._end - start
-        if available < BHS_LENGTH:
-            return False
         scratch = self._scratch
         ahs_length = scratch[start + 4] * 4
         if ahs_length and not self._ahs_allowed:
@@ -205,7 +298,7 @@ class Receiver:
         self._start = end + DIGEST_LENGTH if self.header_digest else end
         place = self._header_arrived(pdu, self._ahs, length)
         if not length:
-            self._pdu_arrived(pdu, self._ahs, memoryview(b""))
+            self._pdu_arrived(pdu, self._ahs, _NO_DATA)
             return True
         self._pdu = pdu
         self._data = memoryview(bytearray(length)) if place is None else place
@@ -234,7 +327,7 @@ class Receiver:
                 assert self._pdu is not None
                 raise DigestError("the data digest is wrong", section="7.8", pdu=pdu_name(self._pdu))
         pdu, self._pdu = self._pdu, None
-        self._data = memoryview(b"")
+        self._data = _NO_DATA
         assert pdu is not None
         self._pdu_arrived(pdu, self._ahs, data)
         return True

@@ -4,6 +4,9 @@ Commands are numbered for a session, over all its connections (section 4.2.2.1):
 `CommandNumbering`, while the target takes them in their order with `CommandOrder`. Statuses are numbered for
 each connection (section 4.2.2.2): by the target with `StatusCounter`, while the initiator counts them with
 `StatusNumbering`.
+
+Every command and every answer of the initiator passes here. So the comparisons of `iscsi.serial` are written
+out.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,6 +26,7 @@ from iscsifs.iscsi.pdu import (
     TaskManagementResponse,
     TextResponse,
 )
+from iscsifs.iscsi.serial import HALF, MASK
 
 NumberedPdu = (
     DataIn
@@ -52,14 +56,15 @@ class CommandNumbering:
         self.max_cmd_sn = max_cmd_sn
 
     @property
-    def window_is_open(self) -> bool:
-        """Whether the target takes another command."""
-        return serial.le(self.cmd_sn, self.max_cmd_sn)
+    def window(self) -> int:
+        """How many more commands the target takes."""
+        window = (self.max_cmd_sn - self.cmd_sn + 1) & MASK
+        return window if window <= HALF else 0
 
     def take_cmd_sn(self) -> int:
         """Return the CmdSN of a command that is sent now."""
         cmd_sn = self.cmd_sn
-        self.cmd_sn = serial.add(cmd_sn, 1)
+        self.cmd_sn = (cmd_sn + 1) & MASK
         return cmd_sn
 
     def update_window(self, pdu: NumberedPdu) -> None:
@@ -68,11 +73,11 @@ class CommandNumbering:
         Raises ProtocolError where it acknowledges what was not sent.
         """
         exp_cmd_sn, max_cmd_sn = pdu.exp_cmd_sn, pdu.max_cmd_sn
-        if serial.lt(max_cmd_sn + 1, exp_cmd_sn):
+        if 0 < (exp_cmd_sn - max_cmd_sn - 1) & MASK < HALF:
             return
-        if serial.lt(self.cmd_sn, exp_cmd_sn):
+        if 0 < (exp_cmd_sn - self.cmd_sn) & MASK < HALF:
             raise ProtocolError("ExpCmdSN is ahead of CmdSN", section="4.2.2.1", pdu=opcode_of(pdu).name)
-        if serial.lt(self.max_cmd_sn, max_cmd_sn):
+        if 0 < (max_cmd_sn - self.max_cmd_sn) & MASK < HALF:
             self.max_cmd_sn = max_cmd_sn
 
 
@@ -190,7 +195,7 @@ class StatusNumbering:
         nothing can bring it back.
         """
         if pdu.stat_sn == self.exp_stat_sn:
-            self.exp_stat_sn = serial.add(self.exp_stat_sn, 1)
+            self.exp_stat_sn = (self.exp_stat_sn + 1) & MASK
         elif not serial.lt(pdu.stat_sn, self.exp_stat_sn) or not self._may_repeat(pdu):
             rule = f"StatSN {pdu.stat_sn} where {self.exp_stat_sn} was due"
             raise ProtocolError(rule, section="4.2.2.2", pdu=opcode_of(pdu).name)

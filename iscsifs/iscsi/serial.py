@@ -5,20 +5,23 @@ All numbers are unsigned and below 2**32. Of two numbers exactly 2**31 apart nei
 
 from typing import Final
 
-_MASK: Final = 0xFFFFFFFF
-_HALF: Final = 0x80000000
+MASK: Final = 0xFFFFFFFF
+"""The bits of a number."""
+
+HALF: Final = 0x80000000
+"""The distance from which on a number does not come before another one."""
 
 
 def add(number: int, count: int) -> int:
     """Return the number *count* after *number* (before it, where *count* is negative)."""
-    return (number + count) & _MASK
+    return (number + count) & MASK
 
 
 def lt(left: int, right: int) -> bool:
     """Tell whether *left* comes before *right*."""
-    return 0 < ((right - left) & _MASK) < _HALF
+    return 0 < ((right - left) & MASK) < HALF
 
 
 def le(left: int, right: int) -> bool:
     """Tell whether *left* comes before *right* or is equal to it."""
-    return ((right - left) & _MASK) < _HALF
+    return ((right - left) & MASK) < HALF

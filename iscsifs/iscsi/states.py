@@ -70,7 +70,7 @@ class ConnectionState(Enum):
     """The state of a connection, with the standard's number (section 8.1.1)."""
 
     FREE = "S1"
-    """There is no connection: not yet, or no more."""
+    """There is no connection."""
     XPT_WAIT = "S2"
     """It waits for the transport connection; only for an initiator."""
     XPT_UP = "S3"
@@ -122,7 +122,7 @@ class SessionState(Enum):
     """The state of a session, with the standard's number (section 8.3.3)."""
 
     FREE = "Q1"
-    """There is no session: not yet, or no more."""
+    """There is no session."""
     ACTIVE = "Q2"
     """Its connection is in the login; only for a target."""
     LOGGED_IN = "Q3"
@@ -141,7 +141,7 @@ class SessionEvent(Enum):
     FAILED = auto()
     """Its connection is lost, without a logout (N5)."""
     CLEARED = auto()
-    """A login has reinstated the session, or nobody waits for that any more (N6)."""
+    """A login has reinstated the session, or it is given up (N6)."""
 
 
 _State = TypeVar("_State", bound=Enum)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from iscsifs.errors import DataError, IscsifsError, ProtocolError, TaskAborted
+from iscsifs.iscsi.framing import DataSequence
 from iscsifs.iscsi.keys import Parameters
 from iscsifs.iscsi.pdu import (
     FINAL,
@@ -29,9 +30,6 @@ COMMAND_COMPLETED_AT_TARGET = 0x00
 TARGET_FAILURE = 0x01
 
 NOTHING = memoryview(b"")
-
-Sequence = tuple[DataOut, memoryview]
-"""What `framing.frame_sequence` cuts into Data-Outs."""
 
 # As plain numbers, which are faster to work with than members of an enumeration.
 DATA_IN_STATUS: Final = int(DataInFlag.STATUS)
@@ -141,41 +139,42 @@ class Task:
 
     def start(
         self, parameters: Parameters, tag: int, cmd_sn: int, exp_stat_sn: int
-    ) -> tuple[ScsiCommand, bytes, memoryview, Sequence | None]:
+    ) -> tuple[ScsiCommand, bytes, memoryview, DataSequence | None]:
         """Return the command, its AHS and immediate data, and the unsolicited data behind it (section
         4.2.5.2)."""
         self.initiator_task_tag = tag
         self.cmd_sn = cmd_sn
+        flags: int
+        burst = None
         if self.data_out:
-            flags: int = _WRITE
+            flags = _WRITE
+            longest = parameters.max_send_data_segment_length
             first_burst = min(parameters.first_burst_length, len(self.data_out))
             immediate = unsolicited = 0
             if parameters.immediate_data:
-                longest = parameters.max_send_data_segment_length
                 # In whole words if more is to follow (section 11.7.7).
                 immediate = first_burst if first_burst <= longest else longest & ~3
             if not parameters.initial_r2t:
                 unsolicited = first_burst - immediate
-            if not unsolicited:
+            if unsolicited:
+                pdu = DataOut(FINAL, 0, tag, RESERVED_TAG, exp_stat_sn, 0, immediate)
+                burst = DataSequence(pdu, self.data_out[immediate:first_burst], longest)
+            else:
                 flags |= FINAL
             self.sent = self.sequence_end = immediate + unsolicited
-            burst = (
-                self._sequence(0, RESERVED_TAG, exp_stat_sn, immediate, unsolicited) if unsolicited else None
-            )
             expected, data = len(self.data_out), self.data_out[:immediate]
         else:
             flags = _READ if self.data_in else _NO_DATA
-            expected, data, burst = len(self.data_in), NOTHING, None
+            expected, data = len(self.data_in), NOTHING
         cdb = self.cdb
         command = ScsiCommand(flags, self.lun, tag, expected, cmd_sn, exp_stat_sn, cdb[:16])
         return command, _extended_cdb(cdb) if len(cdb) > 16 else b"", data, burst
 
-    def solicited(self, r2t: R2T, parameters: Parameters, exp_stat_sn: int) -> Sequence | None:
+    def solicited(self, r2t: R2T, parameters: Parameters, exp_stat_sn: int) -> DataSequence | None:
         """Check *r2t* and return the data that answer it (section 11.8); None for a repeated one.
 
         Raises ProtocolError before anything is sent for an R2T that breaks a rule.
         """
-
         if r2t.lun != self.lun:
             raise _broken("R2T", "it names another LUN than the command", "11.8")
         if not self.data_out:
@@ -211,14 +210,13 @@ class Task:
             length = min(length, parameters.max_send_data_segment_length)
         self.sent += length
         self.sequence_end = offset + length
-        return self._sequence(self.lun, r2t.target_transfer_tag, exp_stat_sn, offset, length)
-
-    def _sequence(
-        self, lun: int, target_transfer_tag: int, exp_stat_sn: int, offset: int, length: int
-    ) -> Sequence:
-        tag = self.initiator_task_tag
+        tag, transfer_tag = self.initiator_task_tag, r2t.target_transfer_tag
+        pdu = DataOut(FINAL, self.lun, tag, transfer_tag, exp_stat_sn, 0, offset)
         data = self.data_out[offset : offset + length]
-        return DataOut(FINAL, lun, tag, target_transfer_tag, exp_stat_sn, 0, offset), data
+        return DataSequence(pdu, data, parameters.max_send_data_segment_length, self._r2t_answered)
+
+    def _r2t_answered(self) -> None:
+        self.r2ts_unsent -= 1
 
     # Receiving: Data-In, then the status in the last of them or in a SCSI Response.
 
@@ -276,7 +274,8 @@ class Task:
         if pdu.flags & ResponseFlag.BIDI_UNDERFLOW and pdu.flags & ResponseFlag.BIDI_OVERFLOW:
             raise _broken("SCSI_RESPONSE", "u and o are both set", "11.4.1")
         self.status = pdu.status
-        self.sense = read_sense(data, "SCSI_RESPONSE")
+        if data:
+            self.sense = read_sense(data, "SCSI_RESPONSE")
         self._end(
             pdu.flags & _UNDERFLOW,
             pdu.flags & _OVERFLOW,

@@ -7,7 +7,6 @@ delivers, a CDB at least as long as its operation code demands (iSCSI's field ha
 
 import re
 import struct
-from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -127,15 +126,10 @@ _WRITE_10 = int(OperationCode.WRITE_10)
 _WRITE_16 = int(OperationCode.WRITE_16)
 
 _INQUIRY = struct.Struct(">BBBHB")
-_MODE_SENSE_10 = struct.Struct(">BBBB3xHB")
 _REPORT_LUNS = struct.Struct(">BxB3xIxB")
 _READ_CAPACITY_16 = struct.Struct(">BBQIBB")
-_UNMAP_CDB = struct.Struct(">BB5xHB")
 _UNMAP_HEADER = struct.Struct(">HH4x")
 _UNMAP_DESCRIPTOR = struct.Struct(">QI4x")
-
-MAX_UNMAP_RANGES = (0xFFFF - _UNMAP_HEADER.size) // _UNMAP_DESCRIPTOR.size
-"""How many ranges one UNMAP command can carry at most (its parameter list length has 16 bits)."""
 
 
 # -- building ------------------------------------------------------------------------------------------------
@@ -152,11 +146,6 @@ def inquiry(allocation_length: int, page: int | None = None) -> bytes:
     return _INQUIRY.pack(OperationCode.INQUIRY, evpd, page or 0, allocation_length, 0)
 
 
-def request_sense(allocation_length: int = 252) -> bytes:
-    """REQUEST SENSE (SPC-3 section 6.27), in fixed format."""
-    return bytes((OperationCode.REQUEST_SENSE, 0, 0, 0, allocation_length, 0))
-
-
 def mode_sense_6(page: int, subpage: int = 0, *, allocation_length: int = 255, dbd: bool = True) -> bytes:
     """MODE SENSE(6) (SPC-3 section 6.9): the current values of *page*, 3Fh being all pages.
 
@@ -165,12 +154,6 @@ def mode_sense_6(page: int, subpage: int = 0, *, allocation_length: int = 255, d
     return bytes(
         (OperationCode.MODE_SENSE_6, _DBD if dbd else 0, page & 0x3F, subpage, allocation_length, 0),
     )
-
-
-def mode_sense_10(page: int, subpage: int = 0, *, allocation_length: int = 1024, dbd: bool = True) -> bytes:
-    """MODE SENSE(10) (SPC-3 section 6.10); the arguments are those of `mode_sense_6`."""
-    flags = _DBD if dbd else 0
-    return _MODE_SENSE_10.pack(OperationCode.MODE_SENSE_10, flags, page & 0x3F, subpage, allocation_length, 0)
 
 
 def report_luns(allocation_length: int) -> bytes:
@@ -232,17 +215,6 @@ def write_same_16(lba: int, blocks: int, *, unmap: bool = False, ndob: bool = Fa
     """WRITE SAME(16) (SBC-3 section 5.44); with *ndob* it writes zeros and carries no data."""
     flags = (_UNMAP if unmap else 0) | (_NDOB if ndob else 0)
     return _pack_16(OperationCode.WRITE_SAME_16, flags, lba, blocks, 0, 0)
-
-
-def unmap(parameter_list_length: int) -> bytes:
-    """UNMAP (SBC-3 section 5.28), whose parameter list `unmap_parameters` makes."""
-    return _UNMAP_CDB.pack(OperationCode.UNMAP, 0, parameter_list_length, 0)
-
-
-def unmap_parameters(ranges: Sequence[tuple[int, int]]) -> bytes:
-    """The parameter list of UNMAP for *ranges* of (LBA, blocks), `MAX_UNMAP_RANGES` at most."""
-    descriptors = b"".join(_UNMAP_DESCRIPTOR.pack(lba, blocks) for lba, blocks in ranges)
-    return _UNMAP_HEADER.pack(len(descriptors) + 6, len(descriptors)) + descriptors
 
 
 # -- taking apart --------------------------------------------------------------------------------------------

@@ -156,7 +156,7 @@ class Cd(BlockUnit):
         return {_READ_ERROR_RECOVERY_PAGE: Page.fixed(bytes(10))}
 
     def reset(self, nexus: Nexus | None = None) -> None:
-        """Take LOGICAL UNIT RESET, after which nobody prevents the removal of the medium."""
+        """Carry out LOGICAL UNIT RESET: no initiator prevents the removal of the medium any more."""
         self._preventing.clear()
         super().reset(nexus)
 

@@ -129,7 +129,7 @@ def _portal(address: str, port: int) -> Portal:
 
 
 def _access(args: argparse.Namespace) -> TargetConfig:
-    """Return who is let in."""
+    """Return a configuration with the CHAP names and secrets of the command line."""
     for user, secret_file, what in (
         (args.user, args.secret_file, ""),
         (args.target_user, args.target_secret_file, "target-"),

@@ -64,7 +64,7 @@ class Services(Protocol):
     """What a connection asks of the target that it belongs to."""
 
     def logged_in(self) -> None:
-        """Take note that the login is done; the final response is about to be sent."""
+        """Called when the login is done, before the final response is sent."""
 
     def prepare(self, lun: int, cdb: bytes) -> Operation:
         """Check a command."""
@@ -139,7 +139,7 @@ class Connection:
             self.reject(reason, *self._header)
 
     def connection_lost(self) -> None:
-        """Take note that the transport connection has ended, and end the tasks without an answer."""
+        """End the tasks without an answer: the transport connection has ended."""
         self._lose()
         self.abort()
         if self.state is ConnectionState.CLEANUP_WAIT:
@@ -161,7 +161,7 @@ class Connection:
         return ready
 
     def start_full_feature_phase(self) -> None:
-        """Take note that the login is done, also where it was done without this connection."""
+        """Enter the full feature phase; the login may have been done without this connection."""
         if self.state is ConnectionState.XPT_UP:
             self._advance(ConnectionEvent.LOGIN_STARTED)
         self._advance(ConnectionEvent.LOGGED_IN)

@@ -61,7 +61,7 @@ TARGET_OFFER: Final[Mapping[str, Value]] = MappingProxyType(
         "MaxOutstandingR2T": MAX_OUTSTANDING_R2TS,
     }
 )
-"""What our target agrees to unless told otherwise; for other keys, the defaults of the standard."""
+"""What the target offers by default; other keys have the defaults of the standard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +101,8 @@ Outgoing = tuple[LoginResponse, list[Pair]]
 class TargetLogin:
     """One login on one connection, for a session that gets *tsih*.
 
-    *rewrite* sees each response before it is sent and may put any other in its place: it is where a test
-    makes the target misbehave.
+    *rewrite* is called with each response before it is sent, and returns what is sent instead: a test makes
+    the target misbehave with it.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class TargetLogin:
         return self._send(response, answer)
 
     def _send(self, response: LoginResponse, pairs: list[Pair]) -> tuple[LoginResponse, bytes]:
-        """Let the test have its way, send the first piece of what there is to say, and move on with it."""
+        """Apply the test's `rewrite`, send the first piece of the answer, and go on to the next stage."""
         response, pairs = self._rewrite(self._numbered(response), pairs)
         self._unsent = cut_text(encode_pairs(pairs), LOGIN_SEGMENT_LENGTH)
         if len(self._unsent) > 1:
@@ -262,7 +262,7 @@ class TargetLogin:
         return pairs
 
     def _identify(self) -> None:
-        """Check who is there, and whom it wants (section 6.3.1)."""
+        """Check the names of the initiator and of the target (section 6.3.1)."""
         values = self._negotiation.values
         self.discovery = self._negotiation.discovery
         if "InitiatorName" not in values or ("TargetName" not in values and not self.discovery):

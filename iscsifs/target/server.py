@@ -1,4 +1,4 @@
-"""Targets on TCP portals (trio): who listens, who is logged in, and what SendTargets gives."""
+"""Targets on TCP portals (trio): portals, sessions, and the answer to SendTargets."""
 
 import errno
 import logging
@@ -126,7 +126,7 @@ class Server:
             await session.ended.wait()
 
     def close_portals(self) -> None:
-        """Listen no more, until `start`; connections are not touched."""
+        """Close the portals until `start`; connections stay."""
         self._serving.cancel()
         self._close_listeners()
 
@@ -185,7 +185,7 @@ class Server:
     # For the sessions.
 
     def establish(self, session: Session) -> None:
-        """Take note of a login; an older session of the same name ends (RFC 7143 section 6.3.5)."""
+        """Register a login; it reinstates an older session of the same names and ISID (section 6.3.5)."""
         login = session.connection.login
         session.device = None if login.target_name is None else self.devices[login.target_name]
         for other in self.sessions:
@@ -262,9 +262,9 @@ class Server:
             self._accepting = True
 
     def _make_room(self) -> bool:
-        """Tell whether there is room for one more connection; one that is not with units may have to go.
+        """Return whether there is room for one more connection; close one without units for it if need be.
 
-        Those that have not logged in go first, then discovery sessions, which can be had again.
+        Connections that have not logged in are closed first, then discovery sessions.
         """
         served = [session for session in self.sessions if not session.wire.closed]
         if len(served) < self.max_connections:
@@ -273,7 +273,7 @@ class Server:
         discovery = [session for session in served if session.connection.login.discovery]
         for sessions, what in (silent, "no login"), (discovery, "a discovery session"):
             if sessions:
-                # Who opens many connections and says nothing gives up its own, not those of others.
+                # The address with the most of them loses one, so that it cannot take those of others.
                 counts = Counter(session.wire.peer_address for session in sessions)
                 most = max(counts.values())
                 oldest = next(session for session in sessions if counts[session.wire.peer_address] == most)
@@ -285,7 +285,7 @@ class Server:
         return False
 
     def _refuse(self, why: str) -> None:
-        """Say why connections are refused, once until one is accepted again."""
+        """Log why connections are refused, once until one is accepted again."""
         if self._accepting:
             self._accepting = False
             log.warning("connections are refused for now: %s", why)

@@ -26,9 +26,9 @@ _Arrived = tuple[Pdu, bytes, memoryview]
 
 
 class Session(Nexus):
-    """Who is logged in through *wire*; `device` is None before the end of the login and in discovery.
+    """The session on *wire*; `device` is None before the end of the login and in discovery.
 
-    `failure` tells what ended it, where it was not a logout or the peer's closing.
+    `failure` is what ended it; None after a logout, or where the initiator has closed the connection.
     """
 
     def __init__(self, server: "Server", wire: Wire, login: TargetLogin, number: int) -> None:
@@ -73,7 +73,7 @@ class Session(Nexus):
         return TARGET_SESSION_STATES[self.connection.state]
 
     async def flush(self) -> None:
-        """Send what the connection has to say; to be called after any of its calls from outside."""
+        """Send the PDUs that the connection has queued; callers of its methods call this afterwards."""
         responses = self.connection.pdus_to_send()
         if self._script is not None:
             for response in responses:
@@ -164,7 +164,7 @@ class Session(Nexus):
         self.connection.complete(task, result)
         await self.flush()
 
-    # With a script, requests and responses take a way round.
+    # With a script, requests and responses pass through it.
 
     async def _take_arrived(self) -> None:
         arrived, self._arrived = self._arrived, []

@@ -230,7 +230,7 @@ def _lock(fd: int, name: str, *, exclusive: bool) -> None:
     except OSError as exc:
         if exc.errno not in _NO_LOCKS:
             raise
-        log.warning("%s: its file system has no locks; see to it that nothing else serves it", name)
+        log.warning("%s: its file system has no locks; make sure that no other process serves it", name)
 
 
 class UndoLog:
@@ -251,7 +251,7 @@ class UndoLog:
         return frozenset(self._old)
 
     def remember(self, lba: int, blocks: int) -> None:
-        """Take note that *blocks* from *lba* are about to be written."""
+        """Note that *blocks* from *lba* are about to be written."""
         size = self._block_size
         fresh = [block for block in range(lba, lba + blocks) if block not in self._old]
         if fresh:
@@ -261,7 +261,7 @@ class UndoLog:
                 self._old[block] = bytes(held[start : start + size])
 
     def forget(self, lba: int, blocks: int) -> None:
-        """Take note that *blocks* from *lba* are on the medium."""
+        """Note that *blocks* from *lba* are on the medium."""
         if blocks < len(self._old):
             for block in range(lba, lba + blocks):
                 self._old.pop(block, None)

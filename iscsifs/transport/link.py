@@ -1,8 +1,12 @@
 """A connection on a socket: the bytes of `iscsi.connection.Connection`, moved by trio.
 
 One function reads from the socket, and one writes to it. What a caller queues while the line is quiet is
-sent at once, and it may `linger` for the answer; while much is under way it is left to the sender task, which
-takes what all callers queued in this turn of the loop and sends it in one system call.
+sent at once, and the caller may `busy_poll` for the answer; while much is under way it is left to the sender
+task, which takes what all callers queued in this turn of the loop and sends it in one system call.
+
+The target says how much there is to receive, and by R2T how much to send. So the work of one turn of the
+event loop is bounded here, by reads and by PDUs (`Connection.pdus`); the rest stays in the socket until the
+next turn.
 """
 
 import errno
@@ -24,7 +28,7 @@ from iscsifs.iscsi.login import Redirect
 from iscsifs.iscsi.pdu import TaskFunction
 from iscsifs.iscsi.task import Task
 from iscsifs.iscsi.text import Pair
-from iscsifs.limits import MAX_READS
+from iscsifs.limits import MAX_PDUS, MAX_READS
 from iscsifs.transport.polling import NO_POLLER, Poller
 
 _R = TypeVar("_R")
@@ -33,14 +37,14 @@ MAX_BUFFERS: Final = 1024
 """Buffers for one `sendmsg` (IOV_MAX on Linux)."""
 
 QUIET: Final = 2
-"""Commands on the wire up to which a new one is sent at once instead of together with others."""
+"""With fewer commands on the wire a new one is sent at once instead of together with others."""
 
 
 class Link:
     """A `Connection` on a connected, non-blocking socket.
 
     Any failure ends the link for good: `failure` then holds the reason, and `run` returns. *poller* is
-    for `linger`.
+    for `busy_poll`.
     """
 
     def __init__(self, sock: socket.socket, connection: Connection, poller: Poller = NO_POLLER) -> None:
@@ -53,6 +57,7 @@ class Link:
         self._watched = poller.watch(sock.fileno())
         self._alone = False  # there was only one command under way lately
         self._drained = True  # the last read took all that there was
+        self._turn_ends = 0  # at so many PDUs
         self._idle_sender: trio.lowlevel.Task | None = None
         self._scope = trio.CancelScope()
 
@@ -70,18 +75,18 @@ class Link:
         The caller sets the deadline. Raises LoginError, ProtocolError or TransportError; the caller closes
         the link then.
         """
-        while True:
-            self._flush()
+        events: list[Event] = []
+        self.flush()
+        while not events:
             while self._unsent and self.failure is None:
                 await trio.lowlevel.wait_writable(self._socket)
-                self._flush()
+                self.flush()
             if self.failure:
                 raise self.failure
-            await self._readable()
-            self._receive()
-            if events := self.connection.events():
-                outcome, *self._early = events
-                return outcome if isinstance(outcome, Redirect) else None
+            await trio.lowlevel.wait_readable(self._socket)
+            self._receive(events.append)
+        outcome, *self._early = events
+        return outcome if isinstance(outcome, Redirect) else None
 
     async def run(self, on_event: Callable[[Event], None]) -> None:
         """Move bytes and give events to *on_event* until the link fails or is closed; never raises the
@@ -92,7 +97,7 @@ class Link:
                 on_event(event)
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    self._watched.callback = partial(self._receive_once, on_event, nursery)
+                    self._watched.callback = partial(self._receive_once, on_event)
                     nursery.start_soon(self._guarded, self._send_loop)
                     nursery.start_soon(self._guarded, self._receive_loop, on_event)
         finally:
@@ -114,74 +119,73 @@ class Link:
     # What can be asked of the target. Each is sent at once, or with what others ask for, if the line is busy.
 
     def submit(self, task: Task) -> None:
-        """Send a command. Where there is no memory for it the link ends, and the command is handed back."""
+        """Send a command; its `on_end` is called when it has ended, perhaps before this returns.
+
+        Raises PathLost once the link has failed. Where there is no memory for the command the link ends, and
+        the command is handed back.
+        """
+        if self.failure is not None:
+            raise PathLost(sent=False)
+        connection = self.connection
+        others = connection.tasks_on_the_wire
         try:
-            self.connection.submit(task)
-            self.kick()
+            connection.submit(task)
+            if others:
+                self._alone = False
+            if others < QUIET:
+                self.flush()
+            elif self._idle_sender is not None:
+                self._wake_sender()
         except MemoryError:
             self.fail(TransportError("no memory to send a command"))
-            if task not in self.connection.tasks():
+            if task not in connection.tasks():
                 raise PathLost(sent=False) from None
 
     def abort_task(self, task: Task) -> Management:
         """Send ABORT TASK."""
-        return self._asked(self.connection.abort_task(task))
+        return self._asked(self.connection.requests.abort_task(task))
 
     def reset(self, function: TaskFunction, lun: int) -> Management:
         """Send a task management function that ends all tasks of *lun*."""
-        return self._asked(self.connection.reset(function, lun))
+        return self._asked(self.connection.requests.reset(function, lun))
 
     def repeat(self, management: Management) -> Management:
         """Send a task management function again that was refused for want of room."""
-        return self._asked(self.connection.repeat(management))
+        return self._asked(self.connection.requests.repeat(management))
 
     def ping(self) -> Ping:
         """Send a NOP-Out that asks for an echo."""
-        return self._asked(self.connection.ping())
+        return self._asked(self.connection.requests.ping())
 
     def send_text(self, pairs: list[Pair]) -> Text:
         """Send a Text Request."""
-        return self._asked(self.connection.send_text(pairs))
+        return self._asked(self.connection.requests.send_text(pairs))
 
     def log_out(self) -> Logout:
         """Send a Logout Request that closes the session."""
-        return self._asked(self.connection.log_out())
+        return self._asked(self.connection.requests.log_out())
 
     def _asked(self, request: _R) -> _R:
-        self.kick()
+        self.flush()
         return request
 
-    def kick(self) -> None:
-        """See that what the connection has queued is sent: now, or with what others queue, if the line is
-        busy."""
-        under_way = self.connection.tasks_on_the_wire
-        if under_way > 1:
-            self._alone = False
-        if under_way <= QUIET:
-            self._flush()
-        else:
-            self._wake_sender()
-
-    def linger(self) -> None:
+    def busy_poll(self) -> None:
         """Busy-poll for the answer, if one command alone is under way, and so was the last."""
         connection = self.connection
         alone, self._alone = self._alone, connection.tasks_on_the_wire == 1
-        if alone and not connection.has_rest:
-            connection.begin_turn()
+        if alone:
+            self._turn_ends = connection.pdus + MAX_PDUS
             watched = self._watched
             while connection.tasks_on_the_wire == 1 and watched.callback is not None and watched.poll():
                 watched.callback()
 
-    def _receive_once(self, on_event: Callable[[Event], None], nursery: trio.Nursery) -> None:
-        """Receive once, outside of the receive loop."""
-        if self.connection.has_rest:
-            return
-        try:
-            self._take(on_event)
-        except (IscsifsError, MemoryError) as error:
-            self._break(error)
-        if self.connection.has_rest:  # of which the socket tells nobody
-            nursery.start_soon(self._guarded, self._receive_all, on_event)
+    def _receive_once(self, on_event: Callable[[Event], None]) -> None:
+        """Receive once, outside of the receive loop, unless it was enough for this turn."""
+        if self.connection.pdus < self._turn_ends:
+            try:
+                self._receive(on_event)
+            except (IscsifsError, MemoryError) as error:
+                self._break(error)
 
     def progress(self) -> tuple[int, int]:
         """Return how many bytes the other end has taken so far, and how many wait for that.
@@ -210,44 +214,22 @@ class Link:
         self.fail(error if isinstance(error, IscsifsError) else TransportError("no memory for what comes"))
 
     async def _receive_loop(self, on_event: Callable[[Event], None]) -> None:
-        while self.failure is None:
-            await self._readable()
-            await self._receive_all(on_event)
-
-    async def _receive_all(self, on_event: Callable[[Event], None]) -> None:
-        """Receive until there is no more; others have their turn now and then."""
         connection = self.connection
         while self.failure is None:
-            connection.begin_turn()
+            await trio.lowlevel.wait_readable(self._socket)
+            self._turn_ends = connection.pdus + MAX_PDUS
             for _ in range(MAX_READS):
-                self._take(on_event)
-                if connection.has_rest:
+                self._receive(on_event)
+                if self._drained or self.failure is not None or connection.pdus >= self._turn_ends:
                     break
-                if self._drained:
-                    return
-            await trio.lowlevel.checkpoint()
 
-    async def _readable(self) -> None:
-        await trio.lowlevel.wait_readable(self._socket)
+    def _receive(self, on_event: Callable[[Event], None]) -> None:
+        """Receive once, tell *on_event* what has happened, and send what answers it.
 
-    def _take(self, on_event: Callable[[Event], None]) -> None:
-        """Receive once, tell what has happened, and answer."""
-        try:
-            self._receive()
-        finally:  # also what had happened before a rule was broken
-            for event in self.connection.events():
-                try:
-                    on_event(event)
-                except MemoryError as error:  # the others are told all the same
-                    self._break(error)
-        self._flush()
-
-    def _receive(self) -> None:
-        """Receive once, what there is, or look at the rest; raises TransportError at the stream's end."""
+        Raises ProtocolError or LoginError for a rule that the target broke, TransportError at the stream's
+        end.
+        """
         connection = self.connection
-        if connection.has_rest:
-            connection.buffer_updated(0)
-            return
         buffer = connection.get_buffer()
         try:
             count = self._socket.recv_into(buffer)
@@ -256,17 +238,28 @@ class Link:
             return
         except OSError as error:
             raise self._lost(error) from None
-        if not count:
-            connection.receive_eof()
-            raise TransportError("the target closed the connection after the logout")
-        self._drained = count < len(buffer)
-        connection.buffer_updated(count)
+        try:
+            if not count:
+                connection.receive_eof()
+                raise TransportError("the target closed the connection after the logout")
+            self._drained = count < len(buffer)
+            is_asked = connection.buffer_updated(count)
+        finally:  # also what had happened before a rule was broken
+            for event in connection.events():
+                try:
+                    on_event(event)
+                except MemoryError as error:  # the others are told all the same
+                    self._break(error)
+        if is_asked:
+            self.flush()
 
     async def _send_loop(self) -> None:
         while True:
-            self._flush()
+            self.flush()
             if self._unsent:
                 await trio.lowlevel.wait_writable(self._socket)
+            elif self.connection.has_more_to_send:
+                await trio.lowlevel.checkpoint()
             else:
                 self._idle_sender = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._abort_wait)
@@ -275,23 +268,29 @@ class Link:
         self._idle_sender = None
         return trio.lowlevel.Abort.SUCCEEDED
 
-    def _flush(self) -> None:
-        """Send what there is until the socket is full; the one place that writes to it."""
-        while self.failure is None:
-            if not self._unsent:
-                self._unsent = self.connection.data_to_send()
-                if not self._unsent:
-                    return
-            try:
-                sent = self._socket.sendmsg(self._unsent[:MAX_BUFFERS])
-            except BlockingIOError:
-                self._wake_sender()
-                return
-            except OSError as error:
-                self.fail(self._lost(error))
-                return
-            self._sent += sent
-            self._unsent = _behind(self._unsent, sent)
+    def flush(self) -> None:
+        """Send what the connection has queued by one system call; the sender task sends what is left.
+
+        This is the one place that writes to the socket.
+        """
+        if self.failure is not None:
+            return
+        unsent = self._unsent or self.connection.data_to_send()
+        if not unsent:
+            return
+        try:
+            sent = self._socket.sendmsg(unsent[:MAX_BUFFERS])
+        except BlockingIOError:
+            self._unsent = unsent
+            self._wake_sender()
+            return
+        except OSError as error:
+            self.fail(self._lost(error))
+            return
+        self._sent += sent
+        self._unsent = _behind(unsent, sent) if sent < sum(map(len, unsent)) else []
+        if self._unsent or self.connection.has_more_to_send:
+            self._wake_sender()
 
     def _lost(self, error: OSError) -> TransportError:
         kind = ConnectionClosed if error.errno in (errno.ECONNRESET, errno.EPIPE) else TransportError

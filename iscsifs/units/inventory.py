@@ -35,21 +35,21 @@ PAUSE: Final = 1.0
 class Reaction(Enum):
     """What is done about a unit that reports something."""
 
-    SUSPECT = auto()
-    """It may be another unit, or none: its commands are held until it was looked at, or is given up."""
-    SUSPECT_ALL = auto()
+    CHECK = auto()
+    """It may be another unit, or none: its commands wait until its identity is checked, or it is given up."""
+    CHECK_ALL = auto()
     """The same for all units of the target, one of which may have been exchanged."""
     REFRESH = auto()
     """It is the same, but not as it was: it is asked anew what it is, and used meanwhile."""
 
 
 REACTIONS: Final[dict[Condition, Reaction]] = {
-    Condition.INQUIRY_CHANGED: Reaction.SUSPECT,
-    Condition.MEDIUM_CHANGED: Reaction.SUSPECT,
+    Condition.INQUIRY_CHANGED: Reaction.CHECK,
+    Condition.MEDIUM_CHANGED: Reaction.CHECK,
     # A disk that is put in the place of another does not know that, and reports that it was powered on.
-    Condition.RESET: Reaction.SUSPECT,
-    Condition.NO_UNIT: Reaction.SUSPECT,
-    Condition.LUNS_CHANGED: Reaction.SUSPECT_ALL,
+    Condition.RESET: Reaction.CHECK,
+    Condition.NO_UNIT: Reaction.CHECK,
+    Condition.LUNS_CHANGED: Reaction.CHECK_ALL,
     Condition.CAPACITY_CHANGED: Reaction.REFRESH,
     Condition.MODE_CHANGED: Reaction.REFRESH,
     # Not every target reports that a unit has shrunk, or that it takes no writes any more.
@@ -64,8 +64,8 @@ T = TypeVar("T")
 
 
 @dataclass(eq=False, slots=True)
-class Suspicion:
-    """That a unit may be another now: until when it may be missing, and whether the log has it."""
+class IdentityCheck:
+    """A unit may be another now: until when it may be missing, and whether the log has it."""
 
     give_up_at: float
     told: bool = False
@@ -113,7 +113,7 @@ class Inventory:
         self._settings = settings
         self._nursery = nursery
         self._units: dict[int, LogicalUnit] = {}  # by LUN, in the order of the LUNs
-        self._suspects: dict[LogicalUnit, Suspicion] = {}
+        self._checks: dict[LogicalUnit, IdentityCheck] = {}
         self._introduced: WeakSet[LogicalUnit] = WeakSet()  # those that were told of
         self._missing: dict[LogicalUnit, float] = {}  # not reported by the target, and until when that may be
         self._looked_at: dict[LogicalUnit, int] = {}  # those that were found last, and after which login
@@ -122,6 +122,7 @@ class Inventory:
         self._luns_stale = False
         self._renewed = False
         self._updating = False
+        self._comparing = trio.Lock()  # with what the target reports; two of them would make a unit twice
 
     @property
     def units(self) -> list[LogicalUnit]:
@@ -138,7 +139,7 @@ class Inventory:
             self._units = await self._look_at(await report_luns(self._probes))
         finally:
             self._updating = False
-        self._suspect(self._outdated())
+        self._check_identity(self._outdated())
         self._compare_names()
         if self._luns_stale:
             self._update_soon()
@@ -214,7 +215,7 @@ class Inventory:
         return BlockUnit(lun, self._queue(lun), description, self._nursery, write_behind=write_behind)
 
     def _outdated(self) -> list[LogicalUnit]:
-        """Return those that were looked at before the last login, of which they were not told."""
+        """Return those whose identity was checked before the last login."""
         return [unit for unit, logins in self._looked_at.items() if logins != self._nexus.logins]
 
     def _queue(self, lun: int, *, probes: bool = False) -> Queue:
@@ -234,27 +235,27 @@ class Inventory:
 
     def logged_in(self) -> None:
         """Take note of a new login, before anything is sent."""
-        self._suspect(self.units)
+        self._check_identity(self.units)
         self._luns_stale = True
         self._renewed = True  # the portal may be another
         self._update_soon()
 
-    def _suspect(self, units: Iterable[LogicalUnit]) -> None:
-        """Hold the commands for *units* until it is known whether these are what they were."""
+    def _check_identity(self, units: Iterable[LogicalUnit]) -> None:
+        """Suspend the commands for *units* until their identity is checked."""
         units = [unit for unit in units if unit.failure is None]
         for unit in units:
             unit.queue.suspend()
-            if unit not in self._suspects:
-                self._nursery.start_soon(self._look_into, unit)
-            self._suspects[unit] = Suspicion(trio.current_time() + UNIT_GRACE)
+            if unit not in self._checks:
+                self._nursery.start_soon(self._check_until_known, unit)
+            self._checks[unit] = IdentityCheck(trio.current_time() + UNIT_GRACE)
 
-    async def _look_into(self, unit: LogicalUnit) -> None:
-        """Check *unit* until the answer is newer than all that has made it a suspect."""
+    async def _check_until_known(self, unit: LogicalUnit) -> None:
+        """Check *unit* until the answer is newer than every reason to check it."""
         answered = None
         try:
-            while unit.failure is None and self._suspects[unit] is not answered:
+            while unit.failure is None and self._checks[unit] is not answered:
                 before = unit.description
-                answered = await self._ask(unit)
+                answered = await self._check_once(unit)
                 if unit.description != before:
                     log.info("%s has changed", unit.name)
                     self.on_change()
@@ -267,42 +268,42 @@ class Inventory:
         except TransportError:
             return  # the session is closed
         finally:
-            del self._suspects[unit]
+            del self._checks[unit]
         self._luns_stale = True  # what is there now in its place, or has come with it?
         self._update_soon()
 
-    async def _ask(self, unit: LogicalUnit) -> Suspicion | None:
-        """Check *unit* once, and return the suspicion that this has cleared."""
-        suspicion = self._suspects[unit]
+    async def _check_once(self, unit: LogicalUnit) -> IdentityCheck | None:
+        """Check *unit* once, and return the identity check that this has ended."""
+        check = self._checks[unit]
         try:
             async with self._looks:
                 probes = self._probes(unit.lun)
                 await take_reports(probes)
-                suspicion = self._suspects[unit]  # what was reported just now is older than the answers
+                check = self._checks[unit]  # what was reported just now is older than the answers
                 same = await unit.check(probes)
         except (CommandError, UnitError) as error:
             missing = isinstance(error, UnitError) or (
                 isinstance(error, StatusError) and error.status == Status.CHECK_CONDITION
             )  # and not only busy, reserved, or without an answer
-            if missing and trio.current_time() >= suspicion.give_up_at:
+            if missing and trio.current_time() >= check.give_up_at:
                 self._lose(unit, f"gone: {error}")
-            elif not suspicion.told:
+            elif not check.told:
                 log.warning(
                     "%s; its commands wait until it is known what is there",
                     error,
                     extra={"kind": f"{unit.name} is missing"},
                 )
-                suspicion.told = True
+                check.told = True
             return None
         if not same:
             self._lose(unit, "there is another unit under this number now")
             return None
-        if suspicion is not self._suspects[unit] or unit.failure is not None:
+        if check is not self._checks[unit] or unit.failure is not None:
             return None
         if not unit.description.identified and not self._settings.trust_unidentified:
             unit.disown()
         unit.queue.resume()
-        return suspicion
+        return check
 
     def _lose(self, unit: LogicalUnit, reason: str) -> None:
         """From now on *unit* is gone, and what has its number is a unit of its own."""
@@ -312,7 +313,7 @@ class Inventory:
     # What units report while they are in use.
 
     def reported(self, lun: int, sense_data: bytes) -> None:
-        """Take the report of a unit, whoever had sent the command that it came with.
+        """Take the report of a unit, with whichever command it came.
 
         This comes before that command is repeated, and before anything else is sent.
         """
@@ -322,15 +323,15 @@ class Inventory:
         if unit is None or unit.failure is not None:
             return
         match REACTIONS.get(condition):
-            case Reaction.SUSPECT_ALL:
+            case Reaction.CHECK_ALL:
                 self._luns_stale = True
-                self._suspect(self.units)
-            case Reaction.SUSPECT if condition is Condition.NO_UNIT:
+                self._check_identity(self.units)
+            case Reaction.CHECK if condition is Condition.NO_UNIT:
                 # The look that is under way hears it as well, and has had its time since it began.
                 if not unit.queue.is_suspended:
-                    self._suspect([unit])
-            case Reaction.SUSPECT:
-                self._suspect([unit])
+                    self._check_identity([unit])
+            case Reaction.CHECK:
+                self._check_identity([unit])
             case Reaction.REFRESH if condition is not Condition.WRITE_PROTECTED or not unit.read_only:
                 self._stale.add(unit)
         if condition.repeatable:
@@ -339,7 +340,7 @@ class Inventory:
             self._update_soon()
 
     def _update_soon(self) -> None:
-        """See to it that what is stale is looked at, in one task however many reports there are."""
+        """Ask anew what is stale, in one task for any number of reports."""
         if not self._updating:
             self._updating = True
             self._nursery.start_soon(self._update)
@@ -352,21 +353,33 @@ class Inventory:
                     self.on_change()
                 stale, self._stale = self._stale, set()
                 try:
-                    if self._luns_stale:
-                        self._luns_stale = False
-                        await self._rescan()
-                    await _for_each(stale.intersection(self._units.values()), self._refresh)
+                    async with self._comparing:
+                        if self._luns_stale:
+                            self._luns_stale = False
+                            await self._rescan()
+                        await _for_each(stale.intersection(self._units.values()), self._refresh)
                 except IscsifsError as error:  # and again, if there was another reason in the meantime
                     log.warning("%s; what has changed is not known", error, extra={"kind": error.kind})
                 await trio.sleep(PAUSE)
         finally:
             self._updating = False
 
+    async def rescan(self) -> None:
+        """Ask the target for its units, and each of them what it is now, its size for instance.
+
+        Raises CommandError or TransportError where the target does not answer.
+        """
+        async with self._comparing:
+            await self._rescan()
+            await _for_each(self.units, self._refresh)
+        if self._luns_stale or self._stale:
+            self._update_soon()
+
     async def _rescan(self) -> None:
         """Take in the units that have come, and leave out those that have gone or were exchanged."""
         luns = dict.fromkeys(await report_luns(self._probes))
         now = trio.current_time()
-        # One that does not answer either is given up by who looks at it, a little earlier, with the reason.
+        # The identity check of one that does not answer gives it up a little earlier, with the reason.
         missing = [unit for lun, unit in self._units.items() if lun not in luns and unit.failure is None]
         self._missing = {unit: self._missing.get(unit, now + UNIT_GRACE + 2 * PAUSE) for unit in missing}
         for unit, give_up_at in self._missing.items():
@@ -378,7 +391,7 @@ class Inventory:
         units |= await self._look_at(lun for lun in luns if lun not in units)
         if units != self._units:
             self._units = dict(sorted(units.items()))
-            self._suspect(self._outdated())
+            self._check_identity(self._outdated())
             self._compare_names()
             self.on_change()
 
@@ -390,7 +403,7 @@ class Inventory:
         before = unit.description
         try:
             if not await unit.check(self._probes(unit.lun), resized=True):
-                self._suspect([unit])
+                self._check_identity([unit])
         except (CommandError, UnitError, TransportError) as error:
             log.warning("%s; what has changed about it is not known", error, extra={"kind": error.kind})
         if unit.description != before:

@@ -77,5 +77,5 @@ class Path(Protocol):
     def want(self) -> float:
         """Have the path come back soon, as there is a command for it; return until when that may happen."""
 
-    def linger(self) -> None:
+    def busy_poll(self) -> None:
         """Busy-poll for answers."""

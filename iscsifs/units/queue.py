@@ -42,7 +42,8 @@ Ended = Callable[["Command"], None]
 class Command:
     """A SCSI command of a unit, from its caller to its end. Each attempt at it is one of the path.
 
-    When it has `ended`, `failure` says why it failed, or is None; `attempt` is the last one.
+    When it has `ended`, `failure` says why it failed, or is None; `attempt` is the last one, and `received`
+    counts the bytes that it has brought. `waiter` is the task that waits for the end.
     """
 
     __slots__ = (
@@ -61,7 +62,9 @@ class Command:
         "number",
         "on_end",
         "queue",
+        "received",
         "repeats",
+        "waiter",
     )
 
     def __init__(
@@ -82,23 +85,21 @@ class Command:
         self.data_out = data_out
         self.idempotent = idempotent
         self.on_end = on_end
+        self.waiter: trio.lowlevel.Task | None = None
         self.attempt: Attempt | None = None
+        self.received = 0
         self.ended = False
         self.failure: Exception | None = None
         self.losses = self.repeats = self.aborts = 0
         self.delay = FIRST_DELAY
         self.busy_until = math.inf
 
-    @property
-    def received(self) -> int:
-        """Bytes that the last attempt has brought."""
-        return 0 if self.attempt is None else self.attempt.received
-
     def answered(self, attempt: Attempt) -> None:
         """Take the end of an *attempt*."""
         if self.ended:
             return  # the caller has gone
         self.attempt = attempt
+        self.received = attempt.received
         if attempt.failure is None and attempt.status == GOOD:
             self.end(None)
             return
@@ -112,8 +113,18 @@ class Command:
         """End the command, because of *failure* unless that is None."""
         self.failure = failure
         self.ended = True
-        if self.on_end is not None:
+        if self.waiter is not None:
+            trio.lowlevel.reschedule(self.waiter)
+            self.waiter = None
+        elif self.on_end is not None:
             self.on_end(self)
+
+    def give_up(self, _: object) -> trio.lowlevel.Abort:
+        """Take the command back: its waiter is cancelled."""
+        self.ended = True
+        self.waiter = None
+        self.queue.take_back(self)
+        return trio.lowlevel.Abort.SUCCEEDED
 
 
 def copy_of(failure: IscsifsError) -> IscsifsError:
@@ -174,11 +185,14 @@ class Queue:
         `failure` where the unit is gone; TransportError where the path is closed.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        command = self.start(cdb, data_in=data_in, data_out=data_out, idempotent=idempotent)
+        self._last_number += 1
+        command = Command(self, self._last_number, cdb, data_in, data_out, idempotent, None)
+        self._send(command)
         if not command.ended:
-            self.path.linger()
+            self.path.busy_poll()
             if not command.ended:
-                await self._end_of(command)
+                command.waiter = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(command.give_up)
         if command.failure is not None:
             raise command.failure
         return command
@@ -238,10 +252,11 @@ class Queue:
                 del self._waiting[number]
                 command.end(copy_of(failure))
 
-    def check_doubts(self, doubts: int) -> None:
-        """Raise the failure where commands were disowned since there were so many *doubts*."""
-        if doubts != self.doubts and self._doubt is not None:
-            raise copy_of(self._doubt)
+    def _disowned(self, command: Command) -> IscsifsError | None:
+        """Return what *command* fails with if it was disowned, else None."""
+        if command.doubts == self.doubts or self._doubt is None or not changes_blocks(command.cdb):
+            return None
+        return copy_of(self._doubt)
 
     def resume(self) -> None:
         """Send what waits, and what comes: the unit is what it was."""
@@ -266,8 +281,8 @@ class Queue:
             if self.failure is not None:
                 command.end(copy_of(self.failure))
                 return
-            if command.doubts != self.doubts and self._doubt is not None and changes_blocks(command.cdb):
-                command.end(copy_of(self._doubt))
+            if command.doubts != self.doubts and (doubt := self._disowned(command)) is not None:
+                command.end(doubt)
                 return
             if self._suspended_since is None:
                 try:
@@ -337,8 +352,8 @@ class Queue:
         what = f"{self.name}: {describe(command.cdb)}"
         if self.failure is not None:
             command.end(copy_of(self.failure))
-        elif command.doubts != self.doubts and self._doubt is not None and changes_blocks(command.cdb):
-            command.end(copy_of(self._doubt))
+        elif (doubt := self._disowned(command)) is not None:
+            command.end(doubt)
         elif sent and not command.idempotent:
             command.end(TaskAborted(f"{what}: the connection was lost; it may have been carried out"))
         elif command.losses >= MAX_ATTEMPTS:
@@ -366,22 +381,10 @@ class Queue:
         self._waiting[command.number] = command
         command.busy_until -= trio.current_time()  # while it waits: what is left of that time
 
-    async def _end_of(self, command: Command) -> None:
-        """Wait until *command* has ended; a caller that is cancelled takes it back."""
-        caller = trio.lowlevel.current_task()
-
-        def wake(_: Command) -> None:
-            trio.lowlevel.reschedule(caller)
-
-        def give_up(_: object) -> trio.lowlevel.Abort:
-            command.on_end = None
-            command.ended = True
-            if self._waiting.pop(command.number, None) is None and command.attempt is not None:
-                self.path.cancel(command.attempt)
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        command.on_end = wake
-        await trio.lowlevel.wait_task_rescheduled(give_up)
+    def take_back(self, command: Command) -> None:
+        """Drop *command*, whose caller was cancelled: forget, withdraw or abort it."""
+        if self._waiting.pop(command.number, None) is None and command.attempt is not None:
+            self.path.cancel(command.attempt)
 
     def _path_changed(self) -> None:
         self._listening = False

@@ -95,4 +95,4 @@ class BlockTransfers:
 
     def poll(self) -> None:
         """Busy-poll for answers."""
-        self._queue.path.linger()
+        self._queue.path.busy_poll()

@@ -307,9 +307,11 @@ class WriteBuffer:
         return True
 
     async def _go_on_later(self) -> None:
-        await trio.sleep(MEMORY_PAUSE)
-        self._is_short = False
-        self._pump()
+        try:
+            await trio.sleep(MEMORY_PAUSE)
+        finally:  # also at the end, when whatever is sent fails
+            self._is_short = False
+            self._pump()
 
     # The end of a command.
 

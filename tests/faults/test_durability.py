@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from test_scenarios_kernel import error_of, opened, served
 
 from iscsifs.iscsi.pdu import ScsiCommand
 from iscsifs.scsi.cdb import parse_rw
@@ -25,9 +24,11 @@ from iscsifs.target.unit import (
     WRITE_ERROR,
     Fault,
 )
+from support.descriptors import error_of, opened
 from support.mounting import Mounted, MountHosts, run, wait_until
 from support.proxy import Connection, Proxy, running
 from support.proxy import Unit as WireUnit
+from support.served import served
 from support.targets import Daemon, Serve, Target, Unit, make_image
 
 MIB = 1 << 20

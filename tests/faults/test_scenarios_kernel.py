@@ -1,22 +1,16 @@
 """Faults of a disk as programs and file systems above the kernel see them."""
 
-import contextlib
-import errno
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from iscsifs.scsi.sense import Sense
-from iscsifs.target.device import Device
-from iscsifs.target.disk import Disk
-from iscsifs.target.server import Server
 from iscsifs.target.unit import (
     READ_CODES,
     READ_ERROR,
@@ -27,9 +21,10 @@ from iscsifs.target.unit import (
     WRITE_PROTECTED,
     Fault,
 )
+from support.descriptors import error_of, opened
 from support.memory_site import FailedFlush
 from support.mounting import Mounted, MountHosts, run, wait_until
-from support.proxy import running
+from support.served import served
 from support.targets import Serve, Target, Tgt, Unit, make_image
 
 MIB = 1 << 20
@@ -40,34 +35,6 @@ NAME = "iqn.2026-01.example:disk"
 pytestmark = pytest.mark.mount
 
 BEHIND = pytest.mark.parametrize("behind", [1, 0], ids=["behind", "through"])
-
-
-@contextmanager
-def served(size: int = SIZE) -> Iterator[tuple[Disk, str]]:
-    """Serve a disk in memory with our own target; give it and what mounts it."""
-    disk, sibling = Disk.in_memory(size, "first", droppable=True), Disk.in_memory(SIZE, "second")
-    device = Device(NAME, {0: disk, 1: sibling})
-    with running(partial(Server, [device])) as (server, _):
-        yield disk, f"iscsi://{server.portals[0]}/{NAME}"
-    device.close()
-
-
-@contextmanager
-def opened(path: Path, flags: int = os.O_RDWR) -> Iterator[int]:
-    descriptor = os.open(path, flags)
-    try:
-        yield descriptor
-    finally:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-
-
-def error_of(function: Callable[[], object]) -> str:
-    """Return the name of the error that *function* has to end with."""
-    with pytest.raises(OSError, match=".") as caught:
-        function()
-    assert caught.value.errno is not None
-    return errno.errorcode[caught.value.errno]
 
 
 def sibling_is_served(mounted: Mounted) -> None:

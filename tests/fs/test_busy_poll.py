@@ -9,6 +9,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from iscsifs.fs.platform.busy_poll import MAX_BUSY, MAX_IN_A_ROW, MAX_WATCHED, POLLS_SKIPPED, BusyPoller
+from iscsifs.fs.platform.platform import NoPlatform
+from iscsifs.fs.platform.tuning import Limits
 
 
 class Wire:
@@ -159,8 +161,8 @@ async def test_a_closed_descriptor_is_not_polled(wires: list[Wire]) -> None:
     assert not wires[0].watched.poll()
 
 
-async def test_a_poller_for_no_descriptors_never_polls() -> None:
-    wire = Wire(BusyPoller(max_watched=0))
+async def test_without_a_platform_nothing_is_polled() -> None:
+    wire = Wire(NoPlatform(Limits()).poller)
     wire.send()
     assert not wire.watched.poll()
     wire.close()

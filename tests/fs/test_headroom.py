@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from iscsifs.fs.mount import Mount
-from iscsifs.fs.operations import Operations
+from iscsifs.fs.nodes import TreeOptions
 from iscsifs.fs.platform import headroom
 from iscsifs.fs.platform.headroom import MIB, RESERVE, Headroom
 from iscsifs.fs.platform.platform import LinuxPlatform
@@ -166,8 +166,7 @@ async def test_without_memory_for_a_process_a_mount_does_what_it_can(
     monkeypatch.setattr(pyfuse3, "trio", trio)
     monkeypatch.setattr("iscsifs.fs.mount.mount_at", lambda path: entry)
     monkeypatch.setattr(subprocess, "Popen", start_process)
-    operations = Operations(Tree(), uid=0, gid=0, read_only=False, direct_io=False)
-    mount = Mount(operations, tmp_path, (), LinuxPlatform(Limits()))
+    mount = Mount(Tree(TreeOptions(uid=0, gid=0)), tmp_path, (), LinuxPlatform(Limits()))
     stop = trio.Event()
     await mount.serve(stop, stop.set, trio.lowlevel.checkpoint)
     assert stop.is_set()

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_mount import MIB, Mounted, MountMemory, as_nobody, for_nobody, mount, run
 
 from support import SUPPORT
+from support.mounted_units import Mounted, MountMemory, as_nobody
+from support.mounting import run
 
-__all__ = ["for_nobody", "mount"]  # the fixtures
-
+MIB = 1 << 20
 SIZE = 16 * MIB + 1536
 TIMES = 300
 LINUX = tuple(int(number) for number in platform.release().split(".")[:2])

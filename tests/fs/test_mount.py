@@ -5,102 +5,22 @@ import errno
 import mmap
 import os
 import signal
-import stat
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
 from iscsifs.errors import ConfigError
 from iscsifs.fs.background import Ready, run_in_background
 from iscsifs.fs.mount import check_mount_point
-from support import TESTS, TOP
-from support.machine import absent
+from support.descriptors import opened
+from support.mounted_units import MEMORY_MOUNT, MODULES, NOBODY, Mounted, MountMemory, as_nobody
+from support.mounting import run
 
-NOBODY = 65534
 MIB = 1 << 20
-MEMORY_MOUNT = (sys.executable, "-m", "support.memory_mount")
-MODULES = os.pathsep.join([str(TOP), str(TESTS)])
-
-
-class Mounted:
-    """A program that has mounted units in memory on *path*."""
-
-    def __init__(self, path: Path, *arguments: str) -> None:
-        self.path = path
-        self.storage = path / "host/disk/storage"
-        self._process = subprocess.Popen(
-            [*MEMORY_MOUNT, path, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": MODULES},
-        )
-        assert self._process.stdout is not None
-        if self._process.stdout.readline() != "mounted\n":
-            self._process.wait()
-            assert self._process.stderr is not None
-            pytest.fail(self._process.stderr.read())
-
-    def signal(self, number: int) -> None:
-        self._process.send_signal(number)
-
-    def wait(self) -> list[tuple[int, str]]:
-        """Wait for the end; return for each unit how often it was flushed, and its first 16 bytes."""
-        output, complaints = self._process.communicate(timeout=20)
-        assert complaints == ""
-        assert self._process.returncode == 0
-        assert not os.path.ismount(self.path)
-        return [
-            (int(flushes), content) for flushes, content in (line.split() for line in output.splitlines())
-        ]
-
-    def close(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        with self._process:
-            pass
-        subprocess.run(["fusermount3", "-u", "-z", "-q", self.path], check=False, stderr=subprocess.DEVNULL)
-
-
-class MountMemory(Protocol):
-    def __call__(self, *arguments: str) -> Mounted: ...
-
-
-@pytest.fixture
-def mount(tmp_path: Path) -> Iterator[MountMemory]:
-    path = tmp_path / "mnt"
-    path.mkdir()
-    with contextlib.ExitStack() as stack:
-
-        def start(*arguments: str) -> Mounted:
-            mounted = Mounted(path, *arguments)
-            stack.callback(mounted.close)
-            return mounted
-
-        yield start
-
-
-def run(*command: object, check: bool = True) -> str:
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
-    assert not check or done.returncode == 0, f"{command}: {done.stderr}"
-    return done.stdout + done.stderr
-
-
-@contextlib.contextmanager
-def surviving(path: Path, flags: int = os.O_RDWR) -> Iterator[int]:
-    """Open *path*; that it cannot be closed properly when its mount has ended is no error."""
-    descriptor = os.open(path, flags)
-    try:
-        yield descriptor
-    finally:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
 
 
 pytestmark = pytest.mark.mount
@@ -177,7 +97,7 @@ def test_fsync_flushes_and_unmounting_ends_the_program(mount: MountMemory) -> No
 
 def test_what_mmap_has_changed_is_written_at_the_end(mount: MountMemory) -> None:
     mounted = mount(f"{MIB}")
-    with surviving(mounted.storage) as descriptor, mmap.mmap(descriptor, 4096) as pages:
+    with opened(mounted.storage) as descriptor, mmap.mmap(descriptor, 4096) as pages:
         pages[:16] = b"0123456789abcdef"
         mounted.signal(signal.SIGTERM)
         assert mounted.wait() == [(0, b"0123456789abcdef".hex())]
@@ -185,7 +105,7 @@ def test_what_mmap_has_changed_is_written_at_the_end(mount: MountMemory) -> None
 
 def test_a_signal_ends_it_while_files_are_open(mount: MountMemory) -> None:
     mounted = mount(f"{MIB}")
-    with surviving(mounted.storage) as descriptor:
+    with opened(mounted.storage) as descriptor:
         os.write(descriptor, b"x")
         mounted.signal(signal.SIGTERM)
         mounted.wait()
@@ -210,7 +130,7 @@ def test_a_unit_that_is_away_does_not_stop_the_others(mount: MountMemory, requir
     away = mounted.path / "host/disk/lun0/storage"
     with contextlib.ExitStack() as stack:
         # More than pyfuse3 takes by default, and more than the kernel has in the background.
-        descriptors = [stack.enter_context(surviving(away, os.O_RDWR | os.O_DIRECT)) for _ in range(150)]
+        descriptors = [stack.enter_context(opened(away, os.O_RDWR | os.O_DIRECT)) for _ in range(150)]
         pool = stack.enter_context(ThreadPoolExecutor(len(descriptors)))
         stack.enter_context(contextlib.closing(mounted))
         reads = [pool.submit(os.read, descriptor, 4096) for descriptor in descriptors]
@@ -289,21 +209,6 @@ def test_qemu_img_converts_to_and_from_storage(
     run("cmp", image, mounted.storage)
     run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", mounted.storage, copy)
     run("qemu-img", "compare", "-f", "raw", "-F", "qcow2", image, copy)
-
-
-@pytest.fixture
-def for_nobody(tmp_path: Path, mount: MountMemory, require_root: None) -> Callable[..., Mounted]:
-    """Mount as an ordinary user, on a directory of that user's."""
-    if not os.stat("/dev/fuse").st_mode & stat.S_IWOTH:
-        absent("/dev/fuse is for root only: chmod 666 /dev/fuse")
-    os.chown(tmp_path / "mnt", NOBODY, NOBODY)
-    for directory in [tmp_path, *tmp_path.parents[:2]]:  # what pytest has made, for root only
-        directory.chmod(0o755)
-    return lambda *arguments: mount(*arguments, f"user={NOBODY}")
-
-
-def as_nobody(*command: object) -> str:
-    return run("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *command)
 
 
 def test_an_ordinary_user_can_mount_and_unmount(for_nobody: Callable[..., Mounted]) -> None:

@@ -13,8 +13,8 @@ from pyfuse3 import EntryAttributes
 
 from iscsifs import errors
 from iscsifs.fs.operations import error_number
-from iscsifs.fs.tree import ROOT_INODE, File
-from support.memory_operations import NOBODY, SIZE, STATUS, errno_of, fields, open_storage, serve, walk
+from iscsifs.fs.tree import ROOT_INODE, TargetDirectory
+from support.memory_operations import NOBODY, SIZE, STATUS, errno_of, fields, open_storage, serve, unit, walk
 from support.memory_unit import Memory
 
 
@@ -203,24 +203,24 @@ async def test_a_request_is_in_work_unless_its_target_is_away(nursery: trio.Nurs
     slow = Slow(SIZE)
     operations = serve(slow)
     handle = await open_storage(operations)
-    assert not operations.has_work()
+    assert not operations.tree.storages.has_work()
     nursery.start_soon(operations.read, handle, 0, 10)
     await trio.testing.wait_all_tasks_blocked()
-    assert operations.has_work()
+    assert operations.tree.storages.has_work()
     slow.is_away = True
-    assert not operations.has_work()
+    assert not operations.tree.storages.has_work()
     slow.is_away = False
     slow.go_on.set()
     await trio.testing.wait_all_tasks_blocked()
-    assert not operations.has_work()
+    assert not operations.tree.storages.has_work()
 
 
 async def test_what_was_opened_to_be_written_is_remembered(storage: Memory) -> None:
     operations = serve(storage)
     await open_storage(operations, os.O_RDONLY)
-    assert operations.written == []
+    assert operations.tree.storages.written == []
     await open_storage(operations, os.O_WRONLY)
-    assert operations.written == [storage]
+    assert operations.tree.storages.written == [storage]
 
 
 @pytest.mark.parametrize("of_mount", [True, False])
@@ -259,7 +259,7 @@ async def test_df_shows_nothing_that_could_be_full() -> None:
 
 async def test_while_memory_is_short_every_unit_is_told(storage: Memory) -> None:
     other = Memory(1 << 20)
-    serve(storage, other).relieve()
+    serve(storage, other).tree.relieve()
     assert storage.requests == other.requests == [("relieve", 0, 0)]
 
 
@@ -268,11 +268,15 @@ async def test_a_unit_that_has_grown_is_seen_as_it_is(
 ) -> None:
     told: list[tuple[int, bool]] = []
     monkeypatch.setattr(pyfuse3, "invalidate_inode", lambda inode, attr_only: told.append((inode, attr_only)))
-    operations = serve(Memory(SIZE), storage)
+    first = Memory(SIZE)
+    operations = serve(first, storage)
     inode = (await walk(operations, "host/disk/lun1/storage")).st_ino
+    told.clear()
     storage.size *= 2
-    operations.changed([File(inode, storage)])
-    assert told == [(inode, True)]
+    directory = operations.tree.nodes[(await walk(operations, "host/disk")).st_ino]
+    assert isinstance(directory, TargetDirectory)
+    operations.tree.replace_units(directory, [unit(first), unit(storage, "1")])
+    assert (inode, True) in told
     assert (await operations.getattr(inode, NOBODY)).st_size == SIZE * 2
 
 
@@ -283,7 +287,10 @@ async def test_a_unit_that_nobody_looked_at_may_change(
         raise FileNotFoundError(errno.ENOENT, "the kernel does not know this inode")
 
     monkeypatch.setattr(pyfuse3, "invalidate_inode", unknown)
-    serve(storage).changed([File(5, storage)])
+    operations = serve(storage)
+    directory = operations.tree.nodes[(await walk(operations, "host/disk")).st_ino]
+    assert isinstance(directory, TargetDirectory)
+    operations.tree.replace_units(directory, [unit(storage)])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import trio
 from trio.testing import MockClock
 
 from iscsifs import errors
+from iscsifs.fs.nodes import TreeOptions
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.tree import TargetDescription, Tree
 from support.memory_operations import NOBODY, SIZE, STATUS, errno_of, open_storage, serve, unit, walk
@@ -98,10 +99,10 @@ async def test_a_close_shows_a_loss_and_takes_nothing_from_fsync(
     for _ in range(3):  # a fork, a dup, and a child that ends
         assert await errno_of(operations.flush(handle)) == errno.EIO
     assert caplog.records == []  # the log has had the loss, and needs no line for each close
-    assert [losses.storages for losses in operations.untold] == [[storage]]
+    assert [losses.storages for losses in operations.tree.storages.untold] == [[storage]]
     assert await errno_of(operations.fsync(handle, False)) == errno.EIO
     await operations.flush(handle)
-    assert operations.untold == []
+    assert operations.tree.storages.untold == []
 
 
 async def test_a_loss_that_nobody_has_seen_is_reported_by_the_next_fsync(storage: Memory) -> None:
@@ -117,7 +118,7 @@ async def test_a_loss_that_nobody_has_seen_is_reported_by_the_next_fsync(storage
     first, second = [await open_storage(operations, os.O_RDONLY) for _ in range(2)]
     assert await errno_of(operations.fsync(first, False)) == errno.EIO
     await operations.fsync(first, False)
-    assert operations.untold == []
+    assert operations.tree.storages.untold == []
     assert await errno_of(operations.fsync(second, False)) == errno.EIO  # it was opened before
     await operations.fsync(await open_storage(operations), False)
 
@@ -135,22 +136,22 @@ async def test_a_reader_that_closes_waits_for_nobody_and_is_shown_nothing(storag
 async def test_what_nobody_has_seen_of_a_unit_that_is_gone_is_reported_by_the_one_in_its_place(
     storage: Memory,
 ) -> None:
-    tree = Tree()
+    tree = Tree(TreeOptions(uid=0, gid=0))
     target = TargetDescription("host", "10.4.0.42", 3260, "iqn.2001-04.com.example:disk", (unit(storage),))
     (directory,) = tree.add_targets([target])
-    operations = Operations(tree, uid=0, gid=0, read_only=False, direct_io=False)
+    operations = Operations(tree)
     old = await open_storage(operations)
     storage.lose(LOST)
     tree.replace_units(directory, ())
-    assert operations.written == [storage]
-    assert operations.untold
+    assert operations.tree.storages.written == [storage]
+    assert operations.tree.storages.untold
     tree.replace_units(directory, (unit(Memory(SIZE, name="another")), unit(Memory(SIZE), "1")))
     await operations.fsync(await open_storage(operations), False)
     inode = (await walk(operations, "host/disk/lun1/storage")).st_ino
     new = (await operations.open(inode, os.O_RDONLY, NOBODY)).fh
     assert await errno_of(operations.fsync(new, False)) == errno.EIO
     await operations.fsync(new, False)
-    assert operations.untold == []
+    assert operations.tree.storages.untold == []
     assert await errno_of(operations.fsync(old, False)) == errno.EIO
 
 
@@ -161,7 +162,7 @@ async def test_the_losses_of_two_units_of_one_name_are_told_apart(storage: Memor
     storage.lose(LOST)
     inode = (await walk(operations, "host/disk/lun1/storage")).st_ino
     await operations.fsync((await operations.open(inode, os.O_RDWR, NOBODY)).fh, False)
-    assert [losses.storages for losses in operations.untold] == [[storage]]
+    assert [losses.storages for losses in operations.tree.storages.untold] == [[storage]]
 
 
 @pytest.mark.parametrize(
@@ -191,11 +192,11 @@ async def test_a_synchronous_write_reports_what_was_lost_and_counts_as_told(stor
     storage.lose(LOST)
     assert await errno_of(operations.write(handle, 0, b"abc")) == errno.EIO
     assert await operations.write(handle, 0, b"abc") == 3
-    assert operations.untold == []
+    assert operations.tree.storages.untold == []
     storage.failure = errors.SpaceError("no space", status=STATUS)
     storage.lose(LOST)
     assert await errno_of(operations.write(handle, 0, b"abc")) == errno.ENOSPC
-    assert operations.untold  # that was another failure
+    assert operations.tree.storages.untold  # that was another failure
 
 
 @pytest.mark.parametrize("owes", ["data", "a report"])

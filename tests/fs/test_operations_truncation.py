@@ -132,7 +132,7 @@ async def test_a_truncation_that_nobody_will_close_has_its_zeros_at_once(storage
 async def test_the_end_of_the_mount_asks_for_what_was_truncated_by_name(storage: Memory) -> None:
     operations = serve(storage)
     await truncate(operations, 0)
-    assert operations.written == [storage]
+    assert operations.tree.storages.written == [storage]
 
 
 async def test_zeros_of_a_truncation_by_name_that_are_lost_fail_it(
@@ -144,7 +144,7 @@ async def test_zeros_of_a_truncation_by_name_that_are_lost_fail_it(
     monkeypatch.setattr(storage, "drain", drain)
     operations = serve(storage)
     assert await errno_of(truncate(operations, 0)) == errno.EIO
-    assert [losses.unseen for losses in operations.untold] == [1]
+    assert [losses.unseen for losses in operations.tree.storages.untold] == [1]
 
 
 async def test_zeros_are_written_before_a_writer_has_closed_and_a_reader_waits_for_none(
@@ -257,16 +257,17 @@ async def test_times_move_on_once_when_somebody_else_may_have_written(
 ) -> None:
     dropped: list[bytes] = []
     operations = serve(storage)
-    monkeypatch.setattr(operations.pages, "drop_soon", lambda inode, path: dropped.append(path))
-    operations.may_have_changed(storage)  # which nobody knows
+    storages = operations.tree.storages
+    monkeypatch.setattr(storages.pages, "drop_soon", lambda inode, path: dropped.append(path))
+    storages.may_have_changed(storage)  # which nobody knows
     before = await times_of(operations)
-    operations.may_have_changed(storage)
+    storages.may_have_changed(storage)
     after = await times_of(operations)
     assert after > before
     assert await times_of(operations) == after
     assert not dropped  # the next open does that
     await open_storage(operations, os.O_RDONLY)
-    operations.may_have_changed(storage)
+    storages.may_have_changed(storage)
     assert await times_of(operations) > after
     assert dropped == [b"host/disk/lun0/storage"]
 
@@ -274,7 +275,7 @@ async def test_times_move_on_once_when_somebody_else_may_have_written(
 async def test_another_unit_under_a_name_has_times_of_its_own(storage: Memory) -> None:
     operations = serve(storage)
     before = await times_of(operations)
-    for file in operations._tree.files():
+    for file in operations.tree.files():
         file.storage = Memory(SIZE)
     assert await times_of(operations) > before
 
@@ -303,7 +304,7 @@ async def test_a_writer_that_was_just_closed_is_waited_for(
     await trio.sleep(0.5)  # the kernel tells of a close(2) later than it returns
     await operations.release(first)
     await wait_all_tasks_blocked()
-    assert sum(file.writes for file in operations._files) == 1
+    assert sum(file.writes for file in operations.tree.storages.files) == 1
 
 
 async def test_o_trunc_that_would_disturb_others_is_refused(

@@ -1,8 +1,8 @@
 """Cached pages are dropped by child processes: few at once, none left behind, and only in our own mount."""
 
 import os
+import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -45,10 +45,9 @@ def children() -> list[str]:
     states = []
     for thread in Path("/proc/self/task").iterdir():
         for pid in (thread / "children").read_text().split():
-            with suppress(FileNotFoundError, ProcessLookupError):  # reaped in the meantime
-                stat = Path(f"/proc/{pid}/stat").read_text()
-                if "(sh)" in stat:
-                    states.append(stat.rpartition(")")[2].split()[0])
+            stat = Path(f"/proc/{pid}/stat").read_text()
+            if "(sh)" in stat:
+                states.append(stat.rpartition(")")[2].split()[0])
     return states
 
 
@@ -91,6 +90,7 @@ async def test_a_child_is_reaped_at_once(pages: PagesByChild, tmp_path: Path) ->
     release = fifo(tmp_path, "file")
     pages.drop_soon(INODE, b"file")
     await until(lambda: len(children()) == 1)
+    await trio.sleep(0.1)
     release()
     await until(lambda: children() == [])
 
@@ -154,6 +154,20 @@ async def test_where_no_child_can_be_started_a_thread_tells_the_kernel(
     assert await pages.is_answered()
 
 
+async def test_where_there_is_no_memory_for_a_child_a_thread_tells_the_kernel(
+    pages: PagesByChild, invalidated: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(trio.lowlevel, "spawn_system_task", fail)
+    assert await pages.drop(INODE, b"file", TIME)
+    assert invalidated == [INODE]
+    pages.drop_soon(INODE, b"file")
+    assert not await pages.write_back(INODE, b"file", lambda: True)
+    assert await pages.is_answered()
+
+
 async def test_who_waits_gives_up_in_time(pages: PagesByChild, tmp_path: Path) -> None:
     release = fifo(tmp_path, "file")
     assert not await pages.drop(INODE, b"file", 0.05)
@@ -162,6 +176,25 @@ async def test_who_waits_gives_up_in_time(pages: PagesByChild, tmp_path: Path) -
         await trio.sleep(0.1)
         release()
     await until(lambda: children() == [])
+
+
+async def test_a_thread_that_waits_is_known_until_it_returns(tmp_path: Path) -> None:
+    held = threading.Event()
+
+    def invalidate(inode: int) -> None:
+        held.wait(TIME)
+
+    pages = PagesByThread(tmp_path, invalidate)
+    try:
+        assert not await pages.drop(INODE, None, 0.05)
+        assert pages.is_thread_waiting
+    finally:
+        held.set()
+    await until(lambda: not pages.is_thread_waiting)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await pages.drop(INODE, None, TIME)
+    assert not pages.is_thread_waiting
 
 
 @pytest.mark.real

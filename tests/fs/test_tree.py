@@ -1,23 +1,16 @@
 """The tree of files: what is in it, under which names, and what stays when targets and units come and go."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iscsifs.fs.tree import (
-    MAX_NAME,
-    Directory,
-    File,
-    Link,
-    Node,
-    TargetDescription,
-    Tree,
-    UnitDescription,
-    safe_name,
-)
+from iscsifs.fs.names import MAX_NAME, safe_name
+from iscsifs.fs.nodes import Directory, Link, Node, TreeOptions
+from iscsifs.fs.storage_file import StorageFile
+from iscsifs.fs.tree import TargetDescription, Tree, UnitDescription
 from iscsifs.limits import NOTES_A_LIST
 from support.memory_unit import Memory
 
@@ -51,8 +44,32 @@ def target(
     return TargetDescription(host, "10.4.0.42", port, name, units or (disk(),))
 
 
+@dataclass
+class RecordingKernel:
+    """Stands for the kernel; keeps what it was told to forget."""
+
+    attributes: list[int] = field(default_factory=list)
+    entries: list[tuple[int, bytes]] = field(default_factory=list)
+
+    def forget_attributes(self, inode: int) -> None:
+        self.attributes.append(inode)
+
+    def forget_entry(self, parent: int, name: bytes) -> None:
+        self.entries.append((parent, name))
+
+
+def empty() -> Tree:
+    return Tree(TreeOptions(uid=0, gid=0))
+
+
+def watched(tree: Tree) -> RecordingKernel:
+    """Return what *tree* tells the kernel from now on."""
+    kernel = tree.storages.kernel = RecordingKernel()
+    return kernel
+
+
 def build(*targets: TargetDescription) -> Tree:
-    tree = Tree()
+    tree = empty()
     tree.add_targets(targets)
     return tree
 
@@ -119,10 +136,10 @@ def test_the_storage_of_the_target_is_that_of_its_lowest_numbered_disk() -> None
     tree = build(target(disk("10"), disk("2"), controller("0")))
     storage = find(tree, f"{HOST}/target0/storage")
     assert storage is find(tree, f"{HOST}/target0/lun2/storage")
-    assert isinstance(storage, File)
+    assert isinstance(storage, StorageFile)
     assert storage.nlink == 2
     other = find(tree, f"{HOST}/target0/lun10/storage")
-    assert isinstance(other, File)
+    assert isinstance(other, StorageFile)
     assert other.nlink == 1
 
 
@@ -140,7 +157,7 @@ def test_a_unit_that_is_no_disk_is_read_in_its_own_directory_only() -> None:
 
 
 def test_a_target_without_units_is_there() -> None:
-    tree = Tree()
+    tree = empty()
     tree.add_targets([TargetDescription(HOST, "10.4.0.42", 3260, NAME)])
     assert names(tree, f"{HOST}/target0") == ["hostname", "ip", "port", "targetname"]
 
@@ -181,7 +198,7 @@ def test_units_of_one_worldwide_name_are_told_apart_and_said(caplog: pytest.LogC
 
 
 def test_a_name_by_id_is_plain_again_when_it_is_that_of_one_unit(caplog: pytest.LogCaptureFixture) -> None:
-    tree = Tree()
+    tree = empty()
     (directory,) = tree.add_targets([target(disk("0"))])
     assert links(tree, "by-id") == {"naa.6001405000000000": f"../{HOST}/target0/lun0"}
     twin = disk("1", wwid="naa.6001405000000000")
@@ -205,28 +222,32 @@ def test_many_worldwide_names_of_several_units_are_not_listed_for_ever(
 
 
 def test_where_a_target_is_reached_now_is_shown_in_its_links() -> None:
-    tree = Tree()
+    tree = empty()
     (directory,) = tree.add_targets([target(unit := disk("0"))])
     before = links(tree, f"{HOST}/target0")
     ip, port = find(tree, f"{HOST}/target0/ip"), find(tree, f"{HOST}/target0/port")
-    changed = tree.update(directory, replace(target(unit), address="2001:db8::1", port=3261))
+    kernel = watched(tree)
+    tree.update(directory, replace(target(unit), address="2001:db8::1", port=3261))
     assert links(tree, f"{HOST}/target0") == before | {"ip": "2001:db8::1", "port": "3261"}
-    assert changed[:2] == [port, ip] or changed[:2] == [ip, port]
+    assert set(kernel.attributes[:2]) == {ip.inode, port.inode}
     assert find(tree, f"{HOST}/target0/ip") is ip
-    assert find(tree, f"{HOST}/target0/storage") in changed
-    assert not {ip, port} & set(tree.update(directory, directory.target))
+    assert find(tree, f"{HOST}/target0/storage").inode in kernel.attributes
+    kernel.attributes.clear()
+    tree.update(directory, directory.target)
+    assert not {ip.inode, port.inode} & set(kernel.attributes)
 
 
 def test_a_unit_whose_texts_have_changed_keeps_its_inodes() -> None:
     """It is open, perhaps: its inode would be stale."""
-    tree = Tree()
+    tree = empty()
     unit = disk("0")
     (directory,) = tree.add_targets([target(unit)])
     storage = find(tree, f"{HOST}/target0/storage")
     version = find(tree, f"{HOST}/target0/version")
-    changed = tree.replace_units(directory, [replace(unit, version="9", serial=None)])
+    kernel = watched(tree)
+    tree.replace_units(directory, [replace(unit, version="9", serial=None)])
     assert find(tree, f"{HOST}/target0/storage") is storage
-    assert version in changed
+    assert version.inode in kernel.attributes
     for place in f"{HOST}/target0", f"{HOST}/target0/lun0":
         assert links(tree, place)["version"] == "9"
         assert "serial" not in names(tree, place)
@@ -294,14 +315,20 @@ def test_names_and_inodes_do_not_depend_on_the_order_of_logins(targets: Sequence
 
 
 def test_units_come_and_go_and_the_others_keep_their_inodes() -> None:
-    tree = Tree()
+    tree = empty()
     first, second, third = disk("0"), disk("1"), disk("2")
     (directory,) = tree.add_targets([target(first, second)])
     kept = find(tree, f"{HOST}/target0/lun1/storage")
     gone = find(tree, f"{HOST}/target0/lun0/storage")
-    files = tree.replace_units(directory, [second, third])
-    assert [node.storage for node in files if isinstance(node, File)] == [second.storage, third.storage]
-    assert len(files) == 2
+    kernel = watched(tree)
+    tree.replace_units(directory, [second, third])
+    files = [find(tree, f"{HOST}/target0/lun{number}/storage") for number in (1, 2)]
+    assert [node.storage for node in files if isinstance(node, StorageFile)] == [
+        second.storage,
+        third.storage,
+    ]
+    assert {node.inode for node in files} <= set(kernel.attributes)
+    assert (directory.inode, b"lun0") in kernel.entries
     assert find(tree, f"{HOST}/target0/lun1/storage") is kept
     assert "lun0" not in names(tree, f"{HOST}/target0")
     assert gone.inode not in tree.nodes
@@ -314,7 +341,7 @@ def test_units_come_and_go_and_the_others_keep_their_inodes() -> None:
 
 
 def test_another_unit_under_the_same_number_is_another_inode() -> None:
-    tree = Tree()
+    tree = empty()
     (directory,) = tree.add_targets([target(disk("0"))])
     before = find(tree, f"{HOST}/target0/storage")
     tree.replace_units(directory, [disk("0", wwid="naa.6001405000000009")])
@@ -324,19 +351,19 @@ def test_another_unit_under_the_same_number_is_another_inode() -> None:
 
 
 def test_the_same_unit_in_a_new_session_keeps_its_inode_and_has_the_new_storage() -> None:
-    tree = Tree()
+    tree = empty()
     (directory,) = tree.add_targets([target(disk("0"))])
     before = find(tree, f"{HOST}/target0/storage")
     storage = Memory(8192)
     tree.replace_units(directory, [disk("0", storage=storage)])
     after = find(tree, f"{HOST}/target0/storage")
     assert after is before
-    assert isinstance(after, File)
+    assert isinstance(after, StorageFile)
     assert after.storage is storage
 
 
 def test_a_unit_that_is_added_below_does_not_become_the_storage_of_the_target() -> None:
-    tree = Tree()
+    tree = empty()
     one = disk("1")
     (directory,) = tree.add_targets([target(controller("0"), one)])
     storage = find(tree, f"{HOST}/target0/storage")
@@ -345,7 +372,7 @@ def test_a_unit_that_is_added_below_does_not_become_the_storage_of_the_target() 
 
 
 def test_the_first_disk_becomes_the_storage_of_a_target_that_had_none() -> None:
-    tree = Tree()
+    tree = empty()
     (directory,) = tree.add_targets([target(controller("0"))])
     assert links(tree, f"{HOST}/target0")["vendor"] == "IET"
     tree.replace_units(directory, [controller("0"), disk("1")])
@@ -356,7 +383,7 @@ def test_the_first_disk_becomes_the_storage_of_a_target_that_had_none() -> None:
 
 
 def test_nothing_is_left_of_what_was_removed() -> None:
-    tree = Tree()
+    tree = empty()
     (directory,) = tree.add_targets([target(controller("0"), disk("1"))])
     before = len(tree.nodes)
     tree.replace_units(directory, [disk("5"), disk("6")])

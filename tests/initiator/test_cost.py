@@ -136,4 +136,4 @@ async def test_the_steps_of_a_small_read(connected: tuple[San, CountingSocket]) 
         for number in range(50):
             await san.unit.read(number * 4 * KIB, 4 * KIB)
 
-    assert await calls_of(ROOMS, reads) / 50 <= 36
+    assert await calls_of(ROOMS, reads) / 50 <= 22

@@ -264,7 +264,7 @@ async def test_a_hundred_thousand_targets() -> None:
 @pytest.mark.conformance("HOSTILE-25")
 @pytest.mark.parametrize("piece", [b"", b"x" * 200_000])
 async def test_an_answer_without_end_is_given_up(piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iscsifs.iscsi.connection.MAX_ANSWER_PIECES", 500)
+    monkeypatch.setattr("iscsifs.iscsi.requests.MAX_ANSWER_PIECES", 500)
     async with asked() as (peer, request, outcome):
         with suppress(Closed, trio.BrokenResourceError):
             while True:

@@ -19,14 +19,16 @@ from iscsifs.iscsi.pdu import (
     ScsiCommand,
     ScsiResponse,
 )
-from iscsifs.limits import MAX_READS, MAX_STEPS
+from iscsifs.limits import MAX_PDUS, MAX_READS
 from iscsifs.scsi import cdb
 from support.memory_line import Pair, pair
 from support.network import End
 from support.peer import Peer
 
 MESSAGES = 1200
-"""All of them fit one read."""
+
+MAX_A_TURN = 512
+"""Messages between two turns of another task, which are up to two turns of the receive loop."""
 
 
 class Turns:
@@ -54,7 +56,7 @@ class Turns:
 
 
 def reports(peer: Peer) -> bytes:
-    """As many messages with sense data, which are two steps each."""
+    """As many messages with sense data."""
     return b"".join(
         peer.encode(AsyncMessage(0, RESERVED_TAG, async_event=AsyncEvent.SCSI, **peer.counted()), b"\0\2no")
         for _ in range(MESSAGES)
@@ -72,10 +74,10 @@ async def test_a_flood_of_small_pdus_is_looked_at_turn_by_turn(autojump_clock: M
         turns = count_reports(line)
         await line.peer.send_bytes(reports(line.peer))
         await turns.until(MESSAGES)
-    assert MAX_STEPS // 2 <= turns.longest <= MAX_STEPS
+    assert MAX_PDUS <= turns.longest <= MAX_A_TURN
 
 
-async def test_so_it_is_by_who_lingers_for_an_answer(autojump_clock: MockClock) -> None:
+async def test_a_flood_is_looked_at_turn_by_turn_in_a_busy_poll_as_well(autojump_clock: MockClock) -> None:
     async with pair() as line:
         call = line.call()  # the first that is alone
         await line.peer.status(await line.peer.expect(ScsiCommand))
@@ -89,7 +91,7 @@ async def test_so_it_is_by_who_lingers_for_an_answer(autojump_clock: MockClock) 
 
         line.nursery.start_soon(flood_and_execute)
         await turns.until(MESSAGES)
-    assert MAX_STEPS // 2 <= turns.longest <= MAX_STEPS
+    assert MAX_PDUS <= turns.longest <= MAX_A_TURN
 
 
 class Torrent(End):
@@ -109,7 +111,7 @@ class Torrent(End):
 
 
 async def test_large_pdus_are_received_many_reads_in_a_row(autojump_clock: MockClock) -> None:
-    """They are few steps, and others have waited long enough after MAX_READS."""
+    """They are few PDUs, and others have waited long enough after MAX_READS."""
     async with pair(end=Torrent) as line:
         torrent, peer = line.line.network.ends[-1], line.peer
         assert isinstance(torrent, Torrent)

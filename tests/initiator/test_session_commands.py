@@ -587,7 +587,7 @@ async def test_an_abort_that_there_is_no_memory_for_ends_the_connection_and_no_m
         call = line.call(READ, read=512)
         await line.peer.expect(ScsiCommand)
         with monkeypatch.context() as patch:
-            patch.setattr(line.session.link.connection, "abort_task", fail)
+            patch.setattr(line.session.link.connection.requests, "abort_task", fail)
             call.scope.cancel()
             await wait_all_tasks_blocked()
         await line.peer.closed()
@@ -684,7 +684,7 @@ async def test_an_abort_by_the_clock_that_there_is_no_memory_for_ends_the_connec
     async with pair() as line:
         call = line.call()
         await line.peer.expect(ScsiCommand)
-        monkeypatch.setattr(line.session.link.connection, "abort_task", fail)
+        monkeypatch.setattr(line.session.link.connection.requests, "abort_task", fail)
         await line.peer.closed()
         await line.peer.login()
         await line.peer.status(await line.peer.expect(ScsiCommand))

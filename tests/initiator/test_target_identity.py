@@ -573,19 +573,19 @@ async def test_a_unit_that_the_target_does_not_report_has_its_time_as_well(
 # What is done about what a unit reports.
 
 CHECKED_ANEW = [
-    (Sense(SenseKey.UNIT_ATTENTION, 0x28, 0x00), Reaction.SUSPECT),
-    (Sense(SenseKey.UNIT_ATTENTION, 0x29, 0x00), Reaction.SUSPECT),
-    (Sense(SenseKey.UNIT_ATTENTION, 0x29, 0x04), Reaction.SUSPECT),
+    (Sense(SenseKey.UNIT_ATTENTION, 0x28, 0x00), Reaction.CHECK),
+    (Sense(SenseKey.UNIT_ATTENTION, 0x29, 0x00), Reaction.CHECK),
+    (Sense(SenseKey.UNIT_ATTENTION, 0x29, 0x04), Reaction.CHECK),
     (Sense(SenseKey.UNIT_ATTENTION, 0x29, 0x07), None),  # the I_T nexus was lost, nothing else
     (Sense(SenseKey.UNIT_ATTENTION, 0x2A, 0x01), Reaction.REFRESH),
     (Sense(SenseKey.UNIT_ATTENTION, 0x2A, 0x09), Reaction.REFRESH),
     (Sense(SenseKey.UNIT_ATTENTION, 0x2F, 0x00), None),
-    (Sense(SenseKey.UNIT_ATTENTION, 0x3F, 0x02), Reaction.SUSPECT),
-    (Sense(SenseKey.UNIT_ATTENTION, 0x3F, 0x03), Reaction.SUSPECT),
-    (Sense(SenseKey.UNIT_ATTENTION, 0x3F, 0x05), Reaction.SUSPECT),
-    (Sense(SenseKey.UNIT_ATTENTION, 0x3F, 0x0D), Reaction.SUSPECT),  # another volume under this LUN
-    (Sense(SenseKey.UNIT_ATTENTION, 0x3F, 0x0E), Reaction.SUSPECT_ALL),
-    (Sense(SenseKey.ILLEGAL_REQUEST, 0x25, 0x00), Reaction.SUSPECT),
+    (Sense(SenseKey.UNIT_ATTENTION, 0x3F, 0x02), Reaction.CHECK),
+    (Sense(SenseKey.UNIT_ATTENTION, 0x3F, 0x03), Reaction.CHECK),
+    (Sense(SenseKey.UNIT_ATTENTION, 0x3F, 0x05), Reaction.CHECK),
+    (Sense(SenseKey.UNIT_ATTENTION, 0x3F, 0x0D), Reaction.CHECK),  # another volume under this LUN
+    (Sense(SenseKey.UNIT_ATTENTION, 0x3F, 0x0E), Reaction.CHECK_ALL),
+    (Sense(SenseKey.ILLEGAL_REQUEST, 0x25, 0x00), Reaction.CHECK),
     (Sense(SenseKey.ILLEGAL_REQUEST, 0x21, 0x00), Reaction.REFRESH),
     (Sense(SenseKey.ILLEGAL_REQUEST, 0x24, 0x00), None),
     (Sense(SenseKey.DATA_PROTECT, 0x27, 0x00), Reaction.REFRESH),
@@ -617,8 +617,8 @@ async def test_what_is_done_about_what_a_unit_reports(
         await trio.sleep(3 * PAUSE)
         later = w.trouble.codes[1:]
         looks = later.count(OperationCode.SERVICE_ACTION_IN_16)
-        assert looks == {None: 0, Reaction.SUSPECT: 1, Reaction.REFRESH: 1, Reaction.SUSPECT_ALL: 2}[reaction]
-        if reaction in (Reaction.SUSPECT, Reaction.SUSPECT_ALL):
+        assert looks == {None: 0, Reaction.CHECK: 1, Reaction.REFRESH: 1, Reaction.CHECK_ALL: 2}[reaction]
+        if reaction in (Reaction.CHECK, Reaction.CHECK_ALL):
             assert WRITE not in later[: later.index(OperationCode.SERVICE_ACTION_IN_16)]
 
 

@@ -118,7 +118,7 @@ def test_nothing_of_a_pdu_with_a_wrong_data_digest_is_used(
 def test_task_management_has_a_header_digest_only() -> None:
     target = with_digests()
     task = target.read(512)
-    management = target.connection.abort_task(task)
+    management = target.connection.requests.abort_task(task)
     _, sent = target.received()
     stream = bytearray(
         target.bytes_of(TaskManagementResponse, initiator_task_tag=sent.pdu.initiator_task_tag)
@@ -239,7 +239,7 @@ def busy() -> tuple[MemoryTarget, dict[int, Task]]:
     connection = target.connection
     aborted = target.read(512)
     target.received()
-    connection.abort_task(aborted)
+    connection.requests.abort_task(aborted)
     (abort,) = target.received()
     target.manage(abort)
     tasks = [target.read(4096), target.write(pattern(65536)), target.submit(Task(LUN, bytes(6)))]
@@ -247,10 +247,10 @@ def busy() -> tuple[MemoryTarget, dict[int, Task]]:
     target.data_in(partly, 0, pattern(512), 0)
     started = target.write(pattern(65536))
     target.r2t(started, 8192, 512)
-    connection.ping()
-    connection.abort_task(tasks[0])
-    connection.reset(TaskFunction.LOGICAL_UNIT_RESET, LUN)
-    connection.send_text([("SendTargets", "All")])
+    connection.requests.ping()
+    connection.requests.abort_task(tasks[0])
+    connection.requests.reset(TaskFunction.LOGICAL_UNIT_RESET, LUN)
+    connection.requests.send_text([("SendTargets", "All")])
     target.received()
     target.events()
     return target, {task.initiator_task_tag: task for task in (*tasks, partly, started)}
@@ -392,10 +392,10 @@ def conversation(target: MemoryTarget) -> None:
     target.respond(other, b"\0\x03abc", status=2)
     target.respond(write)
     target.report(255, b"vendor")
-    connection.ping()
-    text = connection.send_text([("SendTargets", "All")])
+    connection.requests.ping()
+    text = connection.requests.send_text([("SendTargets", "All")])
     late = target.read(512)
-    connection.abort_task(late)
+    connection.requests.abort_task(late)
     sent = {type(one.pdu).__name__: one for one in target.received()}
     target.send(NopIn, initiator_task_tag=sent["NopOut"].pdu.initiator_task_tag)
     tag = sent["TextRequest"].pdu.initiator_task_tag
@@ -404,7 +404,7 @@ def conversation(target: MemoryTarget) -> None:
     assert text.pairs
     target.manage(sent["TaskManagementRequest"])
     target.respond(late, b"\0\1")
-    connection.log_out()
+    connection.requests.log_out()
     (logout,) = [one for one in target.received() if type(one.pdu).__name__ == "LogoutRequest"]
     target.log_out(logout)
 

@@ -33,7 +33,7 @@ NOT_DONE = [2, 3, 4, 5, 6, 255, 7, 128]
 
 def abort(target: MemoryTarget, task: Task) -> Sent:
     target.received()
-    target.connection.abort_task(task)
+    target.connection.requests.abort_task(task)
     return target.received(TaskManagementRequest)[0]
 
 
@@ -60,7 +60,7 @@ def test_an_aborted_task_keeps_its_tag_until_it_is_concluded(response: TaskRespo
     sent = abort(target, task)
     assert target.events() == []
     assert not task.ended
-    target.connection._last_tag = tag - 1
+    target.connection.exchange._last_tag = tag - 1
     assert target.submit(plain_task()).initiator_task_tag not in {tag, sent.pdu.initiator_task_tag}
     target.manage(sent, response)
     ended, management = target.events()
@@ -68,7 +68,7 @@ def test_an_aborted_task_keeps_its_tag_until_it_is_concluded(response: TaskRespo
     assert isinstance(task.failure, TaskAborted)
     assert getattr(management, "succeeded", None) is True
     assert getattr(management, "tasks", None) == [task]
-    target.connection._last_tag = tag - 1  # an answer to it may still be under way
+    target.connection.exchange._last_tag = tag - 1  # an answer to it may still be under way
     assert target.submit(plain_task()).initiator_task_tag != tag
 
 
@@ -141,9 +141,9 @@ def test_an_abort_that_was_not_done_leaves_the_task_as_it_is(response: int, func
     task = target.read(512)
     target.received()
     if function is TaskFunction.ABORT_TASK:
-        target.connection.abort_task(task)
+        target.connection.requests.abort_task(task)
     else:
-        target.connection.reset(function, LUN)
+        target.connection.requests.reset(function, LUN)
     (sent,) = target.received(TaskManagementRequest)
     target.manage(sent, response)
     (management,) = target.events()
@@ -157,7 +157,7 @@ def test_an_abort_that_was_not_done_leaves_the_task_as_it_is(response: int, func
 
 def test_a_reset_of_a_unit_that_the_target_does_not_know_is_not_done() -> None:
     target = MemoryTarget()
-    target.connection.reset(TaskFunction.LOGICAL_UNIT_RESET, LUN)
+    target.connection.requests.reset(TaskFunction.LOGICAL_UNIT_RESET, LUN)
     (sent,) = target.received(TaskManagementRequest)
     target.manage(sent, TaskResponse.NO_SUCH_TASK)  # "no such task" concludes an ABORT TASK only
     (management,) = target.events()
@@ -174,7 +174,7 @@ def test_a_unit_is_reset(function: TaskFunction) -> None:
     writes = [target.write(pattern(4096, seed)) for seed in range(2)]
     elsewhere = target.read(512, lun=OTHER_LUN)
     target.received()
-    target.connection.reset(function, LUN)
+    target.connection.requests.reset(function, LUN)
     later = target.read(512)
     sent, _ = target.received(TaskManagementRequest, ScsiCommand)
     request = sent.pdu
@@ -217,7 +217,7 @@ def test_a_target_is_reset(function: TaskFunction) -> None:
     target = MemoryTarget()
     tasks = [target.read(512), target.read(512, lun=OTHER_LUN), target.submit(plain_task(lun=0))]
     target.received()
-    target.connection.reset(function)
+    target.connection.requests.reset(function)
     (sent,) = target.received(TaskManagementRequest)
     assert (sent.pdu.function, sent.pdu.lun) == (function, 0)
     assert sent.pdu.referenced_task_tag == RESERVED_TAG
@@ -231,7 +231,7 @@ def test_a_target_is_reset(function: TaskFunction) -> None:
 def test_a_cold_reset_may_take_the_connection_with_it() -> None:
     target = MemoryTarget()
     task = target.read(512)
-    target.connection.reset(TaskFunction.TARGET_COLD_RESET)
+    target.connection.requests.reset(TaskFunction.TARGET_COLD_RESET)
     target.received()
     with pytest.raises(TransportError, match="closed"):
         target.connection.receive_eof()
@@ -243,7 +243,7 @@ def test_an_answer_to_an_abort_whose_task_a_reset_has_concluded() -> None:
     target = MemoryTarget()
     task = target.read(512)
     first = abort(target, task)
-    target.connection.reset(TaskFunction.LOGICAL_UNIT_RESET, LUN)
+    target.connection.requests.reset(TaskFunction.LOGICAL_UNIT_RESET, LUN)
     (second,) = target.received(TaskManagementRequest)
     target.manage(second)
     assert target.events()[0] is task
@@ -283,16 +283,16 @@ def test_a_function_that_there_was_no_room_for_is_sent_again(function: TaskFunct
     target.received()
     lun = LUN if function is TaskFunction.LOGICAL_UNIT_RESET else 0
     if function is TaskFunction.ABORT_TASK:
-        management = target.connection.abort_task(task)
+        management = target.connection.requests.abort_task(task)
     else:
-        management = target.connection.reset(function, lun)
+        management = target.connection.requests.reset(function, lun)
     (first,) = target.received(TaskManagementRequest)
     target.reject(first, RejectReason.TOO_MANY_IMMEDIATE_COMMANDS)
     assert management in target.events()
     assert management.refused_for_now
     assert not management.succeeded
     assert target.nothing_received()  # when to send it again is for the layer above to say
-    again = target.connection.repeat(management)
+    again = target.connection.requests.repeat(management)
     (second,) = target.received(TaskManagementRequest)
     numbers = {"exp_stat_sn": target.stat_sn, "initiator_task_tag": second.pdu.initiator_task_tag}
     assert second.pdu == first.pdu._replace(**numbers)
@@ -303,10 +303,10 @@ def test_a_function_that_there_was_no_room_for_is_sent_again(function: TaskFunct
 
 def test_a_reset_without_tasks_is_repeated_for_its_own_unit() -> None:
     target = MemoryTarget()
-    management = target.connection.reset(TaskFunction.LOGICAL_UNIT_RESET, OTHER_LUN)
+    management = target.connection.requests.reset(TaskFunction.LOGICAL_UNIT_RESET, OTHER_LUN)
     (first,) = target.received(TaskManagementRequest)
     target.reject(first, RejectReason.TOO_MANY_IMMEDIATE_COMMANDS)
-    target.connection.repeat(management)
+    target.connection.requests.repeat(management)
     (second,) = target.received(TaskManagementRequest)
     assert second.pdu.lun == OTHER_LUN
 

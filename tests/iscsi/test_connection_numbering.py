@@ -41,7 +41,7 @@ def report(target: MemoryTarget, task: Task, stat_sn: int) -> None:
 
 
 def echo(target: MemoryTarget, task: Task, stat_sn: int) -> None:
-    target.connection.ping()
+    target.connection.requests.ping()
     (ping,) = target.received(NopOut)
     target.send(NopIn, initiator_task_tag=ping.pdu.initiator_task_tag, stat_sn=stat_sn)
 
@@ -63,7 +63,7 @@ def test_commands_count_up_from_the_login(first: int) -> None:
 @pytest.mark.conformance("FFP-2.1", "FFP-15.2")
 def test_a_ping_carries_cmd_sn_and_does_not_advance_it() -> None:
     target = MemoryTarget()
-    ping = target.connection.ping()
+    ping = target.connection.requests.ping()
     target.submit(plain_task())
     (sent,), (command,) = [[one] for one in target.received(NopOut, ScsiCommand)]
     assert sent.pdu.immediate
@@ -80,7 +80,7 @@ def test_a_ping_carries_cmd_sn_and_does_not_advance_it() -> None:
 def test_task_management_carries_cmd_sn_and_does_not_advance_it() -> None:
     target = MemoryTarget()
     task = target.submit(plain_task())
-    target.connection.abort_task(task)
+    target.connection.requests.abort_task(task)
     target.submit(plain_task())
     _, management, command = target.received(ScsiCommand, TaskManagementRequest, ScsiCommand)
     assert management.pdu.immediate
@@ -96,10 +96,10 @@ def test_a_closed_window_lets_only_immediate_requests_pass() -> None:
     target.ping()
     target.received(NopOut)
     second = target.read()
-    text = target.connection.send_text([("SendTargets", "All")])
+    text = target.connection.requests.send_text([("SendTargets", "All")])
     assert target.nothing_received()
-    target.connection.ping()
-    target.connection.abort_task(first)
+    target.connection.requests.ping()
+    target.connection.requests.abort_task(first)
     target.received(NopOut, TaskManagementRequest)
     target.window = 1
     target.send(NopIn)
@@ -352,11 +352,11 @@ def test_the_command_says_what_is_to_come(immediate_data: bool, initial_r2t: boo
 
 def test_a_tag_is_not_used_twice_and_never_the_reserved_one() -> None:
     target = MemoryTarget()
-    target.connection._last_tag = RESERVED_TAG - 2
+    target.connection.exchange._last_tag = RESERVED_TAG - 2
     first = target.submit(plain_task())
     second = target.submit(plain_task())
     assert [first.initiator_task_tag, second.initiator_task_tag] == [RESERVED_TAG - 1, 0]
-    target.connection._last_tag = RESERVED_TAG - 2
+    target.connection.exchange._last_tag = RESERVED_TAG - 2
     third = target.submit(plain_task())
     assert third.initiator_task_tag == 1
 
@@ -408,7 +408,7 @@ def test_what_happened_before_a_broken_rule_is_still_told() -> None:
     assert target.events() == [tasks[0]]
     assert target.connection.take_unfinished() == [tasks[1]]
     assert target.nothing_received()
-    target.connection.abort_task(tasks[1])
+    target.connection.requests.abort_task(tasks[1])
     target.submit(plain_task())
-    target.connection.reset(TaskFunction.TARGET_WARM_RESET)
+    target.connection.requests.reset(TaskFunction.TARGET_WARM_RESET)
     assert target.nothing_received()

@@ -3,7 +3,7 @@
 import pytest
 
 from iscsifs.errors import TransportError
-from iscsifs.iscsi import connection
+from iscsifs.iscsi import requests
 from iscsifs.iscsi.events import ConnectionDropped, LogoutRequested, Noted, SenseReported, Text
 from iscsifs.iscsi.pdu import (
     FINAL,
@@ -50,7 +50,7 @@ def test_pings_that_cannot_be() -> None:
     with target.drop("11.19"):  # both tags
         target.ping(7, initiator_task_tag=task.initiator_task_tag)
     target = MemoryTarget()
-    target.connection.ping()
+    target.connection.requests.ping()
     (sent,) = target.received(NopOut)
     with target.drop("11.19"):  # both tags, and the first is that of a ping
         target.ping(7, initiator_task_tag=sent.pdu.initiator_task_tag)
@@ -95,7 +95,7 @@ def test_a_target_asks_to_be_logged_out_of() -> None:
     target.submit(plain_task())
     target.send(NopIn)
     assert target.nothing_received()
-    logout = target.connection.log_out()
+    logout = target.connection.requests.log_out()
     (sent,) = target.received(LogoutRequest)
     assert sent.pdu.reason == 0
     assert sent.pdu.cid == 3
@@ -115,7 +115,7 @@ def test_a_flood_of_messages_leads_to_one_logout() -> None:
         target.report(255)
         for event in target.events():
             if isinstance(event, LogoutRequested):
-                target.connection.log_out()
+                target.connection.requests.log_out()
     target.received(LogoutRequest)
 
 
@@ -208,7 +208,7 @@ def test_sense_of_a_message_that_ends_behind_its_segment() -> None:
 
 
 def ask(target: MemoryTarget, *, immediate: bool = False) -> tuple[Text, Sent]:
-    text = target.connection.send_text([("SendTargets", "All")], immediate=immediate)
+    text = target.connection.requests.send_text([("SendTargets", "All")], immediate=immediate)
     (sent,) = target.received(TextRequest)
     return text, sent
 
@@ -285,7 +285,7 @@ def test_flags_of_text_that_contradict_each_other(flags: int, tag: int, section:
 @pytest.mark.parametrize("size", [0, 1 << 20])
 def test_a_text_answer_that_never_ends(flags: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_ANSWER_PIECES * 512 == MAX_ANSWER_LENGTH
-    monkeypatch.setattr(connection, "MAX_ANSWER_PIECES", 100)  # as many as there are take seconds
+    monkeypatch.setattr(requests, "MAX_ANSWER_PIECES", 100)  # as many as there are take seconds
     target = MemoryTarget()
     _, sent = ask(target)
     tag = sent.pdu.initiator_task_tag
@@ -329,7 +329,7 @@ def test_a_discovery_session() -> None:
     assert second.pdu.initiator_task_tag != sent.pdu.initiator_task_tag
     target.report(1, parameter3=1)
     assert target.events() == [text, LogoutRequested(1)]
-    logout = target.connection.log_out()
+    logout = target.connection.requests.log_out()
     (request,) = target.received(LogoutRequest)
     assert request.pdu.reason == 0
     target.log_out(request)
@@ -355,17 +355,17 @@ def test_nothing_is_sent_behind_a_logout() -> None:
     target = MemoryTarget(cid=5)
     task = target.read(512)
     target.received(ScsiCommand)
-    logout = target.connection.log_out()
+    logout = target.connection.requests.log_out()
     (sent,) = target.received(LogoutRequest)
     assert (sent.pdu.reason, sent.pdu.cid, sent.pdu.immediate) == (0, 5, True)
     assert (sent.data, sent.ahs) == (b"", b"")
     target.submit(plain_task())
-    target.connection.ping()
-    target.connection.abort_task(task)
-    target.connection.reset(TaskFunction.LOGICAL_UNIT_RESET, LUN)
-    target.connection.send_text([("SendTargets", "All")])
-    target.connection.send_text([("SendTargets", "All")], immediate=True)
-    target.connection.log_out()
+    target.connection.requests.ping()
+    target.connection.requests.abort_task(task)
+    target.connection.requests.reset(TaskFunction.LOGICAL_UNIT_RESET, LUN)
+    target.connection.requests.send_text([("SendTargets", "All")])
+    target.connection.requests.send_text([("SendTargets", "All")], immediate=True)
+    target.connection.requests.log_out()
     target.send(NopIn)
     target.report(4)
     assert target.nothing_received()
@@ -381,7 +381,7 @@ def test_nothing_is_sent_behind_a_logout() -> None:
 @pytest.mark.parametrize("response", [0, 1, 2, 3, 4])
 def test_the_answer_to_a_logout_is_handed_on(response: int) -> None:
     target = MemoryTarget()
-    logout = target.connection.log_out()
+    logout = target.connection.requests.log_out()
     (sent,) = target.received(LogoutRequest)
     target.log_out(sent, response, time2wait=60, time2retain=90)
     assert target.events() == [logout]
@@ -398,7 +398,7 @@ def test_an_answer_to_a_logout_that_there_was_not() -> None:
     with target.drop("4.2.5.3"):
         target.send(LogoutResponse, initiator_task_tag=task.initiator_task_tag)
     target = MemoryTarget()
-    target.connection.log_out()
+    target.connection.requests.log_out()
     (sent,) = target.received(LogoutRequest)
     target.log_out(sent)
     target.events()

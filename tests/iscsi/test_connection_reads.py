@@ -443,7 +443,7 @@ def test_data_in_and_status_of_a_task_that_there_is_not() -> None:
         with target.drop("4.2.5.3"):
             send(target, initiator_task_tag=0x5555)
         target = MemoryTarget()  # of another kind of task
-        target.connection.ping()
+        target.connection.requests.ping()
         (ping,) = target.received(NopOut)
         with target.drop("4.2.5.3"):
             send(target, initiator_task_tag=ping.pdu.initiator_task_tag)

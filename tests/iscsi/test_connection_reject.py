@@ -95,7 +95,7 @@ def test_a_rejected_data_out_is_not_repeated(reason: RejectReason) -> None:
 def test_a_rejected_ping_is_not_repeated(reason: RejectReason) -> None:
     target = MemoryTarget()
     task = target.read(512)
-    ping = target.connection.ping()
+    ping = target.connection.requests.ping()
     target.ping()
     _, own, answer = target.received(ScsiCommand, NopOut, NopOut)
     target.reject(answer, reason)
@@ -127,14 +127,14 @@ def test_a_command_that_is_in_progress_already_gets_its_own_answer() -> None:
 def test_a_rejected_text_request_is_a_failed_negotiation(reason: RejectReason) -> None:
     target = MemoryTarget()
     before = target.parameters
-    text = target.connection.send_text([("SendTargets", "All")])
+    text = target.connection.requests.send_text([("SendTargets", "All")])
     (request,) = target.received(TextRequest)
     target.reject(request, reason)
     assert told(target) == [text]
     assert text.pairs is None
     assert target.parameters is before
     assert target.nothing_received()
-    again = target.connection.send_text([("SendTargets", "All")])  # the session stays
+    again = target.connection.requests.send_text([("SendTargets", "All")])  # the session stays
     (second,) = target.received(TextRequest)
     assert second.pdu.initiator_task_tag != request.pdu.initiator_task_tag
     target.send(TextResponse, initiator_task_tag=second.pdu.initiator_task_tag)
@@ -145,7 +145,7 @@ def test_a_rejected_text_request_is_a_failed_negotiation(reason: RejectReason) -
 @pytest.mark.conformance("ERR-7")
 def test_a_negotiation_reset_ends_the_connection() -> None:
     target = MemoryTarget()
-    target.connection.send_text([("SendTargets", "All")])
+    target.connection.requests.send_text([("SendTargets", "All")])
     (request,) = target.received(TextRequest)
     with target.drop("11.17.1"):
         target.reject(request, Reason.NEGOTIATION_RESET)
@@ -161,7 +161,7 @@ def test_a_target_that_waits_for_the_logout() -> None:
     assert told(target) == [LogoutRequested(0)]
     target.send(NopIn)
     assert target.nothing_received()  # no new command
-    target.connection.log_out()
+    target.connection.requests.log_out()
     target.received(LogoutRequest)
     assert next(target.connection.tasks()) is task  # for the new session
     assert len(target.connection.take_unfinished()) == 2
@@ -251,7 +251,7 @@ def test_an_abort_that_had_to_wait_still_fails_its_task_for_the_first_reason() -
     (first,) = target.received(TaskManagementRequest)
     target.reject(first, Reason.TOO_MANY_IMMEDIATE_COMMANDS)
     (refused,) = told(target)
-    target.connection.repeat(refused)
+    target.connection.requests.repeat(refused)
     (second,) = target.received(TaskManagementRequest)
     target.manage(second)
     assert type(task.failure) is CommandError
@@ -260,7 +260,7 @@ def test_an_abort_that_had_to_wait_still_fails_its_task_for_the_first_reason() -
 
 def test_a_rejected_logout_has_no_answer() -> None:
     target = MemoryTarget()
-    logout = target.connection.log_out()
+    logout = target.connection.requests.log_out()
     (request,) = target.received(LogoutRequest)
     target.reject(request, Reason.TOO_MANY_IMMEDIATE_COMMANDS)
     assert told(target) == [logout]
@@ -269,7 +269,7 @@ def test_a_rejected_logout_has_no_answer() -> None:
 
 def test_a_reject_is_told_to_the_log() -> None:
     target = MemoryTarget()
-    ping = target.connection.ping()
+    ping = target.connection.requests.ping()
     (request,) = target.received(NopOut)
     target.send(Reject, pack(request.pdu), reason=Reason.COMMAND_NOT_SUPPORTED)
     noted, event = target.events()

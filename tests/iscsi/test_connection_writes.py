@@ -1,6 +1,5 @@
 """Data-Out, immediate, unsolicited and asked for by R2Ts: RFC 7143 sections 4.2.5.2, 11.7 and 11.8."""
 
-import sys
 from typing import Any
 
 import pytest
@@ -20,8 +19,8 @@ from iscsifs.iscsi.pdu import (
     ScsiResponse,
 )
 from iscsifs.iscsi.task import Task
-from iscsifs.limits import MAX_STEPS
-from support.memory_target import LUN, MemoryTarget, Sent, pattern, plain_task
+from iscsifs.limits import MAX_DATA_OUTS
+from support.memory_target import LUN, MemoryTarget, Sent, feed, pattern, plain_task
 
 SOLICITED_ONLY: dict[str, Value] = {"InitialR2T": True, "ImmediateData": False}
 
@@ -59,12 +58,13 @@ def solicited(*, max_burst: int = 65536, mrdsl: int = 8192, outstanding: int = 1
 
 
 def test_r2ts_are_answered_turn_by_turn() -> None:
-    """One PDU may ask for thousands of Data-Outs: they count as what was looked at does."""
-    target = solicited(max_burst=2 * MAX_STEPS * 512, mrdsl=512)
-    data = memoryview(pattern(2 * MAX_STEPS * 512))
+    """One PDU may ask for thousands of Data-Outs: they are made when they are taken, a part each time."""
+    target = solicited(max_burst=2 * MAX_DATA_OUTS * 512, mrdsl=512)
+    connection = target.connection
+    data = memoryview(pattern(2 * MAX_DATA_OUTS * 512))
     tasks = [Task(LUN, bytes(6), data_out=data) for _ in range(3)]
     for task in tasks:
-        target.connection.submit(task)
+        connection.submit(task)
     target.received()
     asked = b"".join(
         target.bytes_of(
@@ -76,19 +76,15 @@ def test_r2ts_are_answered_turn_by_turn() -> None:
         )
         for task in tasks
     )
-    target.connection.begin_turn()
-    target.connection.get_buffer()[: len(asked)] = asked
-    count = len(asked)
-    for _ in tasks:
-        target.connection.begin_turn()
-        target.connection.buffer_updated(count)
-        assert target.connection.has_rest
-        target.received(*[DataOut] * 2 * MAX_STEPS)
-        count = 0
-    target.connection.begin_turn()
-    target.connection.buffer_updated(0)
-    assert not target.connection.has_rest
-    assert target.nothing_received()
+    pdus = connection.pdus
+    feed(connection, asked)
+    assert connection.pdus == pdus + len(tasks)
+    for number in range(2 * len(tasks)):
+        assert len(connection.data_to_send()) == 2 * MAX_DATA_OUTS
+        assert connection.has_more_to_send == (number + 1 < 2 * len(tasks))
+        assert connection.pdus == pdus + len(tasks) + (number + 1) * MAX_DATA_OUTS
+        assert [task.r2ts_unsent for task in tasks].count(0) == (number + 1) // 2
+    assert connection.data_to_send() == []
 
 
 def check_sequence(
@@ -205,7 +201,7 @@ def test_no_data_segment_is_longer_than_the_target_takes() -> None:
     """The memory target holds every PDU to its MaxRecvDataSegmentLength."""
     target = target_of(initial_r2t=False, immediate_data=True, first_burst=4096, max_burst=8192, mrdsl=512)
     task = target.write(pattern(20000))
-    target.connection.send_text([("SendTargets", "All")])
+    target.connection.requests.send_text([("SendTargets", "All")])
     target.r2t(task, 4096, 8192)
     target.r2t(task, 12288, 7712, 1)
     sent = target.received()
@@ -359,14 +355,15 @@ def test_a_flood_of_repeated_r2ts_takes_no_memory() -> None:
     task = target.write(pattern(1024))
     target.r2t(task, 0, 512)
     repeated = b"".join(target.bytes_of(R2T, **r2t_fields(task, 0, 512, 0)) for _ in range(1000))
-    before = sys.getsizeof(target.connection._unsent_r2ts)
+    waiting = target.connection.exchange.sender.waiting
+    before = len(waiting)
     while repeated:  # nothing is taken out meanwhile
         place = target.connection.get_buffer()
         count = min(len(place), len(repeated))
         place[:count] = repeated[:count]
         target.connection.buffer_updated(count)
         repeated = repeated[count:]
-    assert sys.getsizeof(target.connection._unsent_r2ts) == before
+    assert len(waiting) == before
 
 
 @pytest.mark.conformance("HOSTILE-23")
@@ -426,7 +423,7 @@ def test_an_r2t_for_what_does_not_wait_for_one() -> None:
     with target.drop("11.8"):
         target.r2t(task, 0, 512, lun=2 << 48)
     target = solicited()
-    target.connection.ping()
+    target.connection.requests.ping()
     (ping,) = target.received(NopOut)
     with target.drop("4.2.5.3"):  # of another kind of task
         target.send(R2T, initiator_task_tag=ping.pdu.initiator_task_tag)
@@ -495,7 +492,8 @@ def test_without_memory_for_a_command_it_stays_unfinished(monkeypatch: pytest.Mo
     def no_memory(*_: object) -> int:
         raise MemoryError
 
-    monkeypatch.setattr(target.connection, "_new_tag", no_memory)
+    monkeypatch.setattr(target.connection.exchange, "new_tag", no_memory)
+    target.connection.submit(task)
     with pytest.raises(MemoryError):
-        target.connection.submit(task)
+        target.connection.data_to_send()
     assert target.connection.take_unfinished() == [task]

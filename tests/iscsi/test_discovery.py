@@ -33,7 +33,7 @@ def addresses(*values: str, zone: str | None = None) -> tuple[TargetAddress, ...
 def discover(answer: bytes, size: int = 4096) -> list[DiscoveredTarget]:
     """Ask a target that says *answer*, in pieces of *size* bytes."""
     target = MemoryTarget(target_name=None)
-    text = target.connection.send_text([("SendTargets", "All")])
+    text = target.connection.requests.send_text([("SendTargets", "All")])
     (sent,) = target.received(TextRequest)
     tag = sent.pdu.initiator_task_tag
     for start in range(0, len(answer), size):
@@ -157,7 +157,7 @@ def test_an_address_of_no_target() -> None:
 def test_no_targets() -> None:
     assert read_targets([], HERE) == []
     target = MemoryTarget(target_name=None)
-    text = target.connection.send_text([("SendTargets", "All")])
+    text = target.connection.requests.send_text([("SendTargets", "All")])
     (sent,) = target.received(TextRequest)
     target.send(TextResponse, initiator_task_tag=sent.pdu.initiator_task_tag)
     assert target.events() == [text]
@@ -199,7 +199,7 @@ def test_a_target_whose_name_is_none_is_left_out(name: bytes, caplog: pytest.Log
 @pytest.mark.conformance("HOSTILE-31")
 def test_a_name_with_a_nul_ends_there() -> None:
     target = MemoryTarget(target_name=None)
-    target.connection.send_text([("SendTargets", "All")])
+    target.connection.requests.send_text([("SendTargets", "All")])
     (sent,) = target.received(TextRequest)
     with target.drop("6.1"):
         target.send(
@@ -290,7 +290,7 @@ def test_any_answer_is_targets_or_a_protocol_error(pairs: list[Pair], zone: str 
 @pytest.mark.conformance("DISC-9")
 def test_a_discovery_asks_for_one_thing_at_a_time() -> None:
     target = MemoryTarget(target_name=None)
-    target.connection.send_text([("SendTargets", "All")])
+    target.connection.requests.send_text([("SendTargets", "All")])
     (sent,) = target.received()
     assert sent.data == b"SendTargets=All\0"
     assert isinstance(sent.pdu, TextRequest)

@@ -1,5 +1,6 @@
 """PDUs on a byte stream: RFC 7143 section 11.2."""
 
+import itertools
 from collections.abc import Iterable
 
 import pytest
@@ -8,7 +9,17 @@ from hypothesis import strategies as st
 
 from iscsifs.errors import DigestError, ProtocolError
 from iscsifs.iscsi import bhs, pdu
-from iscsifs.iscsi.framing import SCRATCH_LENGTH, Buffer, Receiver, digest, frame, frame_sequence
+from iscsifs.iscsi.framing import (
+    SCRATCH_LENGTH,
+    Buffer,
+    DataSequence,
+    Receiver,
+    Sender,
+    digest,
+    frame,
+    frame_sequence,
+)
+from iscsifs.limits import MAX_DATA_OUTS
 from support.memory_target import pattern
 
 Arrived = tuple[pdu.Pdu, bytes, bytes]
@@ -112,32 +123,61 @@ def test_a_sequence_of_data_outs(
 
 
 @given(
-    pdus=st.lists(st.tuples(ahs_segments, segments), min_size=1, max_size=6),
-    header_digest=st.booleans(),
-    data_digest=st.booleans(),
-    cuts=st.lists(st.integers(1, 100_000), max_size=40),
-    steps=st.integers(1, 4),
+    size=st.integers(1, 20_000),
+    longest=st.integers(512, 9000),
+    offset=st.integers(0, 1000).map(lambda words: 4 * words),
+    counts=st.lists(st.integers(1, 10), min_size=1),
 )
-def test_any_pause_gives_the_same_pdus(
-    pdus: list[tuple[bytes, bytes]], header_digest: bool, data_digest: bool, cuts: list[int], steps: int
+def test_a_sequence_taken_in_parts_is_the_same_sequence(
+    size: int, longest: int, offset: int, counts: list[int]
 ) -> None:
-    """As above, but the receiver takes a few steps at a time, and looks at no more than these allow."""
-    receiver, arrived = collector(ahs=True, header_digest=header_digest, data_digest=data_digest)
-    stream, lengths = stream_of(pdus, header_digest, data_digest), iter(cuts)
-    while stream:
-        place = receiver.get_buffer()
-        count = min(len(place), next(lengths, len(stream)), len(stream))
-        place[:count], stream = stream[:count], stream[count:]
-        receiver.steps_left = steps
-        looked_at = len(arrived)
-        receiver.buffer_updated(count)
-        while receiver.has_rest:
-            assert len(arrived) - looked_at <= steps
-            receiver.steps_left = steps
-            looked_at = len(arrived)
-            receiver.buffer_updated(0)
-    assert arrived == [(text_response(n), ahs, data) for n, (ahs, data) in enumerate(pdus)]
-    assert not receiver.in_pdu
+    data = memoryview(pattern(size))
+    last = pdu.DataOut(pdu.FINAL, 1, 2, 3, 4, 0, offset)
+    over: list[bool] = []
+    sequence = DataSequence(last, data, longest, lambda: over.append(True))
+    buffers: list[Buffer] = []
+    for count in itertools.cycle(counts):
+        part = frame_sequence(*sequence.take(count)[1:], longest, header_digest=False, data_digest=False)
+        assert sum(len(buffer) == bhs.BHS_LENGTH for buffer in part[::2]) <= count
+        buffers += part
+        if not sequence.data:
+            break
+    receiver, parts = collector()
+    feed(receiver, b"".join(buffers))
+    receiver, whole = collector()
+    feed(receiver, b"".join(frame_sequence(last, data, longest, header_digest=False, data_digest=False)))
+    assert [(fields, bytes(piece)) for fields, _, piece in parts] == [
+        (fields, bytes(piece)) for fields, _, piece in whole
+    ]
+    assert over == []  # that is the sender's to tell
+
+
+def test_what_is_sent_behind_a_long_sequence_stays_behind_it() -> None:
+    sender = Sender()
+    seen: list[int] = []
+    answered: list[str] = []
+    data = memoryview(pattern(512 * (2 * MAX_DATA_OUTS + 1)))
+    for number in (1, 2):
+        last = pdu.DataOut(pdu.FINAL, number, 2, 3, 4, 0, 0)
+        sender.send_sequence(DataSequence(last, data, 512, lambda: answered.append("all")))
+        sender.send(pdu.NopOut(number))
+    receiver, arrived = collector()
+    made = 0
+    while sender.waiting:
+        before = len(arrived)
+        buffers: list[Buffer] = []
+        count = sender.frame_waiting(buffers)
+        feed(receiver, b"".join(buffers))
+        assert count == sum(isinstance(fields, pdu.DataOut) for fields, *_ in arrived[before:])
+        assert count <= MAX_DATA_OUTS
+        made += count
+        seen.append(len(answered))
+    names = [(type(fields).__name__, getattr(fields, "lun", None)) for fields, *_ in arrived]
+    assert [name for name, _ in itertools.groupby(names)] == [
+        *(("DataOut", 1), ("NopOut", 1), ("DataOut", 2), ("NopOut", 2))
+    ]
+    assert made == 2 * (2 * MAX_DATA_OUTS + 1)
+    assert seen == [0, 0, 1, 1, 2]
 
 
 def test_the_digest_of_32_zero_bytes() -> None:

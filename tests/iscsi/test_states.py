@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 
 from iscsifs.errors import ConnectionClosed, LoginRefused, ProtocolError
-from iscsifs.iscsi.connection import Connection
+from iscsifs.iscsi.exchange import Exchange
 from iscsifs.iscsi.framing import frame
 from iscsifs.iscsi.login import Redirect
 from iscsifs.iscsi.pdu import (
@@ -196,8 +196,8 @@ def test_every_state_is_reached_and_left() -> None:
 # A connection goes through them.
 
 
-class Watched(Connection):
-    """A connection that keeps each state that it comes into, with the standard's number."""
+class Watched(Exchange):
+    """An exchange that keeps each state that it comes into, with the standard's number."""
 
     passed: list[str]
 
@@ -210,13 +210,13 @@ class Watched(Connection):
 
 @pytest.fixture(autouse=True)
 def watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("support.memory_target.Connection", Watched)
+    monkeypatch.setattr("iscsifs.iscsi.connection.Exchange", Watched)
 
 
 def passed(target: MemoryTarget) -> list[str]:
     """The states of the initiator's connection so far."""
-    assert isinstance(target.connection, Watched)
-    return target.connection.passed
+    assert isinstance(target.connection.exchange, Watched)
+    return target.connection.exchange.passed
 
 
 def login_response(target: MemoryTarget, status_class: int, text: bytes = b"") -> None:
@@ -229,7 +229,7 @@ def login_response(target: MemoryTarget, status_class: int, text: bytes = b"") -
 def test_a_login_and_a_logout() -> None:
     target = MemoryTarget()
     assert passed(target) == ["S4", "S5"]
-    target.connection.log_out()
+    target.connection.requests.log_out()
     assert passed(target) == ["S4", "S5", "S6"]
     (request,) = target.received(LogoutRequest)
     target.log_out(request)
@@ -242,8 +242,8 @@ def test_a_login_and_a_logout() -> None:
 def test_no_request_is_sent_before_the_end_of_the_login() -> None:
     target = MemoryTarget(log_in=False)
     target.submit(plain_task())
-    target.connection.ping()
-    target.connection.send_text([("SendTargets", "All")])
+    target.connection.requests.ping()
+    target.connection.requests.send_text([("SendTargets", "All")])
     target.received(LoginRequest)
     assert target.nothing_received()
 
@@ -286,9 +286,9 @@ def test_a_logout_that_the_target_asks_for(times: int) -> None:
     assert passed(target) == ["S4", "S5", *["S7"] * times]
     target.submit(plain_task())
     assert target.nothing_received()  # commands need S5
-    target.connection.ping()
+    target.connection.requests.ping()
     target.received(NopOut)
-    target.connection.log_out()
+    target.connection.requests.log_out()
     target.report(AsyncEvent.LOGOUT_REQUESTED, parameter3=5)
     assert passed(target)[-2:] == ["S6", "S6"]
     (request,) = target.received(LogoutRequest)
@@ -307,7 +307,7 @@ def test_a_rejected_command_asks_for_a_logout_as_well() -> None:
 @pytest.mark.parametrize("response", [1, 2, 3])
 def test_a_logout_that_fails(response: int) -> None:
     target = MemoryTarget()
-    target.connection.log_out()
+    target.connection.requests.log_out()
     (request,) = target.received(LogoutRequest)
     target.log_out(request, response)
     assert passed(target) == ["S4", "S5", "S6", "S8"]
@@ -315,7 +315,7 @@ def test_a_logout_that_fails(response: int) -> None:
 
 def test_a_logout_that_is_rejected() -> None:
     target = MemoryTarget()
-    target.connection.log_out()
+    target.connection.requests.log_out()
     (request,) = target.received(LogoutRequest)
     target.reject(request, RejectReason.PROTOCOL_ERROR)
     assert passed(target) == ["S4", "S5", "S6", "S8"]
@@ -327,7 +327,7 @@ def test_a_connection_that_the_target_drops(event: AsyncEvent, before: str) -> N
     target = MemoryTarget()
     task = target.read()
     if before == "S6":
-        target.connection.log_out()
+        target.connection.requests.log_out()
     elif before == "S7":
         target.report(AsyncEvent.LOGOUT_REQUESTED)
     target.received()
@@ -335,8 +335,8 @@ def test_a_connection_that_the_target_drops(event: AsyncEvent, before: str) -> N
     target.report(event)
     assert passed(target)[-1] == "S8"
     target.report(AsyncEvent.LOGOUT_REQUESTED)  # it is too late for that
-    target.connection.log_out()
-    target.connection.ping()
+    target.connection.requests.log_out()
+    target.connection.requests.ping()
     assert target.nothing_received()
     with pytest.raises(ConnectionClosed):
         target.connection.receive_eof()
@@ -349,7 +349,7 @@ def test_a_connection_that_the_target_drops(event: AsyncEvent, before: str) -> N
 def test_a_connection_that_is_closed(before: str) -> None:
     target = MemoryTarget()
     if before == "S6":
-        target.connection.log_out()
+        target.connection.requests.log_out()
         target.connection.receive_eof()  # as good as an answer
     else:
         if before == "S7":

@@ -41,7 +41,7 @@ def test_what_a_write_sends_by_itself(
     data = pattern(size)
     task = Task(LUN, bytes(6), data_out=memoryview(data))
     command, ahs, immediate, burst = task.start(parameters, 7, 8, 9)
-    pdu, unsolicited = burst or (None, b"")
+    pdu, unsolicited = (burst.last, burst.data) if burst else (None, b"")
     limit = min(first_burst, size)
     assert len(immediate) <= min(mrdsl, limit)
     assert bool(immediate) == immediate_data
@@ -74,12 +74,12 @@ def test_what_an_r2t_asks_for_is_cut_short_once_the_task_is_about_to_end() -> No
     task.start(parameters, 7, 1, 1)
     first = task.solicited(r2t(0, 2048), parameters, 1)
     assert first is not None
-    assert len(first[1]) == 2048
+    assert len(first.data) == 2048
     task.r2ts_unsent = 0
     task.aborting = True
     second = task.solicited(r2t(2048, 2048, 1), parameters, 1)
     assert second is not None
-    pdu, data = second
+    pdu, data = second.last, second.data
     assert (pdu.flags, pdu.buffer_offset, len(data)) == (FINAL, 2048, 512)
 
 

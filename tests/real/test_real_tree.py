@@ -42,7 +42,7 @@ def test_a_target_is_a_directory_and_a_disk_a_file(
 ) -> None:
     daemon = serve(any_target(tmp_path, Target(NAME, images(tmp_path, 3 * MIB, 2 * MIB, MIB))))
     mounted = mount_hosts(daemon.portal)
-    assert directories(mounted.path) == ["127.0.0.1", "by-id"]
+    assert directories(mounted.path) == [".iscsifs", "127.0.0.1", "by-id"]
     assert directories(mounted.path / "127.0.0.1") == ["disk"]
     assert mounted.said.stdout == f"127.0.0.1: {daemon.portal},1 {NAME}\n"
     assert mounted.said.stderr == ""

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from iscsifs.scsi import cdb
 from iscsifs.scsi.cdb import OperationCode
+from support import cdbs
 
 u8, u16, u32, u64 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 32, 64))
 
@@ -19,11 +20,11 @@ u8, u16, u32, u64 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 32, 64))
         (cdb.inquiry(255), "12 00 00 00ff 00"),
         (cdb.inquiry(512, 0x83), "12 01 83 0200 00"),
         (cdb.inquiry(255, 0x00), "12 01 00 00ff 00"),
-        (cdb.request_sense(), "03 00 00 00 fc 00"),
+        (cdbs.request_sense(), "03 00 00 00 fc 00"),
         (cdb.mode_sense_6(0x08), "1a 08 08 00 ff 00"),
         (cdb.mode_sense_6(0x3F, 0xFF, allocation_length=192, dbd=False), "1a 00 3f ff c0 00"),
-        (cdb.mode_sense_10(0x08), "5a 08 08 00 000000 0400 00"),
-        (cdb.mode_sense_10(0x0A, 1, allocation_length=65535, dbd=False), "5a 00 0a 01 000000 ffff 00"),
+        (cdbs.mode_sense_10(0x08), "5a 08 08 00 000000 0400 00"),
+        (cdbs.mode_sense_10(0x0A, 1, allocation_length=65535, dbd=False), "5a 00 0a 01 000000 ffff 00"),
         (cdb.report_luns(16384), "a0 00 00 000000 00004000 00 00"),
         (cdb.read_capacity_10(), "25 00 00000000 0000 00 00"),
         (cdb.read_capacity_16(), "9e 10 0000000000000000 00000020 00 00"),
@@ -42,9 +43,9 @@ u8, u16, u32, u64 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 32, 64))
         (cdb.write_same_10(1, 2, unmap=True), "41 08 00000001 00 0002 00"),
         (cdb.write_same_16(1, 2), "93 00 0000000000000001 00000002 00 00"),
         (cdb.write_same_16(1, 2, unmap=True, ndob=True), "93 09 0000000000000001 00000002 00 00"),
-        (cdb.unmap(40), "42 00 00000000 00 0028 00"),
+        (cdbs.unmap(40), "42 00 00000000 00 0028 00"),
         (
-            cdb.unmap_parameters([(1, 2), (2**40, 2**20)]),
+            cdbs.unmap_parameters([(1, 2), (2**40, 2**20)]),
             "0026 0020 00000000 0000000000000001 00000002 00000000 0000010000000000 00100000 00000000",
         ),
     ],
@@ -61,7 +62,7 @@ def test_cdbs_are_those_of_the_standard(built: bytes, expected: str) -> None:
         lambda: cdb.read_16(2**64, 1),
         lambda: cdb.write_16(-1, 1),
         lambda: cdb.inquiry(65536),
-        lambda: cdb.unmap_parameters([(0, 1)] * (cdb.MAX_UNMAP_RANGES + 1)),
+        lambda: cdbs.unmap_parameters([(0, 1)] * (cdbs.MAX_UNMAP_RANGES + 1)),
     ],
 )
 def test_a_value_that_does_not_fit_is_an_error_of_the_caller(build: object) -> None:
@@ -71,8 +72,8 @@ def test_a_value_that_does_not_fit_is_an_error_of_the_caller(build: object) -> N
 
 
 def test_the_largest_unmap_fits_its_length_field() -> None:
-    parameters = cdb.unmap_parameters([(0, 1)] * cdb.MAX_UNMAP_RANGES)
-    assert cdb.allocation_length(cdb.unmap(len(parameters))) == len(parameters)
+    parameters = cdbs.unmap_parameters([(0, 1)] * cdbs.MAX_UNMAP_RANGES)
+    assert cdb.allocation_length(cdbs.unmap(len(parameters))) == len(parameters)
 
 
 @given(u32, u16, st.booleans())
@@ -128,7 +129,7 @@ def test_inquiry_comes_apart(length: int, page: int | None) -> None:
 
 @given(st.integers(0, 63), u8, u8, st.booleans())
 def test_mode_sense_comes_apart(page: int, subpage: int, length: int, dbd: bool) -> None:
-    for build in (cdb.mode_sense_6, cdb.mode_sense_10):
+    for build in (cdb.mode_sense_6, cdbs.mode_sense_10):
         parsed = cdb.parse_mode_sense(build(page, subpage, allocation_length=length, dbd=dbd))
         assert parsed == (page, subpage, 0, dbd, length)
 
@@ -146,11 +147,11 @@ def test_allocation_lengths(length: int) -> None:
 
 @given(st.lists(st.tuples(u64, u32), max_size=20))
 def test_unmap_parameters_come_apart(ranges: list[tuple[int, int]]) -> None:
-    assert cdb.parse_unmap_parameters(cdb.unmap_parameters(ranges)) == ranges
+    assert cdb.parse_unmap_parameters(cdbs.unmap_parameters(ranges)) == ranges
 
 
 def test_an_incomplete_unmap_descriptor_is_ignored() -> None:
-    whole = cdb.unmap_parameters([(1, 2), (3, 4)])
+    whole = cdbs.unmap_parameters([(1, 2), (3, 4)])
     assert cdb.parse_unmap_parameters(whole[:-1]) == [(1, 2)]
     assert cdb.parse_unmap_parameters(whole[:8]) == []
     shorter = whole[:2] + (16).to_bytes(2, "big") + whole[4:]
@@ -182,7 +183,7 @@ def test_unmap_parameters_that_are_garbage(data: bytes) -> None:
         (cdb.read_capacity_10(), "READ CAPACITY(10)"),
         (cdb.read_capacity_16(), "READ CAPACITY(16), 32 bytes"),
         (bytes.fromhex("9e12").ljust(16, b"\0"), "SERVICE ACTION IN(16) 12h, 0 bytes"),
-        (cdb.unmap(24), "UNMAP, 24 bytes"),
+        (cdbs.unmap(24), "UNMAP, 24 bytes"),
         (bytes.fromhex("89").ljust(16, b"\0"), "COMPARE AND WRITE"),
         (bytes.fromhex("c1").ljust(16, b"\0"), "operation code c1h"),
         (cdb.read_16(1, 1)[:15], "READ(16), cut to 15 bytes"),

@@ -4,11 +4,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from iscsifs.attach import LogicalUnit
 from iscsifs.initiator.dial import Poller
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.discovery import DiscoveredTarget
 from iscsifs.iscsi.names import Portal, TargetAddress
+from iscsifs.service.network import LogicalUnit
 
 
 @dataclass(eq=False)
@@ -91,6 +91,10 @@ class FakeTarget:
     def __post_init__(self) -> None:
         self.on_change: Callable[[], None] = lambda: None
         self.on_return: Callable[[object], None] = lambda unit: None
+        self.rescans = 0
+
+    async def rescan(self) -> None:
+        self.rescans += 1
 
     @property
     def address(self) -> str:
@@ -106,6 +110,8 @@ class FakeNetwork:
     discoveries: list[tuple[Portal, InitiatorOptions]] = field(default_factory=list)
     logins: list[tuple[str, list[Portal], InitiatorOptions]] = field(default_factory=list)
     logouts: int = 0
+    left: list[str] = field(default_factory=list)
+    """The targets that were logged out of one by one."""
 
     def offer(self, portal: Portal, *targets: FakeTarget) -> None:
         """Let *portal* offer *targets* at itself."""
@@ -143,3 +149,6 @@ class FakeInitiator:
         if isinstance(target, Exception):
             raise target
         return target
+
+    async def logout(self, target: FakeTarget) -> None:
+        self.network.left.append(target.target_name)

@@ -21,9 +21,8 @@ from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal
 from iscsifs.limits import MAX_UNWRITTEN
 from iscsifs.logs import log_to_terminal
-from iscsifs.service import Initiator, discover
+from iscsifs.service import Initiator, ManagedTarget, discover
 from iscsifs.units.block import BlockUnit
-from support.disks import disks
 
 GOOD = "iqn.2026-01.example:good"
 HOSTILE = "iqn.2026-01.example:hostile"
@@ -102,6 +101,11 @@ async def write(initiator: Initiator, portal: Portal) -> int:
     return await _use(initiator, portal, _write)
 
 
+def _disk(target: ManagedTarget) -> BlockUnit:
+    (unit,) = [unit for unit in target.units if isinstance(unit, BlockUnit)][:1]
+    return unit
+
+
 async def _read(unit: BlockUnit) -> None:
     assert len(await unit.read(0, MIB)) == MIB
 
@@ -128,7 +132,7 @@ async def _use(initiator: Initiator, portal: Portal, work: Callable[[BlockUnit],
 
         nursery.start_soon(watch)
         try:
-            await work(disks(target.units)[0])
+            await work(_disk(target))
         except IscsifsError as error:
             failure = error
         nursery.cancel_scope.cancel()
@@ -153,7 +157,7 @@ async def main(what: str, good: int, hostile: int) -> None:
         initiator = Initiator(OPTIONS, nursery, BusyPoller())
         target = await initiator.login(GOOD, [Portal("127.0.0.1", good)])
         await discover(Portal("127.0.0.1", good), OPTIONS)  # whatever that takes the first time
-        neighbour = Neighbour(disks(target.units)[0])
+        neighbour = Neighbour(_disk(target))
         failure, message, units = "", "", 0
         gc.collect()
         before, started = resident("VmRSS"), trio.current_time()

@@ -30,7 +30,7 @@ class Call:
         self.carried_out = False
         self._unit = unit
         self._answered = trio.Event()
-        self._failure: IscsifsError | None = None
+        self._failure: Exception | None = None
 
     @property
     def end(self) -> int:
@@ -47,7 +47,7 @@ class Call:
         if self.fua or not self._unit.volatile:
             self._unit.medium[self.start : self.end] = self.data
 
-    def answer(self, failure: IscsifsError | None = None) -> None:
+    def answer(self, failure: Exception | None = None) -> None:
         """Say that it has succeeded, carrying it out before, or that it has not."""
         if failure is None and not self.carried_out:
             self.carry_out()
@@ -101,11 +101,11 @@ class CachedUnit:
         self._nursery.start_soon(self._write, Call(self, start, bytes(data), fua), on_end)
 
     async def _write(self, call: Call, on_end: Callable[[Outcome], None]) -> None:
-        failure: IscsifsError | None = TransportError("stopped")
+        failure: Exception | None = TransportError("stopped")
         try:
             await call.wait()
             failure = None
-        except IscsifsError as error:
+        except (IscsifsError, MemoryError) as error:
             failure = error
         finally:
             on_end(Ended(failure))

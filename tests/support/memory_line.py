@@ -131,7 +131,7 @@ class OneAttempt(Call):
             except IscsifsError as error:
                 self.failure = error
             else:
-                queue.path.linger()
+                queue.path.busy_poll()
                 try:
                     await ended.wait()
                 except trio.Cancelled:

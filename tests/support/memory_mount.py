@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from iscsifs.fs.mount import Mount, check_mount_point
-from iscsifs.fs.operations import Operations
+from iscsifs.fs.nodes import TreeOptions
 from iscsifs.fs.platform import init_reply
 from iscsifs.fs.platform.platform import LinuxPlatform
 from iscsifs.fs.platform.tuning import Limits
@@ -42,16 +42,8 @@ def unit(number: int, size: int, read_only: bool) -> UnitDescription:
     )
 
 
-async def serve(tree: Tree, mount_point: Path, uid: int, switches: set[str], options: list[str]) -> None:
-    operations = Operations(
-        tree,
-        uid=uid,
-        gid=os.getgid(),
-        read_only=False,
-        direct_io="direct_io" in switches,
-        exclusive="exclusive" in switches,
-    )
-    mount = Mount(operations, mount_point, options, LinuxPlatform(Limits()))
+async def serve(tree: Tree, mount_point: Path, options: list[str]) -> None:
+    mount = Mount(tree, mount_point, options, LinuxPlatform(Limits()))
     stop = trio.Event()
     storages = [file.storage for file in tree.files()]
 
@@ -64,13 +56,14 @@ async def serve(tree: Tree, mount_point: Path, uid: int, switches: set[str], opt
                     other = storages[0]
                     assert isinstance(other, Memory)
                     other.content[:16] = b"written by other"
-                    operations.may_have_changed(other)
+                    tree.storages.may_have_changed(other)
                 else:
                     first = storages[0]
                     assert isinstance(first, Memory)
                     first.content += bytes(first.size)
                     first.size *= 2
-                    operations.changed(tree.files())
+                    for file in tree.files():
+                        tree.storages.kernel.forget_attributes(file.inode)
 
     try:
         async with trio.open_nursery() as nursery:
@@ -98,13 +91,19 @@ def main() -> None:
         init_reply.amend = leave_as_it_is
         logging.disable()
     read_only = settings.get("read_only") == "1"
-    tree = Tree()
+    switches = {name for name in settings if settings[name] == "1"}
+    tree = Tree(
+        TreeOptions(
+            uid=os.getuid(),
+            gid=os.getgid(),
+            direct_io="direct_io" in switches,
+            exclusive="exclusive" in switches,
+        )
+    )
     units = tuple(unit(number, size, read_only) for number, size in enumerate(sizes))
     tree.add_targets([TargetDescription("host", "10.4.0.42", 3260, "iqn.2001-04.com.example:disk", units)])
     options = [option for option in settings.get("options", "").split(",") if option]
-    trio.run(
-        serve, tree, mount_point, os.getuid(), {name for name in settings if settings[name] == "1"}, options
-    )
+    trio.run(serve, tree, mount_point, options)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from typing import cast
 import pytest
 from pyfuse3 import EntryAttributes, FUSEError, RequestContext, SetattrFields
 
+from iscsifs.fs.kernel import FuseKernel
+from iscsifs.fs.nodes import TreeOptions
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.storage import Storage
 from iscsifs.fs.tree import ROOT_INODE, TargetDescription, Tree, UnitDescription
@@ -29,12 +31,14 @@ def serve(
     sync: bool = False,
     exclusive: bool = False,
 ) -> Operations:
-    tree = Tree()
+    options = TreeOptions(
+        uid=1000, gid=100, read_only=read_only, direct_io=direct_io, sync=sync, exclusive=exclusive
+    )
+    tree = Tree(options)
     units = tuple(unit(storage, str(number)) for number, storage in enumerate(storages))
     tree.add_targets([TargetDescription("host", "10.4.0.42", 3260, "iqn.2001-04.com.example:disk", units)])
-    return Operations(
-        tree, uid=1000, gid=100, read_only=read_only, direct_io=direct_io, sync=sync, exclusive=exclusive
-    )
+    tree.storages.kernel = FuseKernel()
+    return Operations(tree)
 
 
 async def walk(operations: Operations, path: str) -> EntryAttributes:

@@ -149,7 +149,7 @@ class MemoryPath:
         self.wanted += 1
         return trio.current_time() + self.patience
 
-    def linger(self) -> None:
+    def busy_poll(self) -> None:
         pass
 
 

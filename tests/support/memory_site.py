@@ -17,9 +17,10 @@ import pytest
 import trio
 from pyfuse3 import FUSEError, RequestContext
 
-from iscsifs.attach import Attached, Wanted
-from iscsifs.config import Host, HostSpec
+from iscsifs.discovery.source import Wanted
+from iscsifs.fs.nodes import TreeOptions
 from iscsifs.fs.operations import Operations
+from iscsifs.fs.storage_file import StorageFile
 from iscsifs.fs.tree import ROOT_INODE, Tree
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.framing import Buffer
@@ -27,6 +28,7 @@ from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.iscsi.pdu import Pdu
 from iscsifs.scsi.sense import Sense
 from iscsifs.service import Initiator, open_initiator
+from iscsifs.service.attach import Attached, Login, log_in
 from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
 from iscsifs.target.session import Session
@@ -134,8 +136,8 @@ class World:
         self.site = site
         self.neighbour = neighbour
         self.options = options
-        self.tree = Tree()
-        self.operations = Operations(self.tree, uid=0, gid=0, read_only=False, direct_io=False)
+        self.tree = Tree(TreeOptions(uid=0, gid=0))
+        self.operations = Operations(self.tree)
         self.file = self.sibling = self.other = cast(File, None)
 
     @property
@@ -153,7 +155,9 @@ class World:
     async def sent(self) -> None:
         """Wait until LUN 0 has been sent all that was written, without a flush."""
         with trio.fail_after(1):
-            await self.tree.nodes[self.file.inode].storage.drain()  # type: ignore[union-attr]
+            node = self.tree.nodes[self.file.inode]
+            assert isinstance(node, StorageFile)
+            await node.storage.drain()
 
     async def open(self, site: NamedSite, lun: int = 0) -> File:
         """Open the `storage` of a unit."""
@@ -194,15 +198,13 @@ class World:
         attached = []
         for site in (self.site, self.neighbour):
             portal = Portal(site.host, 3260)
-            wanted = Wanted(
-                Host(HostSpec(portal), self.options), site.host, site.target_name, (TargetAddress(portal),)
-            )
-            attached.append(Attached(wanted, await initiator.login(site.target_name, [portal])))
+            login = Login(Wanted(site.host, site.target_name, (TargetAddress(portal),)), self.options)
+            attached.append(await log_in(login, initiator))
         directories = self.tree.add_targets([target.describe() for target in attached])
         for target, directory in zip(attached, directories, strict=True):
 
             def refresh(target: Attached = target, directory: Any = directory) -> None:
-                self.operations.changed(self.tree.update(directory, target.describe()))
+                self.tree.update(directory, target.describe())
 
             cast(Any, target.target).on_change = refresh
         self.file = await self.open(self.site)

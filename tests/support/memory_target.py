@@ -169,14 +169,15 @@ class MemoryTarget:
 
     def _drain(self) -> None:
         """Receive what the initiator has to send."""
-        for data in self.connection.data_to_send():
-            position = 0
-            while position < len(data):
-                place = self._receiver.get_buffer()
-                count = min(len(place), len(data) - position)
-                place[:count] = data[position : position + count]
-                position += count
-                self._receiver.buffer_updated(count)
+        while buffers := self.connection.data_to_send():
+            for data in buffers:
+                position = 0
+                while position < len(data):
+                    place = self._receiver.get_buffer()
+                    count = min(len(place), len(data) - position)
+                    place[:count] = data[position : position + count]
+                    position += count
+                    self._receiver.buffer_updated(count)
         assert not self._receiver.in_pdu
         self._acknowledged = self.stat_sn
 
@@ -284,6 +285,7 @@ class MemoryTarget:
 
     def submit(self, task: Task) -> Task:
         self.connection.submit(task)
+        self._drain()
         return task
 
     def read(self, length: int = 4096, **changes: Any) -> Task:

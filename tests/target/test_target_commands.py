@@ -20,6 +20,7 @@ from iscsifs.target.commands import USAGE, sets_reserved_bits
 from iscsifs.target.disk import Disk
 from iscsifs.target.store import Store
 from iscsifs.target.unit import Identity
+from support import cdbs
 from support.memory_client import BLOCK, BLOCKS, READS, WRITES, Client, block, make_disk
 
 
@@ -200,7 +201,7 @@ def test_the_commands_that_are_reported_are_those_that_are_answered(
             unknown = operation.run(memoryview(b"")).sense == units.INVALID_OPERATION_CODE
             # REPORT LUNS is answered by the device.
             assert unknown == (code not in reported and not actions) or code == 0xA0, hex(code)
-        client.run(commands.request_sense())
+        client.run(cdbs.request_sense())
         disk.started, disk.write_protect = True, False
     assert client.good(report(1, 0xEE))[1] == 1
     assert len(client.good(report(0, length=10))) == 10
@@ -294,7 +295,7 @@ def test_a_file_that_was_cut_is_a_medium_error_at_its_first_missing_block(tmp_pa
     for cdb, data in (
         (commands.write_10(100, 1), block(2)),
         (commands.write_same_16(100, 8, unmap=True, ndob=True), b""),
-        (commands.unmap(24), commands.unmap_parameters([(100, 8)])),
+        (cdbs.unmap(24), cdbs.unmap_parameters([(100, 8)])),
     ):
         assert client.sense(cdb, data) == units.WRITE_ERROR
     status = bytes((0x9E, 0x12)) + (90).to_bytes(8, "big") + (24).to_bytes(4, "big") + bytes(2)
@@ -311,8 +312,8 @@ def test_too_many_ranges_to_unmap_are_refused(client: Client) -> None:
     limits = vpd.BlockLimits.parse(client.good(commands.inquiry(255, 0xB0)))
     most = limits.max_unmap_descriptors
     for count, sense in ((most, None), (most + 1, units.INVALID_FIELD_IN_PARAMETERS)):
-        parameters = commands.unmap_parameters([(4, 1)] * count)
-        assert client.run(commands.unmap(len(parameters)), parameters).sense == sense
+        parameters = cdbs.unmap_parameters([(4, 1)] * count)
+        assert client.run(cdbs.unmap(len(parameters)), parameters).sense == sense
 
 
 def test_a_medium_that_somebody_needs_is_not_ejected() -> None:

@@ -13,6 +13,7 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+import trio
 
 from iscsifs.errors import ConfigError, LoginRefused
 from iscsifs.iscsi.chap import Credentials
@@ -24,6 +25,7 @@ from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.status import Status
 from iscsifs.target import command_log, testing, unit
 from iscsifs.target.testing import TestTarget
+from support import cdbs
 from support.raw_initiator import INITIATOR, Closed, RawInitiator, raw_initiator
 
 BLOCK = 512
@@ -107,7 +109,7 @@ async def test_what_happens_to_any_command_does_not_happen_to_those_that_find_a_
         await ready(initiator, iscsi_target)
         disk.disconnect("any")
         assert (await initiator.execute(commands.inquiry(36), read=36))[0] == Status.GOOD
-        assert (await initiator.execute(commands.request_sense(), read=252))[0] == Status.GOOD
+        assert (await initiator.execute(cdbs.request_sense(), read=252))[0] == Status.GOOD
         disk.heal()
         assert (await initiator.execute(commands.test_unit_ready()))[0] == Status.GOOD
         disk.answer("any", Status.BUSY)
@@ -136,15 +138,19 @@ async def test_a_late_answer(iscsi_target: TestTarget) -> None:
 
 
 @pytest.mark.parametrize("carried_out", [False, True])
-@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("end", [{}, {"reset": False}, {"reset": True}], ids=str)
 async def test_a_connection_that_ends_instead_of_an_answer(
-    iscsi_target: TestTarget, carried_out: bool, reset: bool
+    iscsi_target: TestTarget, carried_out: bool, end: dict[str, bool]
 ) -> None:
-    iscsi_target.disk.disconnect("write", carried_out=carried_out, reset=reset)
+    iscsi_target.disk.disconnect("write", carried_out=carried_out, **end)
     async with raw_initiator(portal(iscsi_target)) as initiator:
         await ready(initiator, iscsi_target)
-        with pytest.raises(Closed):
-            await initiator.execute(commands.write_10(0, 1), DATA)
+        await initiator.send(initiator.command(commands.write_10(0, 1), write=BLOCK), DATA)
+        if end.get("reset"):
+            with pytest.raises(trio.BrokenResourceError):
+                await initiator.stream.receive_some(1)
+        else:
+            assert await initiator.stream.receive_some(1) == b""
     assert iscsi_target.disk.read(0, BLOCK) == (DATA if carried_out else bytes(BLOCK))
     async with raw_initiator(portal(iscsi_target)) as initiator:
         await ready(initiator, iscsi_target)

@@ -22,6 +22,7 @@ from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
 from iscsifs.target.store import Store
 from iscsifs.target.unit import Fault, Identity, LogicalUnit, Nexus
+from support import cdbs
 from support.memory_client import BLOCK, BLOCKS, NAME, READS, WRITES, Client, block, make_disk
 
 
@@ -120,7 +121,7 @@ def test_a_disk_that_cannot_be_is_refused() -> None:
         Disk.in_memory(511, "S")
 
 
-@pytest.mark.parametrize("build", [commands.mode_sense_6, commands.mode_sense_10])
+@pytest.mark.parametrize("build", [commands.mode_sense_6, cdbs.mode_sense_10])
 def test_mode_pages_tell_the_cache_and_the_write_protection(build: Any) -> None:
     parse = mode.parse_6 if build is commands.mode_sense_6 else mode.parse_10
     for write_cache in False, True:
@@ -201,12 +202,12 @@ def test_a_write_of_which_only_a_part_arrives_writes_the_whole_blocks(client: Cl
 
 def test_a_write_protected_disk_takes_no_change() -> None:
     client = Client(make_disk(read_only=True))
-    unmap = commands.unmap_parameters([(0, 1)])
+    unmap = cdbs.unmap_parameters([(0, 1)])
     for cdb in (
         *(write(0, 1) for write in WRITES.values()),
         commands.write_same_10(0, 1),
         commands.write_same_16(0, 1),
-        commands.unmap(len(unmap)),
+        cdbs.unmap(len(unmap)),
     ):
         assert client.sense(cdb) == units.WRITE_PROTECTED
     client.good(commands.read_10(0, 1))
@@ -232,25 +233,25 @@ def test_write_same_16_needs_no_data_for_zeros(client: Client) -> None:
 
 def test_unmap_makes_zeros_of_whole_ranges(client: Client) -> None:
     client.good(commands.write_10(0, 6), block(1, 6))
-    unmap = commands.unmap_parameters([(1, 2), (4, 1), (5, 0)])
-    client.good(commands.unmap(len(unmap)), unmap)
+    unmap = cdbs.unmap_parameters([(1, 2), (4, 1), (5, 0)])
+    client.good(cdbs.unmap(len(unmap)), unmap)
     assert client.good(commands.read_10(0, 6)) == (
         block(1) + bytes(2 * BLOCK) + block(4) + bytes(BLOCK) + block(6)
     )
-    client.good(commands.unmap(0))
+    client.good(cdbs.unmap(0))
 
 
 @pytest.mark.parametrize(
     ("parameters", "sense"),
     [
         (b"\0" * 7, units.PARAMETER_LIST_LENGTH_ERROR),
-        (commands.unmap_parameters([(0, 1), (BLOCKS - 1, 2)]), units.LBA_OUT_OF_RANGE),
-        (commands.unmap_parameters([((1 << 64) - 1, 0xFFFFFFFF)]), units.LBA_OUT_OF_RANGE),
+        (cdbs.unmap_parameters([(0, 1), (BLOCKS - 1, 2)]), units.LBA_OUT_OF_RANGE),
+        (cdbs.unmap_parameters([((1 << 64) - 1, 0xFFFFFFFF)]), units.LBA_OUT_OF_RANGE),
     ],
 )
 def test_unmap_checks_all_before_it_does_any(client: Client, parameters: bytes, sense: Sense) -> None:
     client.good(commands.write_10(0, 1), block(1))
-    assert client.sense(commands.unmap(len(parameters)), parameters) == sense
+    assert client.sense(cdbs.unmap(len(parameters)), parameters) == sense
     assert client.good(commands.read_10(0, 1)) == block(1)
 
 
@@ -309,8 +310,8 @@ def test_each_nexus_hears_of_the_power_on_once(disk: Disk) -> None:
 
 def test_request_sense_takes_a_unit_attention_away(disk: Disk, client: Client) -> None:
     disk.establish_attention(units.CAPACITY_CHANGED)
-    assert Sense.parse(client.good(commands.request_sense())) == units.CAPACITY_CHANGED
-    assert Sense.parse(client.good(commands.request_sense())).key is SenseKey.NO_SENSE
+    assert Sense.parse(client.good(cdbs.request_sense())) == units.CAPACITY_CHANGED
+    assert Sense.parse(client.good(cdbs.request_sense())).key is SenseKey.NO_SENSE
     client.good(commands.test_unit_ready())
 
 
@@ -361,8 +362,8 @@ def test_a_dropped_cache_loses_what_was_not_synchronised(disk: Disk, client: Cli
 @pytest.mark.parametrize("build", [commands.synchronize_cache_10, commands.synchronize_cache_16])
 def test_a_synchronised_cache_has_nothing_to_lose(disk: Disk, client: Client, build: Any) -> None:
     client.good(commands.write_10(0, 4), block(1, 4))
-    unmap = commands.unmap_parameters([(3, 1)])
-    client.good(commands.unmap(len(unmap)), unmap)
+    unmap = cdbs.unmap_parameters([(3, 1)])
+    client.good(cdbs.unmap(len(unmap)), unmap)
     client.good(build())
     disk.drop_cache()
     client.run(commands.test_unit_ready())
@@ -405,8 +406,8 @@ def test_without_a_write_cache_nothing_is_ever_lost() -> None:
     disk = make_disk(write_cache=False, droppable=True)
     client = Client(disk)
     client.good(commands.write_10(0, 2), block(1, 2))
-    unmap = commands.unmap_parameters([(1, 1)])
-    client.good(commands.unmap(len(unmap)), unmap)
+    unmap = cdbs.unmap_parameters([(1, 1)])
+    client.good(cdbs.unmap(len(unmap)), unmap)
     disk.drop_cache()
     client.run(commands.test_unit_ready())
     assert client.good(commands.read_10(0, 2)) == block(1) + bytes(BLOCK)
@@ -566,7 +567,7 @@ def test_a_lun_that_leads_nowhere() -> None:
     device = Device(NAME, {1: make_disk()})
     client = Client(device, lun_from_number(0))
     assert client.good(commands.inquiry(36))[0] == 0x7F
-    assert Sense.parse(client.good(commands.request_sense())) == units.LUN_NOT_SUPPORTED
+    assert Sense.parse(client.good(cdbs.request_sense())) == units.LUN_NOT_SUPPORTED
     assert client.sense(commands.read_10(0, 1)) == units.LUN_NOT_SUPPORTED
     assert client.sense(commands.inquiry(36, 0x83)) == units.LUN_NOT_SUPPORTED
     assert len(parse_luns(client.good(commands.report_luns(64))).luns) == 1

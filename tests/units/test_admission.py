@@ -1,8 +1,11 @@
-"""Overlapping writes go one after the other, in their order; a drain waits for those before it."""
+"""Arrivals that overlap go one after the other, in their order; a drain waits for those before it;
+and writers wait for room."""
 
+import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from iscsifs.errors import DataLostError
 from iscsifs.units.admission import Admission
 from iscsifs.units.extents import ExtentMap
 
@@ -106,3 +109,53 @@ async def test_a_drain_does_not_wait_for_what_ended_while_it_waited_for_another(
     await second.leave()
     await first.leave()
     assert drained.is_set()
+
+
+async def test_the_admission_is_closed_while_anything_has_arrived_or_there_is_no_room(
+    nursery: trio.Nursery,
+) -> None:
+    extents = ExtentMap()
+    admission = Admission(extents, max_unwritten=1)
+    assert admission.is_open
+    (writer,) = await start(nursery, admission, (0, 10))
+    assert not admission.is_open
+    await writer.leave()
+    assert admission.is_open
+    extents.insert(0, memoryview(b"a"), acknowledged=True, sync=False)
+    assert not admission.is_open
+
+
+async def test_one_writer_goes_on_for_each_room_that_is_made(nursery: trio.Nursery) -> None:
+    extents = ExtentMap()
+    admission = Admission(extents, max_unwritten=1)
+    extent = extents.insert(0, memoryview(b"a"), acknowledged=True, sync=False)
+    gone_on: list[int] = []
+
+    async def write(number: int) -> None:
+        async with admission.turn(10 * number, 10 * number + 1):
+            await admission.room()
+            extents.insert(10 * number, memoryview(b"a"), acknowledged=True, sync=False)
+            gone_on.append(number)
+
+    for number in 1, 2:
+        nursery.start_soon(write, number)
+        await wait_all_tasks_blocked()
+    extents.remove([extent])
+    admission.make_room()
+    await wait_all_tasks_blocked()
+    assert gone_on == [1]
+    extents.remove(list(extents))
+    admission.make_room()
+    await wait_all_tasks_blocked()
+    assert gone_on == [1, 2]
+
+
+async def test_arrivals_of_before_are_disowned_and_later_ones_are_not(nursery: trio.Nursery) -> None:
+    admission = an_admission()
+    failure = DataLostError("it may be another unit")
+    async with admission.turn(0, 10) as before:
+        admission.disown(failure)
+        with pytest.raises(DataLostError):
+            before.check()
+    async with admission.turn(0, 10) as later:
+        later.check()

@@ -5,14 +5,14 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from iscsifs.errors import UnitError
 from iscsifs.scsi.capacity import Capacity
 from iscsifs.scsi.cdb import OperationCode
 from iscsifs.scsi.inquiry import DeviceType, InquiryData
 from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.scsi.vpd import BlockLimits, Provisioning
-from iscsifs.units.block import LONGEST_TRANSFER, LogicalUnit
+from iscsifs.units.block import BlockUnit
 from iscsifs.units.identity import Description
+from iscsifs.units.transfers import LONGEST_TRANSFER
 from support.memory_path import Answer, MemoryPath, queue_of
 
 BLOCK = 512
@@ -23,7 +23,7 @@ REACHED = 1 << 32
 UNKNOWN_COMMAND = Sense(SenseKey.ILLEGAL_REQUEST, 0x20, 0)
 
 
-def description(blocks: int, provisioning: Provisioning) -> Description:
+def description(blocks: int) -> Description:
     return Description(
         inquiry=InquiryData(DeviceType.DISK),
         serial="",
@@ -31,7 +31,7 @@ def description(blocks: int, provisioning: Provisioning) -> Description:
         capacity=Capacity(blocks, BLOCK),
         no_storage="",
         limits=BlockLimits(),
-        provisioning=provisioning,
+        provisioning=Provisioning(),
         write_protected=False,
         volatile_cache=True,
     )
@@ -40,16 +40,14 @@ def description(blocks: int, provisioning: Provisioning) -> Description:
 class Disk:
     """A unit of so many *blocks* that answers with zeros; `codes` are the operation codes that came."""
 
-    def __init__(
-        self, blocks: int, nursery: trio.Nursery, unknown: frozenset[int], provisioning: Provisioning
-    ) -> None:
+    def __init__(self, blocks: int, nursery: trio.Nursery, unknown: frozenset[int]) -> None:
         self.size = blocks * BLOCK
         self._unknown = unknown
         self._path = MemoryPath(self._answer)
-        self.unit = LogicalUnit(
+        self.unit = BlockUnit(
             0,
             queue_of(self._path, nursery),
-            description(blocks, provisioning),
+            description(blocks),
             nursery,
             write_behind=False,
         )
@@ -67,8 +65,8 @@ MakeDisk = Callable[..., Disk]
 
 @pytest.fixture
 def make_disk(nursery: trio.Nursery) -> MakeDisk:
-    def make(blocks: int, unknown: frozenset[int] = frozenset(), **offered: bool) -> Disk:
-        return Disk(blocks, nursery, unknown, Provisioning(**offered))
+    def make(blocks: int, unknown: frozenset[int] = frozenset()) -> Disk:
+        return Disk(blocks, nursery, unknown)
 
     return make
 
@@ -102,17 +100,6 @@ async def test_the_last_block_that_10_bytes_reach_is_reached_by_10_bytes_and_the
     assert at.codes[-1] == small
     await use(beyond)
     assert beyond.codes[-1] == large
-
-
-async def test_a_disk_that_takes_blocks_back_by_10_bytes_only_is_not_asked_beyond_them(
-    make_disk: MakeDisk,
-) -> None:
-    at, beyond = make_disk(REACHED, lbpws10=True), make_disk(REACHED + 1, lbpws10=True)
-    await at.unit.discard(at.size - BLOCK, BLOCK)
-    assert at.codes == [OperationCode.WRITE_SAME_10]
-    with pytest.raises(UnitError, match="takes no blocks back"):
-        await beyond.unit.discard(0, BLOCK)
-    assert beyond.codes == []
 
 
 async def zero_a_stretch(disk: Disk) -> None:

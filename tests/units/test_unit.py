@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from iscsifs.errors import CommandTimeout, DataLostError, MediumError, StatusError, UnitError
 from iscsifs.fs.platform.busy_poll import Watched
-from iscsifs.iscsi.connection import Connection
+from iscsifs.iscsi.exchange import Exchange
 from iscsifs.iscsi.task import Task
 from iscsifs.scsi.cdb import OperationCode, parse_rw
 from iscsifs.scsi.sense import Sense, SenseKey
@@ -312,24 +312,22 @@ async def test_a_flush_waits_for_a_part_write(connect: Open) -> None:
     assert san.medium()[10:13] == b"abc"
 
 
-@pytest.mark.parametrize("lingering", [False, True])
+@pytest.mark.parametrize("busy_polled", [False, True])
 async def test_no_memory_for_what_comes_costs_the_connection_and_no_more(
     connect: Open,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    lingering: bool,
+    busy_polled: bool,
 ) -> None:
     san = await connect()
     await san.unit.read(0, BLOCK)
-    polls = iter([lingering])
+    polls = iter([busy_polled])
     monkeypatch.setattr(Watched, "poll", lambda _: next(polls, False))
-    get_buffer = Connection.get_buffer
 
-    def fail_once(connection: Connection) -> memoryview:
-        monkeypatch.setattr(Connection, "get_buffer", get_buffer)
+    def fail(_: object = None) -> memoryview:
         raise MemoryError
 
-    monkeypatch.setattr(Connection, "get_buffer", fail_once)
+    monkeypatch.setattr(san._session.link.connection, "get_buffer", fail)
     assert await san.unit.read(0, BLOCK) == bytes(BLOCK)
     assert "no memory for what comes; logging in again" in caplog.text
     assert list(polls) == []
@@ -355,13 +353,13 @@ async def test_without_memory_to_send_what_was_kept_the_session_lives_on(
     san.server.drop_connections()
     await trio.testing.wait_all_tasks_blocked()
     await san.unit.write(0, b"a" * BLOCK)
-    submit = Connection.submit
+    new_tag = Exchange.new_tag
 
-    def fail_once(connection: Connection, task: Task) -> None:
-        monkeypatch.setattr(Connection, "submit", submit)
+    def fail_once(exchange: Exchange, task: Task) -> int:
+        monkeypatch.setattr(Exchange, "new_tag", new_tag)
         raise MemoryError
 
-    monkeypatch.setattr(Connection, "submit", fail_once)
+    monkeypatch.setattr(Exchange, "new_tag", fail_once)
     with trio.fail_after(1000):
         await san.unit.flush()
     assert san.unit.failures == 0

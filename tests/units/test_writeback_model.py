@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import pairwise
 
+import trio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -17,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from iscsifs.errors import IscsifsError, MediumError, TransportError
 from iscsifs.units.answers import Unsupported
 from iscsifs.units.extents import Extent, State
-from iscsifs.units.writeback import WriteBuffer
+from iscsifs.units.writeback import MEMORY_PAUSE, WriteBuffer
 from support.memory_cache import CachedUnit, Call
 from support.stepwise import Loop
 
@@ -42,9 +43,12 @@ class WriteBufferMachine(RuleBasedStateMachine):
         self.failures = 0
         self.unfinished = 0
 
-    @initialize(behind=st.booleans(), volatile=st.booleans(), fua=st.booleans())
-    def open(self, behind: bool, volatile: bool, fua: bool) -> None:
+    @initialize(
+        behind=st.booleans(), volatile=st.booleans(), fua=st.booleans(), transfer=st.sampled_from([2, SIZE])
+    )
+    def open(self, behind: bool, volatile: bool, fua: bool, transfer: int) -> None:
         self.unit = CachedUnit(SIZE, volatile=volatile)
+        self.unit.longest = transfer
         self.buffer = self.unit.open(
             self.loop.nursery,
             behind=behind,
@@ -129,9 +133,11 @@ class WriteBufferMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.under_way())
     @rule(
         choice=st.integers(0, 31),
-        failure=st.sampled_from([None, None, None, None, MediumError, TransportError, Unsupported]),
+        failure=st.sampled_from(
+            [None, None, None, None, MediumError, TransportError, Unsupported, MemoryError]
+        ),
     )
-    def answer(self, choice: int, failure: type[IscsifsError] | None) -> None:
+    def answer(self, choice: int, failure: type[Exception] | None) -> None:
         calls = self.under_way()
         call = calls[choice % len(calls)]
         if failure is Unsupported and call.fua and not call.carried_out:
@@ -140,12 +146,14 @@ class WriteBufferMachine(RuleBasedStateMachine):
             self.fail(call, MediumError("bad block", status=2))
         elif failure is TransportError:
             self.fail(call, TransportError("gone"))
+        elif failure is MemoryError:
+            self.fail(call, MemoryError())
         else:
             call.answer()
             self.loop.settle()
             self.learn_of_failures()
 
-    def fail(self, call: Call, failure: IscsifsError) -> None:
+    def fail(self, call: Call, failure: Exception) -> None:
         """Answer *call* with *failure*: if this was reported, what it was to write may be lost."""
         before = self.buffer.ledger.failures
         call.answer(failure)
@@ -165,6 +173,12 @@ class WriteBufferMachine(RuleBasedStateMachine):
             calls[choice % len(calls)].carry_out()
             self.loop.settle()
             self.learn_of_failures()
+
+    @rule()
+    def pause(self) -> None:
+        """What there was no memory for is sent again."""
+        self.loop.run(trio.sleep, MEMORY_PAUSE)
+        self.loop.settle()
 
     @rule()
     def lose_cache(self) -> None:
@@ -217,6 +231,12 @@ class WriteBufferMachine(RuleBasedStateMachine):
     def finish(self) -> None:
         """Nobody hangs, and what was not reported to be lost is safe."""
         self.begin(self._flush)
+        for _ in range(2):  # what a pause keeps back as well
+            while calls := self.under_way():
+                calls[0].answer()
+                self.loop.settle()
+            self.loop.run(trio.sleep, MEMORY_PAUSE)
+            self.loop.settle()
         while calls := self.under_way():
             calls[0].answer()
             self.loop.settle()

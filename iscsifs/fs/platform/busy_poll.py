@@ -70,7 +70,7 @@ class Watched:
         self._to_skip = 0
 
     def close(self) -> None:
-        """Watch the descriptor no more; a second time does nothing."""
+        """Stop watching the descriptor; a second call does nothing."""
         self.callback = None
         watched = self._poller.watched
         if watched.get(self._fd) is self:  # otherwise the number is that of another one by now

@@ -1,10 +1,10 @@
 """Memory for requests: none is taken from FUSE unless there is enough for it.
 
-libfuse and pyfuse3 allocate while they take a request. Where that fails they cannot answer it, and whoever
-made it would wait for ever; or the main loop ends, and the mount with it. What we allocate ourselves may fail
-(ENOMEM), so it is enough to look before. A request that is not taken waits in the kernel.
+libfuse and pyfuse3 allocate memory while they take a request. If that fails, they cannot answer the request
+and its process hangs, or the main loop ends and the mount with it. An allocation of our own may fail: then
+the request gets ENOMEM. So the check comes before a request is taken. Until then it waits in the kernel.
 
-Looking takes two system calls. While there is plenty, one look is good for many requests.
+A check costs two system calls. While there is plenty of memory, one check is enough for many requests.
 """
 
 import ctypes
@@ -23,25 +23,25 @@ _PIECE: Final = MIB + (64 << 10)
 """Bytes of a buffer that a request may need: 1 MiB of data, and headers."""
 
 _PIECES: Final = 8
-"""That there have to be: libfuse's, pyfuse3's copy, our own, an arena of Python's for the small things, and
-four that a write of neighbours may be joined in, so that what is held can always be written and let go."""
+"""Pieces that a request needs: one each for libfuse, for pyfuse3's copy, for our own, and for an arena of
+Python's small objects, and four for a write that joins neighbours: the write buffer can always be written."""
 
 _BURST: Final = 64
-"""Requests for which one look is enough while there is plenty."""
+"""Requests for which one check is enough while there is plenty of memory."""
 
 _PLENTY: Final = (_BURST * 2 + 2 * _PIECES) * _PIECE + 64 * MIB
-"""Bytes for a burst of requests, and for what others take in the meantime."""
+"""Bytes for a burst of requests, and for what other processes allocate in the meantime."""
 
 _TRUST: Final = 0.002
-"""Seconds for which one look is enough."""
+"""Seconds for which one check is enough."""
 
 RESERVE: Final = 32 * MIB
-"""Bytes of addresses, without memory behind them, that are held until memory runs short: what a request
-needs, and as much again for a few more and for the stack of a thread."""
+"""Bytes of addresses, without memory behind them, that are released when memory runs short: enough for one
+request, for a few more, and for the stack of a thread."""
 
 
 class Headroom:
-    """The memory that is left. *relieve* is called, again and again, while it is not enough for a request.
+    """The free memory. *relieve* is called at each check while there is not enough for a request.
 
     Raises OSError where there is not even enough for the reserve.
     """
@@ -49,11 +49,11 @@ class Headroom:
     def __init__(self, relieve: Callable[[], None]) -> None:
         self._relieve = relieve
         self._reserve: mmap.mmap | None = _map(RESERVE)
-        self._requests = 0  # that need no other look
+        self._requests = 0  # that need no other check
         self._until = 0.0
 
     def has_room(self) -> bool:
-        """Say whether a request can be taken now, which the caller then does at once."""
+        """Return whether there is memory for a request, which the caller takes at once."""
         if self._requests and monotonic() < self._until:
             self._requests -= 1
             return True
@@ -63,7 +63,7 @@ class Headroom:
         self._requests = 0
         if _may_map(_PLENTY):
             if self._reserve is None:
-                with suppress(OSError):  # somebody else was faster
+                with suppress(OSError):  # another process has taken it
                     self._reserve = _map(RESERVE)
                     log.warning("there is enough memory again")
             self._requests = _BURST - 1
@@ -75,7 +75,7 @@ class Headroom:
             self._reserve.close()
             self._reserve = None
             log.error("memory runs short, and requests may have to wait; raise the limit with: ulimit -v")
-        with suppress(MemoryError):  # it is called again
+        with suppress(MemoryError):  # the next check calls it again
             self._relieve()
         return _may_map(_PIECES * _PIECE)
 
@@ -85,7 +85,7 @@ def _map(size: int) -> mmap.mmap:
 
 
 def _may_map(size: int) -> bool:
-    """Say whether the kernel lets us have *size* bytes more; they are not used."""
+    """Return whether the kernel would map *size* bytes more."""
     try:
         _map(size).close()
     except OSError:
@@ -101,7 +101,7 @@ _libc.free.restype = None
 
 
 def _has_pieces() -> bool:
-    """Say whether the pieces can be had, also of what the process has but does not use."""
+    """Return whether malloc(3) has the pieces, also from memory that the process has but does not use."""
     pieces = [_libc.malloc(_PIECE) for _ in range(_PIECES)]
     for piece in pieces:
         _libc.free(piece)

@@ -12,7 +12,7 @@ FUSE_AUTO_INVAL_DATA
 In the same answer stand max_background and congestion_threshold, which pyfuse3 does not set either, and
 FUSE_DIRECT_IO_ALLOW_MMAP (Linux 6.6), without which direct_io refuses MAP_SHARED.
 
-libfuse reads and writes at a descriptor number that it does not let go. So `AmendedInit` puts a socket in the
+libfuse reads and writes at one descriptor number. So `AmendedInit` puts a socket in the
 place of the descriptor for the length of this one request: FUSE_INIT is read from the kernel and passed on to
 libfuse, libfuse's answer is amended and passed on to the kernel, and then the descriptor is put back. Nothing
 else uses the descriptor in between: the kernel sends nothing before it has the answer, and pyfuse3 does not
@@ -129,7 +129,7 @@ class AmendedInit:
                     kernel = os.dup(fd)
                     stack.callback(os.close, kernel)
                     request = os.read(kernel, _LONGEST_REQUEST)
-                    # From here on nothing may fail: who has read the request has to see it answered.
+                    # Nothing may fail behind this: the request is read, and so has to be answered.
                     ours.send(request)
                     os.dup2(theirs.fileno(), fd, inheritable=False)
                 stack.pop_all()

@@ -3,7 +3,7 @@
 The kernel drops the pages of a file at each open (keep_cache=False), and when it is told to
 (FUSE_NOTIFY_INVAL_INODE). In both cases the caller waits for pages that are being read, and this program
 answers these reads. A thread of this program that waits in the kernel cannot be killed, and holds the
-descriptor of FUSE: after SIGKILL nobody would answer, and process and mount would stay until ``umount -f``.
+descriptor of FUSE: after SIGKILL process and mount would hang until ``umount -f``.
 So no thread of this program may wait for its own mount. There are two ways:
 
 `PagesByChild`
@@ -44,10 +44,13 @@ class Pages(Protocol):
         """Whether a thread waits in the kernel: until it returns the process cannot end."""
 
     async def is_answered(self) -> bool:
-        """Wait until the mount point answers; return whether it does, or whether nobody could ask."""
+        """Ask the mount point for its attributes; return False where it answers with an error.
+
+        Return True where there is neither a process nor a thread to ask.
+        """
 
     def opened(self, inode: int, pid: int) -> None:
-        """Take note that process *pid* opens *inode*."""
+        """Note that process *pid* opens *inode*."""
 
     async def drop(self, inode: int, path: bytes | None, patience: float) -> bool:
         """Drop the pages of *inode*, at *path*; return whether that was done within *patience* seconds.
@@ -81,12 +84,12 @@ class PagesByThread:
         self._mount_point = os.fsencode(mount_point)
         self._invalidate = invalidate
         self._make_room = make_room
-        self._waiting = 0
+        self._waiting: list[object] = []  # an entry for each thread; append and pop are atomic
 
     @property
     def is_thread_waiting(self) -> bool:
         """Whether a thread waits in the kernel."""
-        return self._waiting > 0
+        return bool(self._waiting)
 
     async def is_answered(self) -> bool:
         """Wait until the mount point answers."""
@@ -147,17 +150,16 @@ class PagesByThread:
         """Run *work* in a thread; raises MemoryError where none can be started."""
 
         def run() -> None:
+            self._waiting.append(work)
             try:
                 work(*arguments)
             finally:
-                self._waiting -= 1
+                self._waiting.pop()
 
         self._make_room()
-        self._waiting += 1
         try:
             await trio.to_thread.run_sync(run, abandon_on_cancel=True)
         except RuntimeError as exc:
-            self._waiting -= 1
             raise MemoryError(str(exc)) from None
 
 
@@ -206,12 +208,12 @@ class PagesByChild:
         return opening.status in (0, None)
 
     def opened(self, inode: int, pid: int) -> None:
-        """Take note of what a child opens: a path can lead to another mount."""
+        """Note the inode that a child opens: its path can lead to another mount."""
         if pid in self._children:
             self._children[pid].inode = inode
 
     async def drop(self, inode: int, path: bytes | None, patience: float) -> bool:
-        """Have a child open the file at *path*; raises MemoryError."""
+        """Have a child open the file at *path*; raises MemoryError where there is no thread either."""
         began = trio.current_time()
         with trio.move_on_after(patience):
             if path is not None:
@@ -224,10 +226,7 @@ class PagesByChild:
 
     def drop_soon(self, inode: int, path: bytes) -> None:
         """Have a child open the file at *path*."""
-        try:
-            self._open(path)
-        except MemoryError as exc:
-            _log_kept(path, exc)
+        self._open(path)
 
     async def write_back(self, inode: int, path: bytes, is_wanted: Callable[[], bool]) -> bool:
         """Have a child open and close the file at *path*."""
@@ -237,12 +236,17 @@ class PagesByChild:
 
     def _open(self, path: bytes) -> _Opening:
         """Have a child open the file at *path*, from now on and not earlier; one child at a time for each."""
-        opening = self._wanted.get(path)
-        if opening is None:
-            opening = self._wanted[path] = _Opening()
+        if (opening := self._wanted.get(path)) is not None:
+            return opening
+        opening = _Opening()
+        try:
             if path not in self._busy:
                 trio.lowlevel.spawn_system_task(self._open_wanted, path)
                 self._busy.add(path)
+            self._wanted[path] = opening
+        except MemoryError as exc:
+            _log_kept(path, exc)
+            opening.done.set()
         return opening
 
     async def _open_wanted(self, path: bytes) -> None:

@@ -29,19 +29,19 @@ _WORK: Final = 0.25
 
 
 class Platform(Protocol):
-    """What the life of a mount asks for, in the order in which it does. All of it may do nothing."""
+    """What a mount calls, in this order. Each method may do nothing, except for `pages`."""
 
     poller: BusyPoller
-    """For all that wait for an answer which may come soon."""
+    """Polls for answers that may come soon."""
 
     def keep_in_memory(self) -> None:
         """Keep the process in memory, as far as permitted."""
 
     def reserve_memory(self, relieve: Callable[[], None]) -> None:
-        """Set memory for requests aside, before there are any.
+        """Reserve memory for requests, before there are any.
 
-        *relieve* is called, again and again, while the memory that is left is too little for a request.
-        Raises OSError where there is not even enough to begin with.
+        *relieve* is called at each check while there is too little memory for a request. Raises OSError where
+        there is not enough for the reserve.
         """
 
     def take_requests(self) -> None:
@@ -60,8 +60,7 @@ class Platform(Protocol):
         """Set the kernel's limits for the mount of *device* ("major:minor"), which answers already."""
 
     async def attend(self, disconnected: Callable[[], None]) -> None:
-        """Work beside the requests, until cancelled; call *disconnected* when the kernel takes no answers any
-        more."""
+        """Work in the background until cancelled; call *disconnected* when the connection has ended."""
 
 
 class NoPlatform:
@@ -131,7 +130,7 @@ class LinuxPlatform:
         tune(device, self._limits, is_told=self._init.is_in_force)
 
     async def attend(self, disconnected: Callable[[], None]) -> None:
-        """Watch the connection, and give memory back each time that it has become quiet after some work."""
+        """Watch the connection, and give memory back whenever the process is quiet after some work."""
         async with trio.open_nursery() as nursery:
             if self._readiness is not None:
                 nursery.start_soon(self._watch, self._readiness, disconnected)

@@ -1,7 +1,7 @@
-"""What the process asks of the kernel because it serves disks: to stay in memory.
+"""Keeps the process in memory.
 
-A disk in user space is a trap when memory runs short: the kernel writes dirty pages back to make room, and
-this process must not wait for room itself while it takes them.
+When memory runs short, the kernel frees some by writing dirty pages back, also to disks that this process
+serves. If the process then waited for memory itself, neither would go on.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ for each request in work: these are returned one by one."""
 
 
 class ProcessMemory:
-    """The memory of this process: whether it stays, and what becomes of it when it is freed."""
+    """The memory of this process: locking it, and returning what is freed to the kernel."""
 
     def __init__(self) -> None:
         self._is_locked = False

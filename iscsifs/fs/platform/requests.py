@@ -8,6 +8,7 @@ with it as there were requests to take the last time. Each of them looks before 
 never block, and there has to be memory for what is read.
 """
 
+import itertools
 import logging
 import select
 from collections import deque
@@ -33,14 +34,26 @@ LOOK_INTERVAL: Final = 0.5
 """Seconds between two looks at whether the kernel is still there."""
 
 
+class _Done:
+    """An awaitable that is done, without a coroutine: it has nothing to wait for."""
+
+    __await__ = ().__iter__
+
+
+_nothing: Final = itertools.repeat(_Done()).__next__
+
+
 class _NoLock:
-    """Takes the place of the lock under which pyfuse3's workers wait one by one."""
+    """Takes the place of the lock under which pyfuse3's workers wait one by one.
 
-    async def __aenter__(self) -> None:
-        pass
+    Every request enters and leaves it, so both are built-in functions.
+    """
 
-    async def __aexit__(self, *_: object) -> None:
-        pass
+    __aenter__ = staticmethod(_nothing)
+
+    @staticmethod
+    def __aexit__(*_: object) -> _Done:
+        return _nothing()
 
 
 class Readiness:
@@ -63,8 +76,8 @@ class Readiness:
         self._closed = False
 
     async def disconnected(self) -> None:
-        """Return when the kernel takes no answers any more: it was unmounted, or the connection aborted."""
-        while True:  # workers that have no answer yet do not notice, and the others must not look each time
+        """Return when the kernel takes no more answers: after an unmount or an abort of the connection."""
+        while True:  # a worker that has no answer yet does not notice it
             await trio.sleep(LOOK_INTERVAL)
             if self._is_over():
                 return
@@ -104,7 +117,7 @@ class Readiness:
         raise trio.ClosedResourceError
 
     def notify_closing(self, fd: int) -> None:
-        """Let all who wait for *fd* end with ClosedResourceError."""
+        """End all waits for *fd* with ClosedResourceError."""
         self._closed = True
         if self._watched is not None:
             self._watched.close()
@@ -112,15 +125,15 @@ class Readiness:
         self._wake(len(self._parked))
 
     def dismiss_idle(self) -> None:
-        """End the workers that have nothing to do, but for one, and so free their buffers of 1 MiB each.
+        """End all idle workers but one, which frees a buffer of 1 MiB each.
 
-        pyfuse3 starts others when it needs them.
+        pyfuse3 starts new ones when it needs them.
         """
         self._dismissed.update(self._parked)
         self._wake(len(self._parked))
 
     def _is_over(self) -> bool:
-        """Say whether there is no request but the end of the connection to be read."""
+        """Return whether the descriptor reports the end of the connection and no request."""
         return self._poll is not None and any(not event & select.POLLIN for _, event in self._poll.poll(0))
 
     async def _park(self) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 log = logging.getLogger(__name__)
 
 MAX_BACKGROUND: Final = 4096
-"""Requests; more than there are processes, so that units that are away stop only those who wait for them."""
+"""Requests; more than there are processes, so that the requests for a unit that is away stop no others."""
 
 READ_AHEAD_KIB: Final = 4096
 
@@ -76,7 +76,7 @@ def _connection(number: str) -> int:
 
 
 def _mount_fusectl() -> int:
-    """Mount fusectl where nobody sees it, and return a descriptor of it: it is gone when that is closed."""
+    """Mount fusectl at no path, and return its descriptor; closing that unmounts it."""
     context = _syscall(_FSOPEN, b"fusectl", 0)
     try:
         _syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)

@@ -170,14 +170,14 @@ class Initiator:
         connection, setting = self.connection, self.setting
         for task in self.tasks:
             connection.submit(task)
-        connection.ping()
-        connection.send_text([("SendTargets", "")], immediate=setting.immediate_text)
+        connection.requests.ping()
+        connection.requests.send_text([("SendTargets", "")], immediate=setting.immediate_text)
         if setting.aborting:
-            connection.abort_task(self.tasks[0])
+            connection.requests.abort_task(self.tasks[0])
         if setting.resetting:
-            connection.reset(TaskFunction.LOGICAL_UNIT_RESET, self.tasks[0].lun)
+            connection.requests.reset(TaskFunction.LOGICAL_UNIT_RESET, self.tasks[0].lun)
         if setting.logging_out:
-            connection.log_out()
+            connection.requests.log_out()
 
     def receive(self, stream: bytes, piece: int) -> None:
         """Let *stream* arrive, unless there was an error before."""
@@ -195,7 +195,8 @@ class Initiator:
         """Take what has happened and what is to be sent; return what has happened."""
         events = self.connection.events()
         self.events += events
-        self.sent += b"".join(self.connection.data_to_send())
+        while buffers := self.connection.data_to_send():
+            self.sent += b"".join(buffers)
         return events
 
     def react(self, event: Event) -> None:
@@ -205,13 +206,13 @@ class Initiator:
         match event:
             case Management(refused_for_now=True, function=TaskFunction.ABORT_TASK):
                 if event.tasks[0].on_the_wire:
-                    self.connection.repeat(event)
+                    self.connection.requests.repeat(event)
             case Management(refused_for_now=True):
-                self.connection.repeat(event)
+                self.connection.requests.repeat(event)
             case Management(response=TaskResponse.REJECTED):
-                self.connection.reset(TaskFunction.TARGET_WARM_RESET)
+                self.connection.requests.reset(TaskFunction.TARGET_WARM_RESET)
             case LogoutRequested():
-                self.connection.log_out()
+                self.connection.requests.log_out()
 
     def end(self) -> tuple[object, ...]:
         """End the stream; return all that can be seen of it from outside."""

@@ -17,7 +17,9 @@ from iscsifs.errors import (
     UnitError,
     printable,
 )
-from iscsifs.fs.tree import Directory, Link, TargetDescription, Tree, UnitDescription, safe_name
+from iscsifs.fs.names import safe_name
+from iscsifs.fs.nodes import Directory, Link, TreeOptions
+from iscsifs.fs.tree import TargetDescription, Tree, UnitDescription
 from iscsifs.iscsi import text as texts
 from iscsifs.iscsi.chap import ChallengeMemory, ChapInitiator, ChapTarget, Credentials, response
 from iscsifs.iscsi.discovery import read_targets
@@ -344,7 +346,7 @@ def path_names(data: bytes) -> None:
         assert is_line(printable(field, 64))
     assert is_line(printable(data, 64))
     given = iter(fields)
-    tree = Tree()
+    tree = Tree(TreeOptions(uid=0, gid=0))
     for host in islice(given, 8):
         # Targets by twos, so that names of one call and those of an earlier one meet.
         targets = [

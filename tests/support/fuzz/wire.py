@@ -100,7 +100,7 @@ def counts_command(header: bytes) -> bool:
 
 
 def feed(
-    get_buffer: Callable[[], memoryview], buffer_updated: Callable[[int], None], stream: bytes, piece: int
+    get_buffer: Callable[[], memoryview], buffer_updated: Callable[[int], object], stream: bytes, piece: int
 ) -> None:
     """Let *stream* arrive in pieces of at most *piece* bytes; no buffer may be longer than there is need
     for."""

@@ -5,6 +5,7 @@ inventory of units asks for paths.
 """
 
 import itertools
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -22,6 +23,8 @@ from iscsifs.iscsi.events import SenseReported
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.units.inventory import Inventory, Settings
 from iscsifs.units.unit import LogicalUnit
+
+log = logging.getLogger(__name__)
 
 # What all logins of a process share: no challenge is used twice, and no two sessions have the same ISID.
 _challenges = ChallengeMemory()
@@ -62,6 +65,11 @@ class ManagedTarget:
         Raises CommandError where the target does not answer at all.
         """
         await self.inventory.find_units()
+
+    async def rescan(self) -> None:
+        """Find the units that have come and gone, and those of another size; raises an `IscsifsError`."""
+        log.info("%s: rescan", self.target_name)
+        await self.inventory.rescan()
 
     @property
     def units(self) -> list[LogicalUnit]:
@@ -135,6 +143,12 @@ class Initiator:
                 await session.close()
             raise
         return target
+
+    async def logout(self, target: ManagedTarget) -> None:
+        """Log out of *target*, in bounded time; its commands fail."""
+        self._sessions.remove(target.session)
+        with trio.CancelScope(shield=True):
+            await target.session.close()
 
     async def close(self) -> None:
         """Log out of all targets, in parallel and in bounded time."""

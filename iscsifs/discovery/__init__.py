@@ -1,0 +1,1 @@
+"""Sources of targets: what tells which targets a user wants, now and later."""
