@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from iscsifs.ctl.mounted import CONTROL, GoneError, Mount
 from iscsifs.ctl.places import Place
+from iscsifs.ctl.tables import json_line
 from iscsifs.errors import printable
 
 CURRENT: Final = "events"
@@ -56,7 +57,7 @@ class Event:
 
     def json(self) -> str:
         """Return it for scripts, in one line."""
-        return json.dumps(self.fields)
+        return json_line(self.fields)
 
 
 def parse(text: str) -> Iterator[Event]:

@@ -1,6 +1,5 @@
 """What the commands tell that only read: tables for people, one JSON document for scripts."""
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +24,7 @@ from iscsifs.ctl.statistics import Operations, Statistics, read_statistics
 
 def as_json(value: object) -> str:
     """Return *value*, made of dataclasses, sequences and mappings, as one line of JSON in ASCII."""
-    return json.dumps(_plain(value))
+    return tables.json_line(_plain(value))
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Tables and figures for people; everything that is printed passes `iscsifs.errors.printable`."""
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -45,6 +46,11 @@ def shown(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return printable(str(value), _LONGEST)
+
+
+def json_line(value: object) -> str:
+    """Return *value* as JSON in one line of printable ASCII: `json` leaves DEL as it is."""
+    return json.dumps(value).replace("\x7f", "\\u007f")
 
 
 def size(count: int | None) -> str:

@@ -11,7 +11,7 @@ from iscsifs.ctl.cli import main
 from iscsifs.exit_status import ExitStatus
 from support.control_tree import HOST, NAME, WWID, ControlTree
 
-ESCAPE = "\x1b[2J"
+ESCAPE = "\x1b[2J\x9b2J\x7f"
 
 
 @pytest.fixture
