@@ -118,11 +118,16 @@ def test_the_completions_are_those_of_the_parsers(tmp_path: Path) -> None:
 
 
 WORDS = [
-    ("--dig", ["--digest"]),
-    ("--digest ", ["none", "header", "data", "all"]),
-    ("--secret-file sec", ["secret"]),
-    ("host mou", ["mountpoint/"]),
-    ("host other mou", ["mountpoint/"]),
+    ("iscsifs --dig", ["--digest"]),
+    ("iscsifs --digest ", ["none", "header", "data", "all"]),
+    ("iscsifs --secret-file sec", ["secret"]),
+    ("iscsifs host mou", ["mountpoint/"]),
+    ("iscsifs host other mou", ["mountpoint/"]),
+    ("iscsifsctl resc", ["rescan"]),
+    ("iscsifsctl top --sort d", ["dirty", "depth"]),
+    ("iscsifsctl unmount mou", ["mountpoint/"]),
+    ("iscsifsctl save sec", ["secret"]),
+    ("iscsifsctl trace sto", ["stop"]),
 ]
 
 
@@ -137,9 +142,9 @@ def somewhere(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("words", "completed"), WORDS)
 def test_bash_completes(words: str, completed: list[str], somewhere: Path) -> None:
     script = f"""
-        . {COMPLETIONS}/bash/iscsifs; cd {somewhere}
-        COMP_WORDS=(iscsifs {words}{'""' if words.endswith(" ") else ""})
-        COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _shtab_iscsifs 2>/dev/null
+        . {COMPLETIONS}/bash/{words.split()[0]}; cd {somewhere}
+        COMP_WORDS=({words}{'""' if words.endswith(" ") else ""})
+        COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _shtab_{words.split()[0]} 2>/dev/null
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """
     assert run("bash", "-c", script).split() == [word.rstrip("/") for word in completed]
@@ -150,12 +155,15 @@ def test_fish_completes(
     words: str, completed: list[str], somewhere: Path, require: Callable[..., None]
 ) -> None:
     require("fish")
-    script = f"source {COMPLETIONS}/fish/iscsifs.fish; cd {somewhere}; complete -C 'iscsifs {words}'"
+    command = words.split()[0]
+    script = f"source {COMPLETIONS}/fish/{command}.fish; cd {somewhere}; complete -C '{words}'"
     said = run("env", f"HOME={somewhere}", "fish", "--no-config", "-c", script)
     assert {line.partition("\t")[0] for line in said.splitlines()} == set(completed)
 
 
-@pytest.mark.parametrize(("words", "completed"), [WORDS[0], *WORDS[2:]])
+@pytest.mark.parametrize(
+    ("words", "completed"), [(words, found) for words, found in WORDS if len(found) == 1]
+)
 def test_zsh_completes(
     words: str, completed: list[str], somewhere: Path, require: Callable[..., None]
 ) -> None:
@@ -167,7 +175,7 @@ def test_zsh_completes(
         zpty -w shell 'compinit -u -D; show() {{ print -r -- "line=$BUFFER=" >>said }}; zle -N show'
         zpty -w shell 'bindkey "^X" show; : > ready'
         until [[ -e {somewhere}/ready ]] {{ sleep 0.05 }}
-        zpty -w -n shell $'iscsifs {words}\\t\\x18'
+        zpty -w -n shell $'{words}\\t\\x18'
         until [[ -s {somewhere}/said ]] {{ sleep 0.05 }}
         zpty -d shell
     """
