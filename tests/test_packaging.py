@@ -22,6 +22,7 @@ COMPLETIONS = TOP / "contrib" / "completions"
 COMMANDS = ["iscsifs", "iscsifs-target", "iscsifsctl"]
 DATA = {
     *(f"share/man/man8/{command}.8" for command in COMMANDS),
+    "share/man/man5/iscsi.conf.5",
     *(f"share/bash-completion/completions/{command}" for command in COMMANDS),
     *(f"share/zsh/site-functions/_{command}" for command in COMMANDS),
     *(f"share/fish/vendor_completions.d/{command}.fish" for command in COMMANDS),

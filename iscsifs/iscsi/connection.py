@@ -92,6 +92,11 @@ class Connection:
 
     # Bytes in and out.
 
+    @property
+    def bytes_left(self) -> int | None:
+        """How many bytes of the PDU that is arriving are to come; None while its header is not whole."""
+        return self._receiver.bytes_left
+
     def buffer_updated(self, count: int) -> bool:
         """Take note of *count* bytes received into what `get_buffer` returned; return whether there may be
         something to send now.

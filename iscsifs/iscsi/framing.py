@@ -235,6 +235,15 @@ class Receiver:
         """Whether a part of a PDU has arrived: the end of the stream now would cut it."""
         return self._pdu is not None or self._start != self._end
 
+    @property
+    def bytes_left(self) -> int | None:
+        """How many bytes of the PDU that is arriving are to come; None while its header is not whole."""
+        waiting = self._end - self._start
+        if self._pdu is None:
+            return None if waiting else 0
+        left = len(self._data) - self._filled + self._tail - waiting
+        return left if left >= 0 else None
+
     def get_buffer(self) -> memoryview:
         """Return the memory that the next bytes belong into; never empty."""
         if self._pdu is not None and self._filled < len(self._data):

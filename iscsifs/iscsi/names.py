@@ -55,6 +55,12 @@ def check_name(name: str, what: str) -> None:
         )
 
 
+def check_zone(host: str) -> None:
+    """Raise ConfigError for a link-local address, given by the user, that does not say of which link."""
+    if re.match("fe[89ab][0-9a-f]:", host, re.IGNORECASE) and "%" not in host:
+        raise ConfigError(f"{host}: this address needs its interface, as in [{host}%eth0]")
+
+
 @dataclass(frozen=True, slots=True)
 class Portal:
     """Where to connect: a DNS name, an IPv4 or an IPv6 address, and a TCP port.

@@ -30,6 +30,7 @@ from iscsifs.iscsi.task import Task
 from iscsifs.iscsi.text import Pair
 from iscsifs.limits import MAX_PDUS, MAX_READS
 from iscsifs.transport.polling import NO_POLLER, Poller
+from iscsifs.transport.tap import MakeRecorder, tapped
 
 _R = TypeVar("_R")
 
@@ -110,6 +111,24 @@ class Link:
             self.connection.connection_lost()
         self._watched.close()
         self._scope.cancel()
+
+    def record(self, make: MakeRecorder) -> bool:
+        """Have *make* choose who records the connection, which is logged in, from here on.
+
+        Returns False within a header, where nobody can tell how long it is: then it may be tried again.
+        """
+        left = self.connection.bytes_left
+        if left is None or self.failure is not None:
+            return False
+        parameters = self.connection.parameters
+        self._socket = tapped(
+            self._socket,
+            make,
+            (parameters.header_digest, parameters.data_digest),
+            skip_sent=sum(map(len, self._unsent)),
+            skip_received=left,
+        )
+        return True
 
     def close(self) -> None:
         """Close the socket and end `run`."""
