@@ -96,6 +96,11 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--snaplen", type=whole_number, metavar="BYTES", help="keep so much of each packet")
     what = command("save", _save, "write a configuration file of what is attached now")
     what.add_argument("file", metavar="FILE")
+    what = command("import", _import, "take over what open-iscsi knows into a configuration file")
+    what.add_argument(
+        "directory", metavar="DIRECTORY", nargs="?", type=Path, help="its directory (/etc/iscsi)"
+    )
+    what.add_argument("--to", metavar="FILE", type=Path, help="the configuration file (/etc/iscsi.conf)")
     what = command("unmount", _unmount, "unmount, and wait until everything is written")
     what.add_argument("mount_point", metavar="MOUNTPOINT", nargs="?", type=Path)
     return parser
@@ -336,6 +341,18 @@ def _trace(args: argparse.Namespace) -> int:
 def _save(args: argparse.Namespace) -> int:
     change.save(_mount(args), args.file)
     return ExitStatus.OK
+
+
+def _import(args: argparse.Namespace) -> int:
+    from iscsifs.ctl import records  # which takes a while, and no other command needs
+
+    imported = records.import_records(args.to, args.directory)
+    _print(imported.lines())
+    for note in imported.notes:
+        complain(f"iscsifsctl: {note}")
+    if not imported.unreadable:
+        return ExitStatus.OK
+    return ExitStatus.PARTIAL if imported.entries else ExitStatus.FAILED
 
 
 def _unmount(args: argparse.Namespace) -> int:

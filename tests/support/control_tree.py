@@ -40,6 +40,7 @@ class ControlTree:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.events: list[dict[str, object]] = []
+        self.turned = 0
         (path / ".iscsifs").mkdir(parents=True)
         (path / "by-id").mkdir()
         self.write("iscsifs 1.2.3", ".iscsifs", "version")
@@ -131,8 +132,10 @@ class ControlTree:
         self.write("\n".join(lines), *names, "latency")
 
     def write(self, text: str, *names: str) -> None:
-        """Write a file of text."""
-        self.path.joinpath(*names).write_text(f"{text}\n" if text else "")
+        """Write a file of text, all of it at once: a mount shows nothing half."""
+        new = self.path.parent / "new"
+        new.write_text(f"{text}\n" if text else "")
+        new.replace(self.path.joinpath(*names))
 
     def command(self, *names: str) -> str:
         """Return the command that was written to a control file, and forget it."""
@@ -145,8 +148,7 @@ class ControlTree:
         """Add an event."""
         self.events.append({"id": len(self.events) + 1, "time": "2026-11-21T12:00:00.000Z", "event": kind})
         self.events[-1] |= where | {"text": text}
-        lines = "".join(json.dumps(event) + "\n" for event in self.events)
-        (self.path / ".iscsifs" / "events").write_text(lines)
+        self.write("\n".join(map(json.dumps, self.events[self.turned :])), ".iscsifs", "events")
 
     def turn_events(self) -> None:
         """Begin a new file of events; the one of now is the previous one."""

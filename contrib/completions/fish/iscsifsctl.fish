@@ -50,8 +50,8 @@ function _shtab_iscsifsctl_using
   test "$_shtab_iscsifsctl_cmdpath" = "$argv"
 end
 
-set -g _shtab_iscsifsctl_commands list show add remove login logout rescan stats top events loop trace save unmount
-set -g _shtab_iscsifsctl_opts_with_value --count --interval --lines --mount --snaplen --sort -c -i -m -n -s
+set -g _shtab_iscsifsctl_commands list show add remove login logout rescan stats top events loop trace save import unmount
+set -g _shtab_iscsifsctl_opts_with_value --count --interval --lines --mount --snaplen --sort --to -c -i -m -n -s
 
 complete -c iscsifsctl -e
 complete -c iscsifsctl -f
@@ -118,6 +118,10 @@ complete -c iscsifsctl -n '_shtab_iscsifsctl_using; and test $_shtab_iscsifsctl_
 complete -c iscsifsctl -n '_shtab_iscsifsctl_using save' -s h -l help -d 'show this help message and exit'
 complete -c iscsifsctl -n '_shtab_iscsifsctl_using save' -s m -l mount -xka "(__fish_complete_directories)" -d 'which mount; without it, the only one'
 complete -c iscsifsctl -n '_shtab_iscsifsctl_using save; and test $_shtab_iscsifsctl_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d FILE
+complete -c iscsifsctl -n '_shtab_iscsifsctl_using; and test $_shtab_iscsifsctl_npos -eq 0' -a import -d 'Take over what open-iscsi knows into a configuration file.'
+complete -c iscsifsctl -n '_shtab_iscsifsctl_using import' -s h -l help -d 'show this help message and exit'
+complete -c iscsifsctl -n '_shtab_iscsifsctl_using import' -s m -l mount -xka "(__fish_complete_directories)" -d 'which mount; without it, the only one'
+complete -c iscsifsctl -n '_shtab_iscsifsctl_using import' -l to -xka "(__fish_complete_path (commandline -ct))" -d 'the configuration file (/etc/iscsi.conf)'
 complete -c iscsifsctl -n '_shtab_iscsifsctl_using; and test $_shtab_iscsifsctl_npos -eq 0' -a unmount -d 'Unmount, and wait until everything is written.'
 complete -c iscsifsctl -n '_shtab_iscsifsctl_using unmount' -s h -l help -d 'show this help message and exit'
 complete -c iscsifsctl -n '_shtab_iscsifsctl_using unmount' -s m -l mount -xka "(__fish_complete_directories)" -d 'which mount; without it, the only one'
