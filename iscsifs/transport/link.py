@@ -71,7 +71,7 @@ class Link:
             raise self._lost(error) from None
 
     async def log_in(self) -> Redirect | None:
-        """Exchange login PDUs until the full feature phase, or until the target sends us elsewhere.
+        """Exchange login PDUs until the full feature phase, or until the target redirects the login.
 
         The caller sets the deadline. Raises LoginError, ProtocolError or TransportError; the caller closes
         the link then.
@@ -207,9 +207,9 @@ class Link:
                 self._break(error)
 
     def progress(self) -> tuple[int, int]:
-        """Return how many bytes the other end has taken so far, and how many wait for that.
+        """Return (bytes acknowledged by TCP, bytes not yet acknowledged).
 
-        The first says that somebody is there even while nothing comes back.
+        While the first number grows the target is alive, even if it sends nothing.
         """
         try:
             (kept,) = struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))
@@ -229,7 +229,7 @@ class Link:
             self._break(error)
 
     def _break(self, error: IscsifsError | MemoryError) -> None:
-        """End the link after *error*: what has come is read in part, and cannot be read again."""
+        """End the link after *error*: a PDU was received in part, and its bytes cannot be received again."""
         self.fail(error if isinstance(error, IscsifsError) else TransportError("no memory for what comes"))
 
     async def _receive_loop(self, on_event: Callable[[Event], None]) -> None:
@@ -263,11 +263,11 @@ class Link:
                 raise TransportError("the target closed the connection after the logout")
             self._drained = count < len(buffer)
             is_asked = connection.buffer_updated(count)
-        finally:  # also what had happened before a rule was broken
+        finally:  # also the events from before a rule was broken
             for event in connection.events():
                 try:
                     on_event(event)
-                except MemoryError as error:  # the others are told all the same
+                except MemoryError as error:  # the other events are delivered all the same
                     self._break(error)
         if is_asked:
             self.flush()
