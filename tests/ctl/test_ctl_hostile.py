@@ -59,6 +59,7 @@ texts = st.one_of(
 @example(file=f"{_UNIT}/statistics", text="\n".join(f"{name} 1e308" for name in _COUNTS), is_json=False)
 @example(file=f"{_UNIT}/latency", text="read nan:1", is_json=False)
 @example(file=f"{_UNIT}/latency", text=f"read 1:{'9' * 400} +Inf:0", is_json=False)
+@example(file=".iscsifs/config", text="\x1b", is_json=False)
 @example(file=f"{HOST}/disk/session/reconnects", text="9" * 5000, is_json=False)
 @example(file=".iscsifs/trace", text="a b c d", is_json=False)
 @example(file=".iscsifs/events", text='{"id": ' + "9" * 5000 + "}", is_json=False)
