@@ -50,14 +50,18 @@ def control(mounted: Mounted, *words: object, status: int = 0) -> str:
     return error if status else out
 
 
+def words(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]
+
+
 def test_it_lists_and_shows_what_is_mounted(mounted: Mounted) -> None:
     (target,) = json.loads(control(mounted, "list", "--json"))["targets"]
     assert (target["place"], target["targetname"]) == ("127.0.0.1/disk", NAME)
     (unit,) = [unit for unit in target["units"] if unit["size"] is not None]
     assert (unit["place"], unit["size"], unit["vendor"]) == ("127.0.0.1/disk/lun1", MIB, "IET")
-    assert f"wwid:       {unit['wwid']}" in control(mounted, "show", unit["wwid"]).splitlines()
+    assert ["wwid:", unit["wwid"]] in words(control(mounted, "show", unit["wwid"]))
     for word in (NAME, f"{mounted.path}/127.0.0.1/disk", "disk"):
-        assert f"targetname: {NAME}" in control(mounted, "show", word)
+        assert ["targetname:", NAME] in words(control(mounted, "show", word))
     config = dict(json.loads(control(mounted, "show", "--json"))["config"][0])
     assert config["sync"] == "yes"
     assert iscsifs.__version__ in control(mounted, "show")
