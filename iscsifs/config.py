@@ -15,7 +15,7 @@ from typing import Final, Self
 from iscsifs.errors import ConfigError, printable
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.chap import Credentials
-from iscsifs.iscsi.names import DEFAULT_PORT, Portal, check_name, name_fault
+from iscsifs.iscsi.names import DEFAULT_PORT, Portal, check_name, check_zone, name_fault
 from iscsifs.mount_options import MountOptions
 from iscsifs.secret import SecretFile, forbid_core_dumps, read_secret
 
@@ -61,7 +61,7 @@ class HostSpec:
         if not static and (hint := _meant(rest)):
             raise ConfigError(f'"{printable(text)}" is not a host; did you mean {printable(hint)}?')
         portal = Portal.parse(address)
-        _check_zone(portal.host)
+        check_zone(portal.host)
         if not _has_port(address):
             portal = replace(portal, port=default_port)
         if not static:
@@ -75,12 +75,6 @@ class HostSpec:
         if slash and not _LUN.fullmatch(lun):
             raise ConfigError(f'"{printable(text)}": "{printable(lun)}" is not the number of a logical unit')
         return cls(portal, user or None, target, _label(lun) if slash else None)
-
-
-def _check_zone(host: str) -> None:
-    """Raise ConfigError for a link-local address that does not say of which link."""
-    if re.match("fe[89ab][0-9a-f]:", host, re.IGNORECASE) and "%" not in host:
-        raise ConfigError(f"{host}: this address needs its interface, as in [{host}%eth0]")
 
 
 def _meant(text: str) -> str | None:

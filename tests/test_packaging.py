@@ -22,6 +22,7 @@ COMPLETIONS = TOP / "contrib" / "completions"
 PAGES = ["iscsifs.8", "iscsifs-target.8"]
 DATA = {
     *(f"share/man/man8/{page}" for page in PAGES),
+    "share/man/man5/iscsi.conf.5",
     *(f"share/bash-completion/completions/{command}" for command in ("iscsifs", "iscsifs-target")),
     *(f"share/zsh/site-functions/_{command}" for command in ("iscsifs", "iscsifs-target")),
     *(f"share/fish/vendor_completions.d/{command}.fish" for command in ("iscsifs", "iscsifs-target")),

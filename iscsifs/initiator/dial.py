@@ -32,6 +32,7 @@ from iscsifs.transport.link import Link
 from iscsifs.transport.lookup import look_up
 from iscsifs.transport.polling import NO_POLLER as NO_POLLER
 from iscsifs.transport.polling import Poller as Poller
+from iscsifs.transport.tap import tapped
 from iscsifs.transport.waiting import explained
 
 log = logging.getLogger(__name__)
@@ -190,6 +191,8 @@ class Dialler:
             except TransportError as error:
                 portal = _alternative(redirect, redirections, error)
                 continue
+            if self._options.record is not None:
+                sock = tapped(sock, self._options.record)
             self._login = InitiatorLogin(config, random_bytes=os.urandom, memory=self._memory)
             link = Link(sock, Connection(self._login, tracer(str(portal))), self._poller)
             try:

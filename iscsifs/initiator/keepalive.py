@@ -1,4 +1,4 @@
-"""Whether the target is still there: pings where it is silent (RFC 7143 section 11.18)."""
+"""A keepalive: pings a silent target, and fails its link if there is no answer (RFC 7143 section 11.18)."""
 
 from iscsifs.errors import TransportError
 from iscsifs.initiator.options import InitiatorOptions
@@ -6,10 +6,10 @@ from iscsifs.transport.link import Link
 
 
 class Keepalive:
-    """The signs of life on *link*, on which something has come at *now*.
+    """The keepalive timer of *link*, which has received something at *now*.
 
-    Any byte is one. So is every byte that the other end has taken of what waits to be sent: there the ping
-    has not arrived yet.
+    Every received byte restarts the timer. While TCP still acknowledges bytes that were queued before a ping,
+    the ping has not arrived, and its time-out does not run.
     """
 
     def __init__(self, link: Link, options: InitiatorOptions, now: float) -> None:
@@ -19,9 +19,8 @@ class Keepalive:
         self._pinged_at: float | None = None
         self._delivered = self._backlog = 0
 
-    def look(self, now: float) -> None:
-        """Ping a silent target, and end the link to one that stays silent; to be called about every
-        second."""
+    def check(self, now: float) -> None:
+        """Ping a silent target, or fail the link after the time-out of a ping; called about every second."""
         connection, options = self._link.connection, self._options
         delivered, backlog = self._link.progress()
         draining = self._backlog > 0 and delivered > self._delivered

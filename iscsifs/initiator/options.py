@@ -7,6 +7,7 @@ from typing import Literal
 
 from iscsifs.iscsi.chap import Credentials
 from iscsifs.iscsi.keys import Value
+from iscsifs.transport.tap import MakeRecorder
 
 Digests = Literal["none", "header", "data", "all"]
 DiscoveryAuth = Literal["auto", "chap", "none"]
@@ -45,3 +46,5 @@ class InitiatorOptions:
     of before; otherwise these are lost, and reported."""
     write_behind: bool = True
     """Whether a write is acknowledged as soon as it is kept here; fsync waits for the target in any case."""
+    record: MakeRecorder | None = None
+    """Chooses who records each connection, as it is made."""

@@ -49,7 +49,7 @@ class LunPath:
         self._session.cancel(attempt)
 
     def recall(self) -> None:
-        """Have the session hand back what this path was given and is not sent yet."""
+        """Hand back the commands of this path that are not sent yet, by `PathLost`."""
         self._session.recall(self)
 
     def listen(self, changed: Callable[[], None]) -> None:

@@ -3,7 +3,7 @@
 A session logs in, numbers and times commands, and stays alive: when its connection is lost it logs in
 again with the same ISID, which makes the target forget the old session (section 6.3.5). It keeps no
 command. What a lost connection leaves unanswered it hands back with `PathLost`, in the order of sending;
-whether and when that is sent again is the business of the unit's queue.
+the queue of the unit decides whether and when that is sent again.
 
 `Session.state` is the standard's (`iscsi.states`). Two things are not the standard's: a session is *away* as
 long as it hands commands back, which begins with a logout that the target asks for; and it is *closed* for
@@ -49,7 +49,7 @@ from iscsifs.transport.link import Link
 log = logging.getLogger(__name__)
 
 TICK: Final = 1.0
-"""Seconds between two looks at the time-outs of a session."""
+"""Seconds between two checks of the time-outs of a session."""
 
 FIRST_DELAY: Final = 0.25
 """Seconds before the second attempt to log in again; the first comes at once, if Time2Wait allows it."""
@@ -244,7 +244,7 @@ class Session:
             self.open_link = None
 
     def _fail(self) -> None:
-        """Take note that the connection has ended; after a logout the session is closed already."""
+        """The connection has ended. After a logout the session is closed already."""
         self._go_away()
         if self.state is SessionState.LOGGED_IN:
             self.state = advance_session(self.state, SessionEvent.FAILED)
@@ -340,7 +340,7 @@ class Session:
     def _watch(self, now: float) -> None:
         """Ask for what is missing: signs of life, and the status of commands and task management requests."""
         if self._keepalive is not None:
-            self._keepalive.look(now)
+            self._keepalive.check(now)
         self._watch_commands()
         self._watch_managements(now)
         self.link.flush()
@@ -391,7 +391,7 @@ class Session:
             self._manage(self.link.abort_task(task))
 
     def _manage(self, management: Management, since: float | None = None) -> None:
-        """Keep an eye on a task management function that was queued just now."""
+        """Time a task management function that was sent now."""
         self._managements[management] = trio.current_time() if since is None else since
 
     def _managed(self, management: Management) -> None:
@@ -399,7 +399,7 @@ class Session:
         since = self._managements.pop(management, trio.current_time())
         is_reset = management.function is TaskFunction.LOGICAL_UNIT_RESET
         if is_reset and management.succeeded and self.on_sense is not None:
-            # The unit reports it to everybody but who has asked for it (SAM-5 section 7.7).
+            # The unit reports it to all other I_T nexuses, not to this one (SAM-5 section 7.7).
             self.on_sense(SenseReported(management.lun, _RESET))
         if management.refused_for_now:
             self._managements[management] = since  # the clock repeats it
@@ -407,7 +407,7 @@ class Session:
             self._escalate(management, f"response {management.response}")
 
     def _escalate(self, management: Management, reason: str) -> None:
-        """Follow what did not help by something stronger: ABORT TASK, LOGICAL UNIT RESET, a new session."""
+        """Escalate after a function that failed: from ABORT TASK to LOGICAL UNIT RESET to a new session."""
         function, lun = management.function, management.lun
         if all(task.ended for task in management.tasks):
             return
@@ -447,10 +447,10 @@ class Session:
             case Noted():
                 self._note(event.text)
             case _:
-                pass  # an echo is a sign of life like any other byte; nobody here sends text
+                pass  # the answer to a ping was counted with its bytes; no text is sent in a normal session
 
     def _note(self, text: str) -> None:
-        """Log what the target does by itself, but not for ever."""
+        """Log what the target reports by itself, up to NOTES_A_MINUTE lines."""
         self._notes += 1
         if self._notes <= NOTES_A_MINUTE:
             more = "; more of these are left out" if self._notes == NOTES_A_MINUTE else ""

@@ -2,7 +2,7 @@
 4.2).
 
 The caller moves the bytes. It receives into `get_buffer()`, says `buffer_updated(n)` or `receive_eof()`,
-looks at `events()`, and sends what `data_to_send()` gives, which may have grown by any of these calls.
+takes `events()`, and sends what `data_to_send()` gives. Each of these calls may add to what is to be sent.
 
 The `state` is that of section 8.1, from IN_LOGIN on: the caller makes the transport connection first, and
 says `connection_lost()` at its end. At ErrorRecoveryLevel 0 every broken rule ends the connection: the calls
@@ -92,8 +92,13 @@ class Connection:
 
     # Bytes in and out.
 
+    @property
+    def bytes_left(self) -> int | None:
+        """How many bytes of the PDU that is arriving are to come; None while its header is not whole."""
+        return self._receiver.bytes_left
+
     def buffer_updated(self, count: int) -> bool:
-        """Take note of *count* bytes received into what `get_buffer` returned; return whether there may be
+        """Parse *count* bytes that were received into what `get_buffer` returned; return whether there may be
         something to send now.
 
         Raises ProtocolError for a rule that the target broke, LoginError for a login that cannot go on.
@@ -109,7 +114,7 @@ class Connection:
         return bool(sender.framed or sender.waiting or self._queue or self.requests.unsent_texts)
 
     def receive_eof(self) -> None:
-        """Take note that the target closed the connection; raises ConnectionClosed unless that ends a
+        """The target has closed the connection. Raises ConnectionClosed unless that ends a
         logout."""
         state = self.state
         self.connection_lost()
@@ -118,7 +123,7 @@ class Connection:
             raise ConnectionClosed(f"the target closed the connection{where}")
 
     def connection_lost(self) -> None:
-        """Take note that the transport connection is lost or given up; what is over stays as it is."""
+        """The transport connection is lost or given up. A connection that has ended stays as it is."""
         self.exchange.move(ConnectionEvent.LOST)
 
     def events(self) -> list[Event]:

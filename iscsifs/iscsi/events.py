@@ -77,7 +77,7 @@ class LogoutRequested:
 
 @dataclass(slots=True)
 class ConnectionDropped:
-    """The target gives up the connection and asks for *time2wait* seconds of patience (events 2 and 3)."""
+    """The target drops the connection; the next login has to wait *time2wait* seconds (events 2 and 3)."""
 
     time2wait: int
 

@@ -222,7 +222,7 @@ class Receiver:
         self._pdu_arrived = pdu_arrived
         self._ahs_allowed = ahs_allowed
         self._scratch = memoryview(bytearray(FIRST_SCRATCH_LENGTH))
-        self._start = 0  # of what has not been looked at in the scratch buffer
+        self._start = 0  # of the bytes in the scratch buffer that are not parsed yet
         self._end = 0
         self._pdu: Pdu | None = None  # the PDU whose data segment is on its way
         self._ahs = b""
@@ -234,6 +234,15 @@ class Receiver:
     def in_pdu(self) -> bool:
         """Whether a part of a PDU has arrived: the end of the stream now would cut it."""
         return self._pdu is not None or self._start != self._end
+
+    @property
+    def bytes_left(self) -> int | None:
+        """How many bytes of the PDU that is arriving are to come; None while its header is not whole."""
+        waiting = self._end - self._start
+        if self._pdu is None:
+            return None if waiting else 0
+        left = len(self._data) - self._filled + self._tail - waiting
+        return left if left >= 0 else None
 
     def get_buffer(self) -> memoryview:
         """Return the memory that the next bytes belong into; never empty."""
@@ -254,7 +263,7 @@ class Receiver:
         return self._scratch[self._end :]
 
     def buffer_updated(self, count: int) -> None:
-        """Take note of *count* bytes received into what `get_buffer` returned.
+        """Parse *count* bytes that were received into what `get_buffer` returned.
 
         Raises ProtocolError (with DigestError for a wrong CRC) when the peer broke a rule.
         """
@@ -270,8 +279,8 @@ class Receiver:
                 return
 
     def _header(self) -> bool:
-        """Read the next header, of which the BHS is in the scratch buffer; return False if it is not whole
-        yet."""
+        """Parse the next header, whose BHS is in the scratch buffer; return False if its AHS or digest is
+        missing."""
         start = self._start
         available = self._end - start
         scratch = self._scratch

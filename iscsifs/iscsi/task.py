@@ -46,10 +46,10 @@ class Task:
     *lun* is the 64-bit LUN, *cdb* at least 6 bytes; what is longer than 16 travels in an AHS. *data_in* is
     the memory that a read fills, *data_out* what a write sends; at most one of them is not empty.
 
-    `tell` calls *on_end*; *owner* is who may recall the task. When the task has `ended`, `failure` says
-    why there is no status, or is None. Then `status` and `sense` are the target's, `received` counts the
-    bytes in *data_in*, and `residual` those that the target did not transfer out of the expected ones
-    (section 11.4.5); negative means that it had more.
+    *on_end* is called once when the task has ended; *owner* may recall the task. When the task has `ended`,
+    `failure` says why there is no status, or is None. Then `status` and `sense` are the target's, `received`
+    counts the bytes in *data_in*, and `residual` those that the target did not transfer out of the expected
+    ones (section 11.4.5); negative means that it had more.
     """
 
     __slots__ = (
@@ -114,15 +114,15 @@ class Task:
         return self.initiator_task_tag != RESERVED_TAG and not self.ended
 
     def tell(self) -> None:
-        """Tell who has sent the task, once, that it has ended."""
+        """Call `on_end`, once."""
         on_end, self.on_end = self.on_end, None
         if on_end is not None:
             on_end(self)
 
     @property
     def residual_is_odd(self) -> bool:
-        """Whether a read has a residual although all of its data arrived, in order; of a write nobody here
-        sees what became of the data."""
+        """Whether a read has a residual although all of its data arrived. Of a write it is not known here how
+        much the target has used."""
         return (
             self.residual > 0
             and self.status == GOOD

@@ -1,1 +1,1 @@
-"""What the program tells of itself: events and metrics, as the files of the mount show them."""
+"""What the program tells of itself: events, metrics and traces."""

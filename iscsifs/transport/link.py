@@ -30,6 +30,7 @@ from iscsifs.iscsi.task import Task
 from iscsifs.iscsi.text import Pair
 from iscsifs.limits import MAX_PDUS, MAX_READS
 from iscsifs.transport.polling import NO_POLLER, Poller
+from iscsifs.transport.tap import MakeRecorder, tapped
 
 _R = TypeVar("_R")
 
@@ -70,7 +71,7 @@ class Link:
             raise self._lost(error) from None
 
     async def log_in(self) -> Redirect | None:
-        """Exchange login PDUs until the full feature phase, or until the target sends us elsewhere.
+        """Exchange login PDUs until the full feature phase, or until the target redirects the login.
 
         The caller sets the deadline. Raises LoginError, ProtocolError or TransportError; the caller closes
         the link then.
@@ -110,6 +111,24 @@ class Link:
             self.connection.connection_lost()
         self._watched.close()
         self._scope.cancel()
+
+    def record(self, make: MakeRecorder) -> bool:
+        """Have *make* choose who records the connection, which is logged in, from here on.
+
+        Returns False within a header, where nobody can tell how long it is: then it may be tried again.
+        """
+        left = self.connection.bytes_left
+        if left is None or self.failure is not None:
+            return False
+        parameters = self.connection.parameters
+        self._socket = tapped(
+            self._socket,
+            make,
+            (parameters.header_digest, parameters.data_digest),
+            skip_sent=sum(map(len, self._unsent)),
+            skip_received=left,
+        )
+        return True
 
     def close(self) -> None:
         """Close the socket and end `run`."""
@@ -188,9 +207,9 @@ class Link:
                 self._break(error)
 
     def progress(self) -> tuple[int, int]:
-        """Return how many bytes the other end has taken so far, and how many wait for that.
+        """Return (bytes acknowledged by TCP, bytes not yet acknowledged).
 
-        The first says that somebody is there even while nothing comes back.
+        While the first number grows the target is alive, even if it sends nothing.
         """
         try:
             (kept,) = struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))
@@ -210,7 +229,7 @@ class Link:
             self._break(error)
 
     def _break(self, error: IscsifsError | MemoryError) -> None:
-        """End the link after *error*: what has come is read in part, and cannot be read again."""
+        """End the link after *error*: a PDU was received in part, and its bytes cannot be received again."""
         self.fail(error if isinstance(error, IscsifsError) else TransportError("no memory for what comes"))
 
     async def _receive_loop(self, on_event: Callable[[Event], None]) -> None:
@@ -244,11 +263,11 @@ class Link:
                 raise TransportError("the target closed the connection after the logout")
             self._drained = count < len(buffer)
             is_asked = connection.buffer_updated(count)
-        finally:  # also what had happened before a rule was broken
+        finally:  # also the events from before a rule was broken
             for event in connection.events():
                 try:
                     on_event(event)
-                except MemoryError as error:  # the others are told all the same
+                except MemoryError as error:  # the other events are delivered all the same
                     self._break(error)
         if is_asked:
             self.flush()

@@ -22,7 +22,7 @@ _REMEDIES: Final = {
 async def look_up(portal: Portal, family: socket.AddressFamily, flags: int = 0) -> list[tuple[Any, ...]]:
     """Return what getaddrinfo(3) with *flags* finds for connections to *portal*; at least one entry.
 
-    Raises TransportError, which names the portal, the reason and what to look at.
+    Raises TransportError, which names the portal, the reason and the remedy.
     """
     try:
         found = await trio.socket.getaddrinfo(portal.host, portal.port, family, socket.SOCK_STREAM, 0, flags)

@@ -1,7 +1,7 @@
 """What a link needs of a busy-poller: an answer that comes soon is received without a turn of the event loop.
 
-A poller is somebody else's, who knows all descriptors that the event loop waits for. Without one a link works
-as well, by the event loop alone.
+The poller is not the link's own: it knows all descriptors that the event loop waits for. Without a poller a
+link uses the event loop alone.
 """
 
 from collections.abc import Callable

@@ -316,16 +316,13 @@ class BlockUnit(LogicalUnit):
                 # There is no cache, so nothing was kept to be written again.
                 self._writes.ledger.report(DataLostError(f"{self.name}: {sense}"))
 
-    def disown(self) -> DataLostError:
-        """It is not known whether this is the unit that was written to: nothing of what was begun before may
-        be written (again).
+    def _disown_data(self, failure: IscsifsError) -> None:
+        """Forget because of *failure* what was accepted and is not synchronised.
 
-        What was acknowledged and is not synchronised counts as lost, see `failures`; writes that wait fail.
+        What was acknowledged counts as lost, see `failures`; writes that wait fail.
         """
-        failure = super().disown()
         self._writes.disown(failure)
         self._forget_holes(failure)
-        return failure
 
     def lose(self, reason: str) -> UnitError:
         """From now on there is no such unit: everything fails with what is returned."""

@@ -65,8 +65,8 @@ class Path(Protocol):
         """
 
     def cancel(self, attempt: Attempt) -> None:
-        """Withdraw *attempt* if it is not sent yet, else abort it at the target. What *on_end* is told
-        then is of no interest."""
+        """Withdraw *attempt* if it is not sent yet, else abort it at the target; its *on_end* may
+        still be called."""
 
     def recall(self) -> None:
         """End all attempts that are not sent yet with `PathLost`."""
@@ -75,7 +75,7 @@ class Path(Protocol):
         """Call *changed* once: when the path is up again, is closed for good, or could not be restored."""
 
     def want(self) -> float:
-        """Have the path come back soon, as there is a command for it; return until when that may happen."""
+        """Ask for an early attempt to restore the path; return until when that attempt may take."""
 
     def busy_poll(self) -> None:
         """Busy-poll for answers."""

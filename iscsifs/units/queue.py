@@ -7,8 +7,8 @@ A command goes to the path at once as long as the unit is ready. It waits here
 - for a moment, where the unit is busy.
 
 A command that a lost path left unanswered is sent again when the unit is ready again, in its old place.
-What is worth repeating is repeated, for a bounded number of times and seconds. Nothing here knows of
-sockets, sessions or numbers.
+A command that failed for a passing reason is repeated, for a bounded number of times and seconds. Nothing
+here knows of sockets, sessions or numbers.
 """
 
 import logging
@@ -102,7 +102,7 @@ class Command:
     def answered(self, attempt: Attempt) -> None:
         """Take the end of an *attempt*."""
         if self.ended:
-            return  # the caller has gone
+            return  # the caller was cancelled
         self.attempt = attempt
         self.received = attempt.received
         if attempt.failure is None and attempt.status == GOOD:
@@ -185,7 +185,7 @@ class Queue:
         data_out: memoryview = NOTHING,
         idempotent: bool = True,
     ) -> Command:
-        """Run *cdb* until it has succeeded or is not worth repeating; return the command.
+        """Run *cdb*, with repeats, until it has succeeded or failed; return the command.
 
         A command that is not *idempotent* is not sent again where the target may have carried it out.
 
@@ -230,7 +230,7 @@ class Queue:
     # The unit is not what it was, or may not be.
 
     def suspend(self) -> None:
-        """From now on let commands wait; those that are not sent yet come back from the path.
+        """Queue commands from now on; the path hands back those that are not sent yet.
 
         What the target has already goes on: it cannot be called back.
         """
@@ -284,7 +284,7 @@ class Queue:
     # Attempts.
 
     def _send(self, command: Command) -> None:
-        """Make an attempt at *command*, or let it wait; where there is no memory for that, end it."""
+        """Send *command*, or queue it until the unit is ready; without memory for that, fail it."""
         try:
             if self.failure is not None:
                 command.end(copy_of(self.failure))
@@ -306,7 +306,7 @@ class Queue:
                 command.end(error)
 
     def attempt_failed(self, command: Command, attempt: Attempt) -> None:
-        """Repeat *command* after an *attempt* without success, where that is worth it, or end it."""
+        """Repeat *command* after an *attempt* that failed, or end it."""
         failure = attempt.failure
         if isinstance(failure, PathLost):
             self._lost(command, sent=failure.sent)
@@ -359,7 +359,7 @@ class Queue:
         self._send(command)
 
     def _lost(self, command: Command, *, sent: bool) -> None:
-        """Let *command*, which a lost path left unanswered, wait to be sent again, unless it must not be."""
+        """Queue *command*, which has no answer from a lost path, to be sent again, unless it must not be."""
         command.losses += sent
         what = f"{self.name}: {describe(command.cdb)}"
         if self.failure is not None:
@@ -377,7 +377,7 @@ class Queue:
     # Waiting.
 
     def _wait(self, command: Command) -> None:
-        """Let *command* wait until the unit is ready, or the replacement time-out is over."""
+        """Queue *command* until the unit is ready, or the replacement time-out is over."""
         if self.path.is_closed:
             command.end(self._closed())
             return

@@ -125,13 +125,17 @@ class LogicalUnit:
         """These of its names are those of other units of the target as well (`Description.shared_names`)."""
         self.description = replace(self.description, shared_names=names)
 
-    def disown(self) -> DataLostError:
+    def disown(self) -> None:
         """It is not known whether this is the unit that was written to: nothing of what was begun before may
-        be written (again), and fails with what is returned."""
+        be written (again)."""
         reason = f"it may be another unit now, as {self.description.unidentified}"
         failure = DataLostError(f"{self.name}: {reason}; what was not synchronised is not written to it")
+        # The data first: a command that ends lets others be sent.
+        self._disown_data(failure)
         self.queue.disown(failure)
-        return failure
+
+    def _disown_data(self, failure: IscsifsError) -> None:
+        """Forget because of *failure* what was accepted and is not synchronised, where anything is kept."""
 
     def lose(self, reason: str) -> UnitError:
         """From now on there is no such unit: everything fails with what is returned."""

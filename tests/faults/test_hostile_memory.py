@@ -50,7 +50,7 @@ from iscsifs.scsi.luns import lun_from_number, pack_luns
 from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
 from iscsifs.target.server import Server
-from support import TOP, flooded
+from support import MODULES
 from support.flooded import GOOD, MIB, Cost
 from support.peer import Closed, Peer, scripted_peer
 
@@ -74,8 +74,8 @@ Flood = Callable[[Peer], Awaitable[None]]
 
 async def cost_of(what: str, flood: Flood) -> Cost:
     """Let a process do *what*, see `flooded`, while its target does *flood*."""
-    command = [sys.executable, flooded.__file__, what]
-    environment = {"PYTHONPATH": str(TOP)}
+    command = [sys.executable, "-m", "support.flooded", what]
+    environment = {"PYTHONPATH": MODULES}
     good = Server([Device(GOOD, {0: Disk.in_memory(MIB, "good")})])
     with trio.fail_after(60):
         async with good, scripted_peer() as peer, trio.open_nursery() as nursery:

@@ -16,8 +16,9 @@ import pytest
 from iscsifs.errors import ConfigError
 from iscsifs.fs.background import Ready, run_in_background
 from iscsifs.fs.mount import check_mount_point
+from support import MODULES
 from support.descriptors import opened
-from support.mounted_units import MEMORY_MOUNT, MODULES, NOBODY, Mounted, MountMemory, as_nobody
+from support.mounted_units import MEMORY_MOUNT, NOBODY, Mounted, MountMemory, as_nobody
 from support.mounting import run
 
 MIB = 1 << 20

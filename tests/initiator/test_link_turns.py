@@ -8,6 +8,7 @@ from typing import Any
 import trio
 from trio.testing import MockClock
 
+from iscsifs.iscsi.bhs import BHS_LENGTH
 from iscsifs.iscsi.events import SenseReported
 from iscsifs.iscsi.pdu import (
     FINAL,
@@ -16,10 +17,11 @@ from iscsifs.iscsi.pdu import (
     AsyncMessage,
     DataIn,
     NopIn,
+    Opcode,
     ScsiCommand,
     ScsiResponse,
 )
-from iscsifs.limits import MAX_PDUS, MAX_READS
+from iscsifs.limits import MAX_DATA_OUTS, MAX_PDUS, MAX_READS
 from iscsifs.scsi import cdb
 from support.memory_line import Pair, pair
 from support.network import End
@@ -136,6 +138,40 @@ async def test_large_pdus_are_received_many_reads_in_a_row(autojump_clock: MockC
         await call.done.wait()
     assert call.failure is None
     assert MAX_READS <= turns.longest <= 2 * MAX_READS
+
+
+class Sink(End):
+    """A socket that takes any number of Data-Outs at once, and passes everything else on."""
+
+    data_outs = 0
+
+    def sendmsg(self, buffers: Any, *rest: Any) -> int:
+        count = sum(len(buffer) == BHS_LENGTH and buffer[0] == Opcode.DATA_OUT for buffer in buffers)
+        if not count:
+            return super().sendmsg(buffers, *rest)
+        self.data_outs += count
+        return sum(map(len, buffers))
+
+
+async def test_a_long_sequence_of_data_outs_is_sent_turn_by_turn(autojump_clock: MockClock) -> None:
+    count = 8 * MAX_DATA_OUTS
+    keys = {
+        "InitialR2T": "Yes",
+        "ImmediateData": "No",
+        "MaxBurstLength": str(512 * count),
+        "MaxRecvDataSegmentLength": "512",
+    }
+    async with pair(end=Sink, keys=keys) as line:
+        sink, peer = line.line.network.ends[-1], line.peer
+        assert isinstance(sink, Sink)
+        call = line.call(cdb.write_16(0, count), write=bytes(512 * count))
+        command = await peer.expect(ScsiCommand)
+        await peer.r2t(command, offset=0, length=512 * count)
+        turns = Turns(lambda: sink.data_outs)
+        await turns.until(count)
+        await peer.status(command)
+        await call.done.wait()
+    assert MAX_DATA_OUTS <= turns.longest <= 2 * MAX_DATA_OUTS
 
 
 async def test_without_memory_for_what_one_thing_means_the_others_of_that_read_are_told(

@@ -180,6 +180,18 @@ def test_what_is_sent_behind_a_long_sequence_stays_behind_it() -> None:
     assert seen == [0, 0, 1, 1, 2]
 
 
+@pytest.mark.parametrize(("header_digest", "data_digest"), [(False, False), (True, True)])
+def test_it_is_known_how_much_of_a_pdu_is_to_come(header_digest: bool, data_digest: bool) -> None:
+    receiver, _ = collector(header_digest=header_digest, data_digest=data_digest)
+    stream = stream_of([(b"", b"d" * 101)] * 2, header_digest, data_digest)
+    size, header = len(stream) // 2, 52 if header_digest else 48
+    assert receiver.bytes_left == 0
+    for position in range(1, len(stream) + 1):
+        feed(receiver, stream[position - 1 : position])
+        within = position % size
+        assert receiver.bytes_left == (None if 0 < within < header else -within % size)
+
+
 def test_the_digest_of_32_zero_bytes() -> None:
     assert digest(bytes(32)) == bytes.fromhex("aa36918a")
 

@@ -94,10 +94,10 @@ def disk(tmp_path: Path, serve: Serve) -> Iterator[Counted]:
 
 
 BUDGET = [
-    ("a random read", Counted.read, 52),
-    ("a random read, 32 at once", Counted.read_at_once, 50),
-    ("a random write", Counted.write, 58),
-    ("a random write and an fsync", Counted.write_and_fsync, 150),
+    ("a random read", Counted.read, 54),
+    ("a random read, 32 at once", Counted.read_at_once, 52),
+    ("a random write", Counted.write, 59),
+    ("a random write and an fsync", Counted.write_and_fsync, 154),
 ]
 """Calls for each operation of 4 KiB at most."""
 

@@ -12,5 +12,8 @@ TESTS: Final = Path(__file__).parents[1]
 TOP: Final = TESTS.parent
 """The directory of the whole project."""
 
+MODULES: Final = f"{TOP}:{TESTS}"
+"""PYTHONPATH for the modules of this package that are programs."""
+
 SUPPORT: Final = TESTS / "support"
 """The directory of this package, for its modules that are programs."""

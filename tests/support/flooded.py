@@ -1,6 +1,6 @@
 """A process to be flooded: it talks to a hostile target, and reads from a good one meanwhile.
 
-    python flooded.py discovery|read|write|units GOOD-PORT HOSTILE-PORT
+    python -m support.flooded discovery|read|write|units GOOD-PORT HOSTILE-PORT
 
 Both are on loopback. When it is over, one line of JSON says what it has cost; see `Cost`.
 """

@@ -11,13 +11,12 @@ from typing import Protocol
 
 import pytest
 
-from support import TESTS, TOP
+from support import MODULES
 from support.machine import absent
 from support.mounting import run
 
 NOBODY = 65534
 MEMORY_MOUNT = (sys.executable, "-m", "support.memory_mount")
-MODULES = os.pathsep.join([str(TOP), str(TESTS)])
 
 
 class Mounted:

@@ -8,7 +8,7 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import CommandTimeout, DataLostError, MediumError, StatusError, UnitError
 from iscsifs.fs.platform.busy_poll import Watched
@@ -252,6 +252,35 @@ async def test_what_was_accepted_for_a_lost_unit_is_not_written_to_another(conne
     for failing in san.unit.read(0, 1), san.unit.write(0, b"b"), san.unit.flush():
         with pytest.raises(UnitError, match="another unit"):
             await failing
+
+
+@pytest.mark.parametrize("write_behind", [True, False])
+async def test_a_write_behind_a_disowned_one_is_not_sent_in_its_place(
+    connect: Open, nursery: trio.Nursery, write_behind: bool
+) -> None:
+    """The second waits for the first, which ends when it is disowned."""
+    san = await connect(write_behind=write_behind)
+    san.unit.queue.suspend()
+    ended: list[type[Exception] | None] = []
+
+    async def write(data: bytes) -> None:
+        try:
+            await san.unit.write(0, data)
+        except DataLostError:
+            ended.append(DataLostError)
+        else:
+            ended.append(None)
+
+    for letter in b"ab":
+        nursery.start_soon(write, bytes([letter]) * BLOCK)
+        await wait_all_tasks_blocked()
+    san.unit.disown()
+    san.unit.queue.resume()
+    await san.unit.drain()
+    await wait_all_tasks_blocked()
+    assert ended == [None if write_behind else DataLostError] * 2
+    assert san.unit.failures == (1 if write_behind else 0)
+    assert stored(san, 0, BLOCK) == bytes(BLOCK)
 
 
 async def test_what_was_accepted_before_the_medium_was_away_goes_to_its_place(

@@ -270,6 +270,9 @@ class PagesByChild:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            # Before exec(2) this program waits for the child (vfork), so the child must not close copies of
+            # descriptors then: one of a file in this mount would send FLUSH, which nobody could answer.
+            close_fds=False,
             start_new_session=True,
         )
         self._children[child.pid] = opening

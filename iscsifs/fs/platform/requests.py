@@ -31,7 +31,7 @@ _PAUSE: Final = 0.05
 
 
 LOOK_INTERVAL: Final = 0.5
-"""Seconds between two looks at whether the kernel is still there."""
+"""Seconds between two checks whether the kernel still takes answers."""
 
 
 class _Done:

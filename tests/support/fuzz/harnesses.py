@@ -7,8 +7,9 @@ seeds in ``tests/fuzz/seeds/NAME``.
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
+from iscsifs.conffile.keywords import KEYWORDS
 from iscsifs.iscsi.keys import METHOD_KEYS, OBSOLETE, TABLE
-from support.fuzz import initiator, parsers, target
+from support.fuzz import initiator, isns, parsers, sources, target
 
 
 class Harness(NamedTuple):
@@ -30,11 +31,18 @@ HARNESSES: Final[Mapping[str, Harness]] = {
     "luns": Harness(parsers.luns, 1024),
     "capacity": Harness(parsers.capacity, 64),
     "addresses": Harness(parsers.addresses, 2048),
+    "isns_stream": Harness(isns.isns_stream, 4096),
+    "isns_payload": Harness(isns.isns_payload, 2048),
     "path_names": Harness(parsers.path_names, 1536),
+    "iscsi_conf": Harness(sources.iscsi_conf, 2048),
+    "open_iscsi_record": Harness(sources.open_iscsi_record, 4096),
+    "ibft_table": Harness(sources.ibft_table, 1024),
+    "root_path": Harness(sources.root_path, 512),
 }
 
 TOKENS: Final = (
     *(f"{name}=" for name in [*TABLE, *OBSOLETE, *METHOD_KEYS]),
+    *(f"{row.name} = " for row in KEYWORDS.values()),
     *("None", "CRC32C", "CHAP", "Yes", "No", "Reject", "Irrelevant", "NotUnderstood", "Normal", "Discovery"),
     *(
         "iqn.2001-04.com.example:",

@@ -1,0 +1,1 @@
+"""The iSCSI Boot Firmware Table: what firmware has left for the system that it booted."""
