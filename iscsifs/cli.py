@@ -36,6 +36,7 @@ from iscsifs.fs.platform.tuning import Limits
 from iscsifs.fs.tree import Tree
 from iscsifs.limits import ATTACH_TIMEOUT, END_TIMEOUT, LAST_LOGOUT_TIMEOUT
 from iscsifs.logs import log_to_file, log_to_file_too, log_to_syslog, log_to_terminal, tell_repeats
+from iscsifs.monitor.events import Events
 from iscsifs.mount_options import OPTIONS, MountOptions
 from iscsifs.notify import notify
 from iscsifs.service.about import show_config
@@ -43,6 +44,7 @@ from iscsifs.service.attach import Failure
 from iscsifs.service.drain import all_is_safe, put_on_stable_storage
 from iscsifs.service.find import find_targets, no_match, origins_of
 from iscsifs.service.living import open_living_set
+from iscsifs.service.metrics import show_metrics
 from iscsifs.service.network import Network
 from iscsifs.terminal import OutputError, Parser, complain, open_standard_streams, say
 from iscsifs.unmount import unmount
@@ -362,9 +364,11 @@ async def _mount(
     login_timeout = max(host.options.login_timeout for host in config.hosts)
     notify("STATUS=Logging in", extend=ATTACH_TIMEOUT + 2 * login_timeout)
     tree = Tree(_tree_options(config.mount_options))
+    events = Events()
     show_config(tree, config)
     with ExitStack() as last:
         async with open_living_set(tree, network, platform.poller) as living:
+            show_metrics(tree, living.shown, events)
             find = partial(living.find, origins_of(config, network))
             if (found := await _unless(signals.first, find)) is None:
                 return ExitStatus.FAILED

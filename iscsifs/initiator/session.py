@@ -19,6 +19,7 @@ from typing import Final
 import trio
 
 from iscsifs.errors import IscsifsError, PathLost, TransportError
+from iscsifs.initiator.history import History
 from iscsifs.initiator.keepalive import Keepalive
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.events import (
@@ -80,6 +81,7 @@ class Session:
         """The connection that commands are sent on; None while the session is away or closed."""
         self.state = advance_session(SessionState.FREE, SessionEvent.LOGGED_IN)
         """The state of section 8.3; between two sessions it is FAILED, or FREE after a logout."""
+        self.history = History()
         self.logins = 1
         """How many logins there were."""
         self.on_login: Callable[[], None] | None = None
@@ -234,6 +236,7 @@ class Session:
         if trio.current_time() - started >= LONGEST_DELAY:
             self._backoff = 0.0
         if not self._closing:
+            self.history.lost(str(link.failure))
             kind = {"kind": f"{self.name}: {type(link.failure)}"}
             log.warning("%s: %s; logging in again", self.name, link.failure, extra=kind)
 
@@ -247,11 +250,15 @@ class Session:
         """The connection has ended. After a logout the session is closed already."""
         self._go_away()
         if self.state is SessionState.LOGGED_IN:
-            self.state = advance_session(self.state, SessionEvent.FAILED)
+            self._advance(SessionEvent.FAILED)
+
+    def _advance(self, event: SessionEvent) -> None:
+        self.state = advance_session(self.state, event)
+        self.history.state_changed()
 
     def _discard(self) -> None:
         if self.state is SessionState.FAILED:
-            self.state = advance_session(self.state, SessionEvent.CLEARED)
+            self._advance(SessionEvent.CLEARED)
 
     def _resume(self, away_since: float) -> None:
         """Go on after a new login, which has cleared what was left of the old session (section 6.3.5)."""
@@ -259,7 +266,7 @@ class Session:
         if self.on_login is not None:
             self.on_login()
         self._discard()
-        self.state = advance_session(self.state, SessionEvent.LOGGED_IN)
+        self._advance(SessionEvent.LOGGED_IN)
         self._away_since = None
         self.open_link = self.link
         self._told_of_absence = False
@@ -310,6 +317,7 @@ class Session:
     def _login_failed(self, error: IscsifsError) -> None:
         """Log why, once for each reason in a row."""
         self._attempt_ended = trio.current_time()
+        self.history.last_error = str(error)
         self._tell_listeners()
         if str(error) != self._login_failure:
             self._login_failure = str(error)
@@ -466,7 +474,7 @@ class Session:
 
     def _logged_out_by(self, logout: Logout) -> None:
         if logout.response == LogoutResponseCode.CLOSED:
-            self.state = advance_session(self.state, SessionEvent.CLOSED)
+            self._advance(SessionEvent.CLOSED)
             self._time2wait = 0.0
         else:
             log.warning("%s: the logout ended with response %s", self.name, logout.response)

@@ -7,7 +7,7 @@ on stable storage.
 
 import logging
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -19,7 +19,10 @@ from iscsifs.fs.tree import TargetDirectory, Tree
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.service.attach import Attached, Failure, Login, attach
 from iscsifs.service.find import Follower, Origin, first_reports, merged
+from iscsifs.service.metrics import Shown
 from iscsifs.service.network import Initiator, Network
+from iscsifs.service.session_files import show_session
+from iscsifs.service.unit_files import show_counts
 from iscsifs.transport.polling import Poller
 
 log = logging.getLogger(__name__)
@@ -58,6 +61,11 @@ class LivingSet:
     def targets(self) -> list[Attached]:
         """The targets that are in the tree."""
         return list(self._targets)
+
+    def shown(self) -> Iterator[Shown]:
+        """Yield the targets with their directories."""
+        for attached, directory in self._targets.items():
+            yield Shown(directory, attached.target.report)
 
     # Sources.
 
@@ -210,8 +218,11 @@ class LivingSet:
 
         def refresh() -> None:
             self.tree.update(directory, attached.describe())
+            show_counts(self.tree, directory)
 
         self._targets[attached] = directory
+        show_session(self.tree, directory, attached.target.report)
+        show_counts(self.tree, directory)
         self.tree.add_command(directory, b"rescan", attached.target.rescan)
         attached.target.on_change = refresh
         attached.target.on_return = self.tree.storages.may_have_changed

@@ -15,6 +15,7 @@ import trio
 from iscsifs.initiator import discover as discovery
 from iscsifs.initiator.dial import NO_POLLER, Connect, Dialler, Poller, connect
 from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.initiator.report import SessionReport, report
 from iscsifs.initiator.session import Session
 from iscsifs.initiator.target import Target
 from iscsifs.iscsi.chap import ChallengeMemory
@@ -70,6 +71,10 @@ class ManagedTarget:
         """Find the units that have come and gone, and those of another size; raises an `IscsifsError`."""
         log.info("%s: rescan", self.target_name)
         await self.inventory.rescan()
+
+    def report(self) -> SessionReport:
+        """Return the session as it is now."""
+        return report(self.session)
 
     @property
     def units(self) -> list[LogicalUnit]:

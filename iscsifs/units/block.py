@@ -128,6 +128,11 @@ class BlockUnit(LogicalUnit):
         return self._writes.extents.unwritten
 
     @property
+    def unsynchronised(self) -> int:
+        """How many bytes the target has that are kept here, as it may still lose them."""
+        return self._writes.extents.unsynchronised
+
+    @property
     def needs_flush(self) -> bool:
         """Whether anything was written, or is being written, that is not known to be on stable storage."""
         writes = self._writes

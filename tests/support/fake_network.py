@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 
 from iscsifs.initiator.dial import Poller
 from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.initiator.report import SessionReport
 from iscsifs.iscsi.discovery import DiscoveredTarget
 from iscsifs.iscsi.names import Portal, TargetAddress
+from iscsifs.iscsi.states import SessionState
 from iscsifs.service.network import LogicalUnit
 
 
@@ -95,6 +97,9 @@ class FakeTarget:
 
     async def rescan(self) -> None:
         self.rescans += 1
+
+    def report(self) -> SessionReport:
+        return SessionReport(SessionState.LOGGED_IN, 0, 0x800000000001, 1, self.tag, {}, (), 0, (), "")
 
     @property
     def address(self) -> str:
