@@ -309,8 +309,8 @@ LOGGED_DATA: Final = 256 << 20
 MAX_EVENT_BYTES: Final = 1 << 20
 """Bytes of events that are kept, and as many of those before."""
 
-MAX_METRIC_UNITS: Final = 4096
-"""Logical units that the metrics tell of; each has some 80 lines."""
+MAX_METRIC_UNITS: Final = 512
+"""Disks that the metrics tell of, and sessions; a disk has 74 series."""
 
 # Partitions, which whoever could write to a disk has named.
 

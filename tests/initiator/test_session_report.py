@@ -1,6 +1,7 @@
 """What a session tells of itself, over its life."""
 
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import trio
@@ -88,7 +89,7 @@ def test_every_key_of_the_offer_is_shown() -> None:
     assert set(agreed(Parameters())) >= {*INITIATOR_OFFER}
 
 
-OTHER_VALUES: dict[type, object] = {bool: True, int: 4242, str: "other"}
+OTHER_VALUES: dict[type, Any] = {bool: True, int: 4242, str: "other"}
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,6 @@ OTHER_VALUES: dict[type, object] = {bool: True, int: 4242, str: "other"}
 def test_every_parameter_is_shown(name: str) -> None:
     parameters = Parameters()
     before = getattr(parameters, name)
-    value = not before if isinstance(before, bool) else OTHER_VALUES[type(before)]
+    value: Any = not before if isinstance(before, bool) else OTHER_VALUES[type(before)]
     changed = agreed(replace(parameters, **{name: value})).items() - agreed(parameters).items()
     assert len(changed) == 1

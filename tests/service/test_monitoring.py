@@ -1,11 +1,11 @@
 """What is shown of sessions and disks: the files of the tree, and the metrics, with the disks in memory."""
 
-import math
 from collections.abc import Iterator
+from time import process_time
 
 import pytest
 import trio
-from prometheus_client import Metric, Summary
+from prometheus_client import Metric
 from prometheus_client.openmetrics import parser
 
 from iscsifs.errors import MediumError
@@ -152,13 +152,11 @@ async def test_the_counts_of_a_disk(tree: Tree, san: San) -> None:
     lines = (await read(tree, "array.example.com/disk/lun0/statistics")).splitlines()
     values = dict(line.split(" ") for line in lines)
     assert [values.pop(f"{kind}_seconds") != "" for kind in ("read", "write", "flush")]
-    assert values == {
-        **{"reads": "2", "read_bytes": "512", "read_errors": "1"},
-        **{"writes": "1", "write_bytes": "1536", "write_errors": "0"},
-        **{"flushes": "0", "flush_errors": "0"},
-        **{"repeats": "1", "depth": "0", "deepest": "1"},
-        **{"dirty_bytes": "0", "unsynchronised_bytes": "1536", "losses": "0"},
-    }
+    assert " ".join(f"{name}={value}" for name, value in values.items()) == (
+        "reads=2 read_bytes=512 read_errors=1 writes=1 write_bytes=1536 write_errors=0"
+        " flushes=0 flush_errors=0 repeats=1 depth=0 deepest=1"
+        " dirty_bytes=0 unsynchronised_bytes=1536 losses=0"
+    )
     histograms = [
         line.split(" ") for line in (await read(tree, "array.example.com/disk/lun0/latency")).splitlines()
     ]
@@ -199,7 +197,9 @@ async def test_the_metrics_are_what_was_done(tree: Tree, san: San) -> None:
     disk = where | {"lun": "0"}
     assert sample(metrics, "iscsifs_read_bytes", "_total", **disk) == 3 * BLOCK
     assert sample(metrics, "iscsifs_read_duration_seconds", "_count", **disk) == 3
-    assert sample(metrics, "iscsifs_read_duration_seconds", "_sum", **disk) == san.unit.statistics.reads.seconds
+    assert (
+        sample(metrics, "iscsifs_read_duration_seconds", "_sum", **disk) == san.unit.statistics.reads.seconds
+    )
     assert sample(metrics, "iscsifs_write_bytes", "_total", **disk) == BLOCK
     assert sample(metrics, "iscsifs_flush_duration_seconds", "_bucket", le="+Inf", **disk) == 1
     assert sample(metrics, "iscsifs_session_up", **where) == 1
@@ -210,7 +210,9 @@ async def test_the_metrics_are_what_was_done(tree: Tree, san: San) -> None:
     for metric in metrics.values():
         assert metric.name.startswith("iscsifs_")
         assert metric.name.endswith(metric.unit)
-        allowed = {"host", "target", "lun", "le"} if metric.type != "info" else {*where, "targetname", "version"}
+        allowed = (
+            {"host", "target", "lun", "le"} if metric.type != "info" else {*where, "targetname", "version"}
+        )
         for each in metric.samples:
             assert each.labels.keys() <= allowed
 
@@ -267,7 +269,7 @@ def series(directories: list[TargetDirectory]) -> set[tuple[str, str]]:
     """The target and the number of each disk; none of them may come twice."""
     found = [
         (each.labels["target"], each.labels["lun"]) for each in parsed(directories)["iscsifs_losses"].samples
-    ] if "iscsifs_losses" in parsed(directories) else []
+    ]
     assert len(found) == len({*found})
     return {*found}
 
@@ -285,13 +287,12 @@ async def test_metrics_of_many_disks_take_a_moment(tree: Tree, san: San) -> None
     """The file is made while nothing else is served."""
     units = [san.unit] * MAX_METRIC_UNITS
     directories = show(tree, target("disk", *units))
-    times = Summary("times", "Seconds.", registry=None)
-    best = math.inf
-    for _ in range(3):
-        began = trio.current_time()
+    times = []
+    for _ in range(5):
+        began = process_time()
         openmetrics(families(shown(directories), Events()))
-        best = min(best, trio.current_time() - began)
-    assert best < 0.25
+        times.append(process_time() - began)
+    assert min(times) < 0.25
 
 
 @pytest.mark.conformance("METRICS-1.1")
@@ -306,7 +307,7 @@ async def test_both_files_are_snapshots(tree: Tree, san: San) -> None:
         await san.unit.read(0, BLOCK)
         rest = bytes(await handle.read(100, 1 << 20))
         assert b"_read_bytes_total" in rest
-        assert before + rest == bytes(await handle.read(0, 0)) + before + rest
+        assert bytes(await handle.read(0, 1 << 20)) != before + rest
         text = (before + rest).decode()
         assert not [line for line in text.splitlines() if not line]
         assert "\r" not in text
