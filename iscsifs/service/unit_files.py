@@ -3,7 +3,7 @@
 from typing import Final
 
 from iscsifs.fs.storage import Storage
-from iscsifs.fs.tree import TargetDirectory, Tree, UnitDirectory
+from iscsifs.fs.tree import Tree, UnitDirectory
 from iscsifs.units.block import BlockUnit
 from iscsifs.units.statistics import LATENCY_BOUNDS, OperationStatistics, Statistics
 
@@ -13,14 +13,10 @@ KINDS: Final = ("read", "write", "flush")
 _PLURALS: Final = ("reads", "writes", "flushes")
 
 
-def show_counts(tree: Tree, target: TargetDirectory) -> None:
-    """Give the directories of all disks of *target* that have none the files of their counts."""
-    for directory in target.units():
-        if counted(directory.unit.storage) is not None and b"statistics" not in directory.entries:
-            _add_counts(tree, directory)
-
-
-def _add_counts(tree: Tree, directory: UnitDirectory) -> None:
+def show_counts(tree: Tree, directory: UnitDirectory) -> None:
+    """Give *directory* the files of the counts of its disk, if it has one."""
+    if counted(directory.unit.storage) is None:
+        return
 
     def statistics() -> str:
         unit = counted(directory.unit.storage)

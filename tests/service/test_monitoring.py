@@ -59,10 +59,9 @@ def target(name: str, *units: BlockUnit | None, port: int = 3260) -> TargetDescr
 
 
 def show(tree: Tree, *targets: TargetDescription) -> list[TargetDirectory]:
-    directories = tree.add_targets(targets)
-    for directory in directories:
-        show_counts(tree, directory)
-    return directories
+    if not tree.on_unit:
+        tree.on_unit.append(lambda _, unit: show_counts(tree, unit))
+    return tree.add_targets(targets)
 
 
 def shown(directories: list[TargetDirectory]) -> list[Shown]:
@@ -175,7 +174,6 @@ async def test_the_counts_are_those_of_the_unit_that_is_there(
     other = San(nursery, Disk.in_memory(64 * BLOCK))
     await other.log_in()
     tree.update(directory, target("disk", other.unit, san.unit))
-    show_counts(tree, directory)
     assert (await read(tree, "array.example.com/disk/lun0/statistics")).startswith("reads 0\n")
     assert (await read(tree, "array.example.com/disk/lun1/statistics")).startswith("reads 1\n")
 
@@ -224,7 +222,6 @@ async def test_a_counter_outlives_a_session_and_a_rescan(tree: Tree, san: San) -
     san.trouble.answers_to_lose = 1
     await san.unit.read(0, BLOCK)
     tree.update(directories[0], target("disk", san.unit))
-    show_counts(tree, directories[0])
     metrics = parsed(directories)
     assert sample(metrics, "iscsifs_read_bytes", "_total") == 2 * BLOCK
     assert sample(metrics, "iscsifs_command_repeats", "_total") == 1
