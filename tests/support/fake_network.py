@@ -167,8 +167,8 @@ class FakeInitiator:
     options: InitiatorOptions
 
     async def login(self, target_name: str, portals: Sequence[Portal]) -> FakeTarget:
-        await self.network.pause()
         self.network.logins.append((target_name, list(portals), self.options))
+        await self.network.pause()
         target = self.network.targets[target_name]
         if isinstance(target, Exception):
             raise target
