@@ -57,6 +57,9 @@ the other and a second for each, in no order, so that with more some would not b
 MAX_TARGETS: Final = 4096
 """Targets of one host that are logged in to; a hostile one may tell of thirty times as many."""
 
+MAX_HOSTS: Final = 1024
+"""Hosts of one mount; more are not added while it is mounted."""
+
 ATTACH_TIMEOUT: Final = 300.0
 """Seconds that all logins at the start may take, plus one login time-out. A target is left out if its login
 and the discovery of its units are not complete by then. Thousands that answer take less than a minute."""
@@ -317,8 +320,8 @@ MAX_LATENCY_BUCKETS: Final = 1024
 MAX_EVENT_BYTES: Final = 1 << 20
 """Bytes of events that are kept, and as many of those before."""
 
-MAX_METRIC_UNITS: Final = 4096
-"""Logical units that the metrics tell of; each has some 80 lines."""
+MAX_METRIC_UNITS: Final = 512
+"""Disks that the metrics tell of, and sessions; a disk has 74 series."""
 
 # Partitions, which whoever could write to a disk has named.
 

@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "units": {"errors", "limits", "scsi"},
     "discovery": {"errors", "limits", "iscsi", "isns", "transport"},
     "service": {
-        *("config", "discovery", "errors", "fs", "initiator", "iscsi", "limits", "transport", "units"),
+        *("config", "discovery", "errors", "fs", "initiator", "iscsi", "limits", "monitor", "transport"),
+        "units",
     },
     "monitor": {"errors", "limits"},
     "target": {"errors", "limits", "iscsi", "scsi", "secret", "terminal"},

@@ -22,6 +22,9 @@ LASTING: Final = 300.0
 BRIEF: Final = 1.0
 """Seconds that the kernel may keep a name, which may come to lead to another node, and what goes with it."""
 
+MAX_COMMAND: Final = 4096
+"""Bytes of one command for a control file."""
+
 _DIGITS: Final = re.compile(rb"(\d+)")
 
 
@@ -37,6 +40,15 @@ class Refusal(Enum):
     READ_ONLY = auto()
     NO_SPACE = auto()
     IN_USE = auto()
+    EXISTS = auto()
+    TOO_LONG = auto()
+    NO_HOST = auto()
+    NO_TARGET = auto()
+    NOT_LET_IN = auto()
+    HOST_REFUSES = auto()
+    NO_ANSWER = auto()
+    NO_ROUTE = auto()
+    GONE = auto()
 
 
 class Refused(Exception):
@@ -214,67 +226,90 @@ class Link(Node):
 class TextFile(Node):
     """A file whose content is made by *text* each time that somebody opens it; nobody writes to it.
 
-    The kernel keeps no page of it, and asks for its size each time. Its times are those at which the text was
+    The kernel keeps no page of it, and asks for its size each time. While it is open the size is that of the
+    content that was made last for a reader, who may rely on it. Its times are those at which the text was
     first found to be what it is.
     """
 
-    __slots__ = ("_last", "_text")
+    __slots__ = ("_last", "_open", "_text")
     attr_timeout = 0.0
 
     def __init__(self, inode: int, text: Callable[[], str]) -> None:
         super().__init__(inode)
         self._text = text
         self._last = text()
+        self._open: list[_Snapshot] = []
 
     def stat(self) -> Stat:
-        """Return the size that it has now."""
-        size = len(self._content())
-        return Stat(stat.S_IFREG | 0o444, self._times(), size)
+        """Return the size that it has for who has opened it, else that of now."""
+        content = self._open[-1].content if self._open else self.content()
+        return Stat(stat.S_IFREG | 0o444, self._times(), len(content))
 
     async def open(self, flags: int, thread: int) -> Handle:
         """Return a handle to the content of this moment."""
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise Refused(Refusal.NOT_PERMITTED)
-        return _Snapshot(self._content())
+        snapshot = _Snapshot(self)
+        self._open.append(snapshot)
+        return snapshot
 
     async def truncate(self, size: int, handle: Handle | None, thread: int) -> None:
         """Refuse: its content is not its user's."""
         raise Refused(Refusal.NOT_PERMITTED)
 
-    def _content(self) -> bytes:
+    def content(self) -> bytes:
+        """Return the content of this moment."""
         text = self._text()
         if text != self._last:
             self._last = text
             self.time_ns = time_ns()
         return text.encode()
 
+    def released(self, snapshot: "_Snapshot") -> None:
+        """Take note that *snapshot* is closed."""
+        self._open.remove(snapshot)
+
 
 class _Snapshot(Handle):
-    """A text as it was when it was opened."""
+    """A text as it was when it was opened, or when its beginning was read once more (as in sysfs)."""
 
-    __slots__ = ("_content",)
+    __slots__ = ("_file", "_is_read", "content")
     direct_io = True
 
-    def __init__(self, content: bytes) -> None:
-        self._content = content
+    def __init__(self, file: TextFile) -> None:
+        self._file = file
+        self._is_read = False
+        self.content = file.content()
 
     async def read(self, offset: int, size: int) -> bytes:
         """Return what is there of the text."""
-        return self._content[offset : offset + size]
+        if offset == 0:
+            if self._is_read:
+                self.content = self._file.content()
+            self._is_read = True
+        return self.content[offset : offset + size]
+
+    def release(self) -> None:
+        """Let the file have its own size again."""
+        self._file.released(self)
 
 
 class ControlFile(Node):
     """A file to which its owner writes ``1`` to have *command* carried out.
 
     The write returns when that is done, with its error. A truncation changes nothing, as a shell opens with
-    O_TRUNC. There is nothing in it: a read, by root, who may do so, is at the end at once.
+    O_TRUNC. There is nothing in it: a read, by root, who may do so, is at the end at once. *misused* is
+    called for a write that is no command.
     """
 
-    __slots__ = ("_command",)
+    __slots__ = ("_command", "_misused")
 
-    def __init__(self, inode: int, command: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, inode: int, command: Callable[[], Awaitable[None]], misused: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__(inode)
         self._command = command
+        self._misused = misused
 
     def stat(self) -> Stat:
         """Return a mode for the owner only."""
@@ -282,17 +317,18 @@ class ControlFile(Node):
 
     async def open(self, flags: int, thread: int) -> Handle:
         """Return a handle that takes the command."""
-        return _Control(self._command)
+        return _Control(self._command, self._misused)
 
 
 class _Control(Handle):
     """An open `ControlFile`."""
 
-    __slots__ = ("_command",)
+    __slots__ = ("_command", "_misused")
     direct_io = True
 
-    def __init__(self, command: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, command: Callable[[], Awaitable[None]], misused: Callable[[], None]) -> None:
         self._command = command
+        self._misused = misused
 
     async def read(self, offset: int, size: int) -> bytes:
         """Return nothing, so that whoever copies all files goes on."""
@@ -301,7 +337,8 @@ class _Control(Handle):
     async def write(self, offset: int, data: bytes) -> int:
         """Carry out the command."""
         if data not in (b"1", b"1\n"):
-            raise Refused(Refusal.INVALID)
+            self._misused()
+            raise Refused(Refusal.TOO_LONG if len(data) > MAX_COMMAND else Refusal.INVALID)
         await self._command()
         return len(data)
 

@@ -19,8 +19,11 @@ from typing import Final
 import trio
 
 from iscsifs.errors import IscsifsError, PathLost, TransportError
+from iscsifs.initiator.history import History
 from iscsifs.initiator.keepalive import Keepalive
+from iscsifs.initiator.notes import Notes
 from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.initiator.resets import Resets
 from iscsifs.iscsi.events import (
     ConnectionDropped,
     Event,
@@ -40,7 +43,6 @@ from iscsifs.limits import (
     LOGOUT_TIMEOUT,
     MANAGEMENT_TIMEOUT,
     MAX_TIME2WAIT,
-    NOTES_A_MINUTE,
 )
 from iscsifs.scsi.cdb import describe
 from iscsifs.scsi.sense import Sense, SenseKey
@@ -80,6 +82,7 @@ class Session:
         """The connection that commands are sent on; None while the session is away or closed."""
         self.state = advance_session(SessionState.FREE, SessionEvent.LOGGED_IN)
         """The state of section 8.3; between two sessions it is FAILED, or FREE after a logout."""
+        self.history = History()
         self.logins = 1
         """How many logins there were."""
         self.on_login: Callable[[], None] | None = None
@@ -88,10 +91,13 @@ class Session:
         self.on_sense: Callable[[SenseReported], None] | None = None
         """Called for what units report, by themselves or with the status of a command, as soon as it arrives:
         before any command that is answered later counts as done."""
+        self.on_note: Callable[[str, str], None] = lambda kind, text: None
+        """Called with the kind and the sentence of an event: a loss, an attempt in vain, a new login."""
         self._dial = dial
         self._options = options
         self._listeners: list[Callable[[], None]] = []
         self._managements: dict[Management, float] = {}
+        self._resets = Resets()  # those that a user has asked for
         self._away_since: float | None = None
         self._told_of_absence = False
         self._time2wait: float | None = None  # None: what the login agreed on
@@ -101,7 +107,7 @@ class Session:
         self._attempt_ended = -math.inf  # the last one that has failed
         self._keepalive: Keepalive | None = None
         self._stuck_ticks = 0
-        self._notes = 0
+        self._notes = Notes(name)
         self._closing = False
         self._logged_out = trio.Event()
         self._wanted = trio.Event()
@@ -192,7 +198,8 @@ class Session:
         self._close()
         if self._away_since is None:
             with trio.move_on_after(LAST_LOGOUT_TIMEOUT) as scope:
-                await self._log_out()
+                self.link.log_out()
+                await self._logged_out.wait()
             if scope.cancelled_caught:
                 log.warning("%s: no answer to the logout in %g seconds", self.name, LAST_LOGOUT_TIMEOUT)
         self._end()
@@ -208,10 +215,6 @@ class Session:
         self._fail()
         self._discard()
         self.link.close()
-
-    async def _log_out(self) -> None:
-        self.link.log_out()
-        await self._logged_out.wait()
 
     async def _serve(self) -> None:
         """Serve the connection until it ends; keep what it left unanswered."""
@@ -230,12 +233,15 @@ class Session:
             self._logged_out.set()  # the end of the connection answers a logout as well
             self._fail()
             self._managements.clear()
+            self._resets.lost()
             self._hand_back(link.connection.take_unfinished())
         if trio.current_time() - started >= LONGEST_DELAY:
             self._backoff = 0.0
         if not self._closing:
+            self.history.lost(str(link.failure))
             kind = {"kind": f"{self.name}: {type(link.failure)}"}
             log.warning("%s: %s; logging in again", self.name, link.failure, extra=kind)
+            self.on_note("connection_lost", f"{link.failure}; logging in again")
 
     def _go_away(self) -> None:
         """Hand commands back from now on."""
@@ -247,11 +253,15 @@ class Session:
         """The connection has ended. After a logout the session is closed already."""
         self._go_away()
         if self.state is SessionState.LOGGED_IN:
-            self.state = advance_session(self.state, SessionEvent.FAILED)
+            self._advance(SessionEvent.FAILED)
+
+    def _advance(self, event: SessionEvent) -> None:
+        self.state = advance_session(self.state, event)
+        self.history.state_changed()
 
     def _discard(self) -> None:
         if self.state is SessionState.FAILED:
-            self.state = advance_session(self.state, SessionEvent.CLEARED)
+            self._advance(SessionEvent.CLEARED)
 
     def _resume(self, away_since: float) -> None:
         """Go on after a new login, which has cleared what was left of the old session (section 6.3.5)."""
@@ -259,12 +269,13 @@ class Session:
         if self.on_login is not None:
             self.on_login()
         self._discard()
-        self.state = advance_session(self.state, SessionEvent.LOGGED_IN)
+        self._advance(SessionEvent.LOGGED_IN)
         self._away_since = None
         self.open_link = self.link
         self._told_of_absence = False
         seconds = trio.current_time() - away_since
         log.info("%s: back after %.1f s", self.name, seconds, extra={"kind": self.name})
+        self.on_note("login", f"back after {seconds:.1f} s")
         self._tell_listeners()
 
     async def _log_in_again(self) -> None:
@@ -310,10 +321,12 @@ class Session:
     def _login_failed(self, error: IscsifsError) -> None:
         """Log why, once for each reason in a row."""
         self._attempt_ended = trio.current_time()
+        self.history.last_error = str(error)
         self._tell_listeners()
         if str(error) != self._login_failure:
             self._login_failure = str(error)
             log.warning("%s: %s; still trying", self.name, error)
+            self.on_note("login_failed", f"{error}; still trying")
 
     # Time-outs: one clock for all of them, so that a command costs no timer of its own.
 
@@ -323,7 +336,7 @@ class Session:
             await trio.sleep(TICK)
             ticks += 1
             if ticks % 60 == 0:
-                self._notes = 0
+                self._notes.begin_minute()
             now, away_since = trio.current_time(), self._away_since
             if away_since is not None:
                 leaving = self.link.connection.state is ConnectionState.IN_LOGOUT
@@ -384,11 +397,19 @@ class Session:
                 self._escalate(management, "no answer")
             elif management.refused_for_now:
                 del self._managements[management]
-                self._manage(self.link.repeat(management), since)
+                again = self.link.repeat(management)
+                self._manage(self._resets.repeated(management, again), since)
 
     def _abort(self, task: Task) -> None:
         if not any(task in management.tasks for management in self._managements):
             self._manage(self.link.abort_task(task))
+
+    async def reset(self, function: TaskFunction, lun: int = 0) -> None:
+        """Have the target carry out a reset; raises TransportError, or TaskAborted where it refuses."""
+        if self.open_link is None:
+            raise TransportError(f"{self.name}: {function.name}: the target is away")
+        self._manage(management := self.open_link.reset(function, lun))
+        await self._resets.wait(self.name, management)
 
     def _manage(self, management: Management, since: float | None = None) -> None:
         """Time a task management function that was sent now."""
@@ -397,17 +418,21 @@ class Session:
     def _managed(self, management: Management) -> None:
         """Take the answer to a task management function, also to one that the connection asked for itself."""
         since = self._managements.pop(management, trio.current_time())
-        is_reset = management.function is TaskFunction.LOGICAL_UNIT_RESET
-        if is_reset and management.succeeded and self.on_sense is not None:
+        lun = {TaskFunction.LOGICAL_UNIT_RESET: management.lun, TaskFunction.TARGET_WARM_RESET: None}
+        if management.succeeded and management.function in lun and self.on_sense is not None:
             # The unit reports it to all other I_T nexuses, not to this one (SAM-5 section 7.7).
-            self.on_sense(SenseReported(management.lun, _RESET))
+            self.on_sense(SenseReported(lun[management.function], _RESET))
         if management.refused_for_now:
             self._managements[management] = since  # the clock repeats it
-        elif not management.succeeded:
+        elif management.succeeded:
+            self._resets.ended(management)
+        else:
             self._escalate(management, f"response {management.response}")
 
     def _escalate(self, management: Management, reason: str) -> None:
         """Escalate after a function that failed: from ABORT TASK to LOGICAL UNIT RESET to a new session."""
+        if self._resets.refused(management):
+            return
         function, lun = management.function, management.lun
         if all(task.ended for task in management.tasks):
             return
@@ -445,16 +470,9 @@ class Session:
                 if self.on_sense is not None:
                     self.on_sense(event)
             case Noted():
-                self._note(event.text)
+                self._notes.add(event.text)
             case _:
                 pass  # the answer to a ping was counted with its bytes; no text is sent in a normal session
-
-    def _note(self, text: str) -> None:
-        """Log what the target reports by itself, up to NOTES_A_MINUTE lines."""
-        self._notes += 1
-        if self._notes <= NOTES_A_MINUTE:
-            more = "; more of these are left out" if self._notes == NOTES_A_MINUTE else ""
-            log.warning("%s: %s%s", self.name, text, more)
 
     def _leave(self, seconds: int) -> None:
         """Log out because the target asks for it (section 11.9.1); what is unanswered goes to the next
@@ -466,7 +484,7 @@ class Session:
 
     def _logged_out_by(self, logout: Logout) -> None:
         if logout.response == LogoutResponseCode.CLOSED:
-            self.state = advance_session(self.state, SessionEvent.CLOSED)
+            self._advance(SessionEvent.CLOSED)
             self._time2wait = 0.0
         else:
             log.warning("%s: the logout ended with response %s", self.name, logout.response)

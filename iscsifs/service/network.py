@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from iscsifs.discovery.sendtargets import Discovered
 from iscsifs.fs.storage import Storage
 from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.initiator.report import SessionReport
 from iscsifs.iscsi.names import Portal
 from iscsifs.transport.polling import Poller
 
@@ -59,9 +60,15 @@ class Target(Protocol):
     """Called when a unit has come, gone, or changed."""
     on_return: Callable[[Any], None]
     """Called with a unit that was found to be the same after a new login or a reset."""
+    on_note: Callable[[str, str], None]
+    """Called with the kind and the sentence of an event of the session."""
 
-    async def rescan(self) -> None:
-        """Find out which units there are now, and how large they are."""
+    async def rescan(self, label: str | None = None) -> None:
+        """Find out which units there are now, and how large they are; or only what the one with this number
+        is."""
+
+    async def reset(self, label: str | None = None) -> None:
+        """Reset the unit with this number, or all of the target."""
 
     @property
     def portal(self) -> Portal:
@@ -74,6 +81,9 @@ class Target(Protocol):
     @property
     def tag(self) -> int | None:
         """The tag of its portal group."""
+
+    def report(self) -> SessionReport:
+        """Return the session as it is now."""
 
     @property
     def units(self) -> Sequence[LogicalUnit]:
