@@ -4,7 +4,9 @@
                        vendor product version serial   symlinks: what it is
                        storage                         the disk
                        lun0/ lun1/ ...                 all of them, with wwid type blocksize as well
+                           part1 part2 ...             the partitions of the disk
     by-id/<wwid> -> ../<host>/<target>/lunN
+    by-id/<wwid>-partN -> ../<host>/<target>/lunN/partN
     by-id/<wwid>@<host>,<target>,lunN    of units that have one name
 
 Nothing here knows of FUSE or of iSCSI. A tree is built from descriptions, and its names depend on these
@@ -14,7 +16,7 @@ is never given to anything else.
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import Final, TypeVar
@@ -80,6 +82,14 @@ class UnitDirectory(Directory):
     def __init__(self, inode: int, path: bytes, unit: UnitDescription) -> None:
         super().__init__(inode, path)
         self.unit = unit
+
+    def partitions(self) -> list[bytes]:
+        """Return the names of the files that are partitions of the disk."""
+        return [
+            name
+            for name, node in self.entries.items()
+            if isinstance(node, StorageFile) and name != b"storage"
+        ]
 
 
 class TargetDirectory(Directory):
@@ -165,6 +175,27 @@ class Tree:
             for entry in unit.entries.values():
                 if isinstance(entry, StorageFile):
                     self.storages.kernel.forget_attributes(entry.inode)
+
+    def set_partitions(self, directory: UnitDirectory, partitions: Mapping[int, Storage]) -> None:
+        """Let the *directory* of a disk show these partitions, each by its number.
+
+        The file of a partition stays as long as its bytes are the same part of the same disk.
+        """
+        wanted = {b"part%d" % number: part for number, part in partitions.items()}
+        changed = False
+        for name, node in list(directory.entries.items()):
+            if isinstance(node, StorageFile) and name != b"storage":
+                part = wanted.get(name)
+                if part is not node.storage:
+                    self._remove_entry(directory, name)
+                    changed = True
+                else:
+                    del wanted[name]
+                    self.storages.kernel.forget_attributes(node.inode)
+        for name, part in wanted.items():
+            self._enter(directory, name, self._add(StorageFile(next(self._inodes), part, self.storages)))
+        if changed or wanted:
+            self._name_by_id()
 
     def add_directory(self, parent: Directory, name: bytes) -> Directory:
         """Make the directory *name* in *parent*, and return it."""
@@ -316,10 +347,12 @@ class Tree:
         mount: none of them has the plain name, so that nobody takes one for the other."""
         namesakes: dict[str, list[bytes]] = {}
         storages: dict[str, list[bytes]] = {}
+        parts: dict[bytes, list[bytes]] = {}
         for directory in self._targets:
             for unit in directory.units():
                 if unit.unit.wwid:
                     namesakes.setdefault(unit.unit.wwid, []).append(unit.path)
+                    parts[unit.path] = unit.partitions()
                     if unit.unit.storage is not None:
                         storages.setdefault(unit.unit.wwid, []).append(unit.path)
         links: dict[bytes, bytes] = {}
@@ -327,6 +360,8 @@ class Tree:
             for path in paths:
                 place = "" if len(paths) == 1 else "@" + path.decode().replace("/", ",")
                 links[safe_name(wwid + place)] = b"../" + path
+                for part in parts[path]:
+                    links[safe_name(f"{wwid}{place}-{part.decode()}")] = b"../" + path + b"/" + part
         for name, node in list(self._by_id.entries.items()):
             if isinstance(node, Link) and links.get(name) != node.target:
                 self._remove_entry(self._by_id, name)

@@ -19,7 +19,8 @@ from iscsifs.fs.tree import TargetDirectory, Tree
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.service.attach import Attached, Failure, Login, attach
 from iscsifs.service.find import Follower, Origin, first_reports, merged
-from iscsifs.service.network import Initiator, Network
+from iscsifs.service.network import Initiator, LogicalUnit, Network
+from iscsifs.service.partitions import Partitions
 from iscsifs.transport.polling import Poller
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class LivingSet:
         self._initiators = initiators
         self._sources = sources
         self._by_options: dict[InitiatorOptions, Initiator] = {}
+        self._partitions = Partitions(tree, sources)
         self._opening = trio.Lock()
         self._closing = trio.Event()
         self._followers: dict[Origin, Follower] = {}
@@ -149,6 +151,7 @@ class LivingSet:
         directories = self.tree.add_targets([each.describe() for each in attached])
         for each, directory in zip(attached, directories, strict=True):
             self._show(each, directory)
+        await self._partitions.settle()
         return attached, failures
 
     async def log_in(self, login: Login) -> Attached:
@@ -187,6 +190,7 @@ class LivingSet:
         attached.target.on_return = lambda unit: None
         self.tree.remove_target(directory)
         self.tree.storages.forget(storages)
+        self._partitions.forget(directory)
         log.info("%s: logging out", attached.target.target_name)
         await attached.initiator.logout(attached.target)
 
@@ -195,7 +199,7 @@ class LivingSet:
         if attached not in self._targets:
             raise InUseError(f"{attached.target.target_name}: it is logged out of already")
         for storage in self._storages(attached):
-            if files := self.tree.storages.files.of(storage):
+            if files := self.tree.storages.files.touching(storage):
                 raise InUseError(f"{storage.name}: not logged out: it is open, {len(files)} times")
 
     def _storages(self, attached: Attached) -> list[Storage]:
@@ -210,11 +214,22 @@ class LivingSet:
 
         def refresh() -> None:
             self.tree.update(directory, attached.describe())
+            self._partitions.follow(directory)
+
+        def returned(unit: LogicalUnit) -> None:
+            if (storage := unit.storage) is not None:
+                self.tree.storages.may_have_changed(storage)
+                self._partitions.look(storage)
+
+        async def rescan() -> None:
+            await attached.target.rescan()
+            await self._partitions.rescan(directory)
 
         self._targets[attached] = directory
-        self.tree.add_command(directory, b"rescan", attached.target.rescan)
+        self.tree.add_command(directory, b"rescan", rescan)
         attached.target.on_change = refresh
-        attached.target.on_return = self.tree.storages.may_have_changed
+        attached.target.on_return = returned
+        self._partitions.follow(directory)
 
     # Initiators: credentials belong to one, and sources may differ in them.
 
