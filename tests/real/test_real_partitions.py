@@ -138,7 +138,7 @@ def test_a_new_table_brings_its_partitions_within_a_second(disk: PartitionedDisk
     wait_until(lambda: disk.names == ["part1", "part2", "part3"], "they are listed", 1.0)
     wait_until(lambda: disk.part(1).stat().st_size == 4 * MIB, "its size is the new one", 1.0)
     assert disk.part(1).stat().st_ino == inode
-    run("wipefs", "--all", "--quiet", disk.directory / "storage")
+    run("wipefs", "--all", "--force", disk.directory / "storage")
     wait_until(lambda: disk.names == [], "there is no table any more", 1.0)
     wait_until(lambda: not disk.part(1).exists(), "its name is gone", 1.5)
 
