@@ -115,17 +115,28 @@ class Config:
     """Everything that the command line said.
 
     *mount_point* is None where targets are only listed. Of the targets that a host offers those are wanted
-    whose names match one of *patterns*, all where there are none. *source* is what is mounted, as it was
+    whose names match one of *patterns*, all where there are none. *options* are those of hosts that come
+    later. *source* is what is mounted, as it was
     given. *pid_file* is to hold the number of the process.
     """
 
     hosts: tuple[Host, ...]
     mount_point: Path | None
     mount_options: MountOptions
+    options: InitiatorOptions
     patterns: tuple[str, ...] = ()
     foreground: bool = False
     source: str = "iscsifs"
     pid_file: Path | None = None
+    port: int = DEFAULT_PORT
+    """That of hosts that come later and name none."""
+
+    def host(self, text: str) -> Host:
+        """Return the host that *text* names, with the options of this mount; raises ConfigError."""
+        spec = HostSpec.parse(text, self.port)
+        if spec.user is not None or spec.target is not None:
+            raise ConfigError(f'"{printable(text)}": give HOST or HOST:PORT; the options of the mount hold')
+        return Host(spec, self.options)
 
     def wants(self, target_name: str) -> bool:
         """Say whether a discovered target is to be logged in to."""
@@ -141,18 +152,21 @@ def configure(args: argparse.Namespace, ask: Callable[[str], bytes]) -> Config:
     operands: list[str] = args.operands
     mount_point = None
     if not args.discover:
-        if len(operands) < 2:
-            raise ConfigError("give a host and a mount point, or -D and a host; see iscsifs -h")
+        if not operands or (len(operands) == 1 and not os.path.isdir(operands[0])):
+            raise ConfigError(
+                "give a host and a mount point, or an existing directory alone, to which hosts are added"
+                " later; or -D and a host; see iscsifs -h"
+            )
         # Absolute, because the background has another working directory.
         mount_point = Path(os.path.abspath(operands.pop()))
-    if not operands:
+    elif not operands:
         raise ConfigError("give a host to list the targets of; see iscsifs -h")
     mount_options = MountOptions.parse(args.options, read_only=args.read_only)
     _merge(args, mount_options.command)
     specs = [HostSpec.parse(operand, args.port or DEFAULT_PORT) for operand in operands]
     if args.discover and any(spec.target for spec in specs):
         raise ConfigError("-D lists what a host has; give it without a target name")
-    users = dict.fromkeys(spec.user or args.user for spec in specs)
+    users = dict.fromkeys([*(spec.user or args.user for spec in specs), *([] if specs else [args.user])])
     if any(users):
         forbid_core_dumps()
     credentials = dict(zip(users, _credentials(args, list(users), ask), strict=True))
@@ -171,11 +185,22 @@ def configure(args: argparse.Namespace, ask: Callable[[str], bytes]) -> Config:
         ),
         mount_point,
         mount_options,
+        replace(options, credentials=_of_later_hosts(credentials, args.user)),
         tuple(args.patterns or ()),
         args.foreground or args.debug,
-        ",".join(operands),
+        ",".join(operands) or "iscsifs",
         args.pid_file,
+        args.port or DEFAULT_PORT,
     )
+
+
+def _of_later_hosts(
+    credentials: Mapping[str | None, Credentials | None], user: str | None
+) -> Credentials | None:
+    """Return the credentials for hosts that are added while mounted: those of *user*, else the only ones."""
+    if user in credentials:
+        return credentials[user]
+    return next(iter(credentials.values())) if len(credentials) == 1 else None
 
 
 def _merge(args: argparse.Namespace, options: Mapping[str, object]) -> None:

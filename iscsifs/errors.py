@@ -3,11 +3,14 @@
     IscsifsError
     ├── ConfigError              what the user gave cannot be used
     ├── TransportError           the network: unreachable, refused, closed, silent
+    │   ├── UnknownHost          a name has no address
     │   ├── ConnectionClosed     the other end closed or reset the connection
     │   ├── LoginTimeout         it took the connection, but did not finish the login in time
     │   └── PathLost             the connection was lost before a command was answered
     ├── ProtocolError            the peer broke a rule of RFC 7143
     │   └── DigestError          a CRC32C did not match
+    ├── IsnsError                the iSNS server refuses something, or does not answer
+    │   └── IsnsProtocolError    it broke a rule of RFC 4171
     ├── LoginError               the login ended without a session
     │   ├── NegotiationError     a key's value cannot be accepted
     │   ├── AuthenticationError  one of the two sides was not believed
@@ -66,7 +69,18 @@ class ConfigError(IscsifsError):
 
 
 class TransportError(IscsifsError):
-    """A connection could not be made, or was lost (RFC 7143 section 7.14)."""
+    """A connection could not be made, or was lost (RFC 7143 section 7.14).
+
+    *number* is the errno that it came with, 0 where there is none.
+    """
+
+    def __init__(self, message: str, *, number: int = 0) -> None:
+        super().__init__(message)
+        self.number: Final = number
+
+
+class UnknownHost(TransportError):
+    """The name of a host has no address."""
 
 
 class ConnectionClosed(TransportError):
@@ -101,6 +115,17 @@ class ProtocolError(IscsifsError):
 
 class DigestError(ProtocolError):
     """A header or data digest did not match (RFC 7143 section 7.8)."""
+
+
+class IsnsError(IscsifsError):
+    """An iSNS server refuses a request, or does not answer it."""
+
+
+class IsnsProtocolError(IsnsError):
+    """An iSNS server broke a *rule* of RFC 4171, which *section* has."""
+
+    def __init__(self, rule: str, *, section: str) -> None:
+        super().__init__(f"{rule} (RFC 4171 section {section})")
 
 
 class LoginError(IscsifsError):

@@ -6,14 +6,17 @@ from functools import partial
 import iscsifs
 from iscsifs.config import Config, Host
 from iscsifs.errors import printable
+from iscsifs.fs.live_file import TurnedFile
 from iscsifs.fs.tree import Tree
+from iscsifs.monitor.events import Events
 
 
-def show_config(tree: Tree, config: Config) -> None:
+def show_config(tree: Tree, config: Config, events: Events) -> None:
     """Give *tree* the directory of the mount's own files."""
     directory = tree.add_directory(tree.root, b".iscsifs")
     tree.add_text(directory, b"version", version_text)
     tree.add_text(directory, b"config", partial(config_text, config))
+    events.changed = TurnedFile(tree, directory, b"events", lambda: events.current).turn
 
 
 def version_text() -> str:

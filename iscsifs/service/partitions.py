@@ -6,6 +6,7 @@ closed, as with BLKRRPART of Linux.
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -92,9 +93,9 @@ class Partitions:
             self._looks += 1
             self._nursery.start_soon(self._look, disk)
 
-    async def rescan(self, target: TargetDirectory) -> None:
-        """Read the tables of all disks of *target* again, and wait for that as `settle` does."""
-        for directory in target.units():
+    async def rescan(self, units: Iterable[UnitDirectory]) -> None:
+        """Read the tables of these disks again, and wait for that as `settle` does."""
+        for directory in units:
             if directory.unit.storage is not None:
                 self.look(directory.unit.storage)
         await self.settle()
