@@ -14,21 +14,20 @@ only, not on the order in which they came. An inode lives as long as what it sta
 is never given to anything else.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import Final, TypeVar
 
+from iscsifs.fs.by_id import Named, Namesakes, links
 from iscsifs.fs.names import safe_name
 from iscsifs.fs.nodes import ControlFile, Directory, Link, Node, TextFile, TreeOptions, natural_order
 from iscsifs.fs.storage import Storage
 from iscsifs.fs.storage_file import StorageFile
 from iscsifs.fs.storages import Storages
-from iscsifs.limits import MAX_TARGETS, NOTES_A_LIST
+from iscsifs.limits import MAX_TARGETS
 
-log = logging.getLogger(__name__)
 
 ROOT_INODE: Final = 1
 """The inode of the root directory (FUSE_ROOT_ID)."""
@@ -122,7 +121,7 @@ class Tree:
         self._by_id = self.add_directory(self.root, _BY_ID)
         self._targets: dict[TargetDirectory, None] = {}
         self._names: dict[tuple[bytes, str, int], bytes] = {}  # which targets had, also those that are gone
-        self._namesakes: dict[str, set[bytes]] = {}  # the paths of those that were warned of, by their name
+        self._namesakes = Namesakes()
         self.on_host: list[Callable[[Directory], None]] = []
         """Called with the directory of each host that comes."""
         self.on_unit: list[Callable[[TargetDirectory, UnitDirectory], None]] = []
@@ -382,49 +381,21 @@ class Tree:
                 node.nlink = 2
 
     def _name_by_id(self) -> None:
-        """Make by-id anew. Units of one name are told apart by their paths, which are the same at every
-        mount: none of them has the plain name, so that nobody takes one for the other."""
-        namesakes: dict[str, list[bytes]] = {}
-        storages: dict[str, list[bytes]] = {}
-        parts: dict[bytes, list[bytes]] = {}
-        for directory in self._targets:
-            for unit in directory.units():
-                if unit.unit.wwid:
-                    namesakes.setdefault(unit.unit.wwid, []).append(unit.path)
-                    parts[unit.path] = unit.partitions()
-                    if unit.unit.storage is not None:
-                        storages.setdefault(unit.unit.wwid, []).append(unit.path)
-        links: dict[bytes, bytes] = {}
-        for wwid, paths in namesakes.items():
-            for path in paths:
-                place = "" if len(paths) == 1 else "@" + path.decode().replace("/", ",")
-                links[safe_name(wwid + place)] = b"../" + path
-                for part in parts[path]:
-                    links[safe_name(f"{wwid}{place}-{part.decode()}")] = b"../" + path + b"/" + part
+        """Make by-id anew."""
+        named = [
+            Named(unit.unit.wwid, unit.path, unit.unit.storage is not None, unit.partitions())
+            for directory in self._targets
+            for unit in directory.units()
+            if unit.unit.wwid
+        ]
+        wanted = links(named)
         for name, node in list(self._by_id.entries.items()):
-            if isinstance(node, Link) and links.get(name) != node.target:
+            if isinstance(node, Link) and wanted.get(name) != node.target:
                 self._remove_entry(self._by_id, name)
-        for name, target in links.items():
+        for name, target in wanted.items():
             if name not in self._by_id.entries:
                 self._enter(self._by_id, name, self._add(Link(next(self._inodes), target)))
-        self._warn_of_namesakes({wwid: paths for wwid, paths in storages.items() if len(paths) > 1})
-
-    def _warn_of_namesakes(self, namesakes: dict[str, list[bytes]]) -> None:
-        """Say which units have one name, once, and again when others have it as well."""
-        news = [wwid for wwid, paths in namesakes.items() if not self._namesakes.get(wwid, set()) >= {*paths}]
-        self._namesakes = {wwid: {*paths} for wwid, paths in namesakes.items()}
-        for wwid in news[:NOTES_A_LIST]:
-            first, second, *others = (path.decode() for path in sorted(namesakes[wwid]))
-            log.warning(
-                "%s and %s%s have the same worldwide name %s: they may be one disk; write to one of them"
-                " only, as each has a write buffer of its own",
-                first,
-                second,
-                f" and {len(others)} more" if others else "",
-                wwid,
-            )
-        if len(news) > NOTES_A_LIST:
-            log.warning("%d more worldwide names are those of several units", len(news) - NOTES_A_LIST)
+        self._namesakes.look(named)
 
 
 def place_of(target: TargetDescription) -> bytes:
