@@ -60,6 +60,18 @@ class FakeUnit:
     def release(self) -> None:
         pass
 
+    @property
+    def whole(self) -> "FakeUnit":
+        return self
+
+    @property
+    def start(self) -> int:
+        return 0
+
+    @property
+    def parts(self) -> tuple[()]:
+        return ()
+
     def take_stale(self) -> bool:
         return False
 
