@@ -12,10 +12,11 @@ from iscsifs.config import Config, Host
 from iscsifs.discovery.sendtargets import SendTargets
 from iscsifs.discovery.source import Source, Wanted
 from iscsifs.discovery.static import StaticTarget
-from iscsifs.errors import IscsifsError, NoTargetError, printable
+from iscsifs.errors import IscsifsError, NoTargetError, TransportError, printable
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.limits import LOGINS_AT_ONCE
 from iscsifs.service.attach import Failure, Login, each
+from iscsifs.service.name_servers import isns_source, trouble
 from iscsifs.service.network import Network
 
 log = logging.getLogger(__name__)
@@ -30,8 +31,11 @@ class Origin:
 
 
 def origins_of(config: Config, network: Network) -> list[Origin]:
-    """Return the sources that *config* names, in the order of its hosts."""
-    return [Origin(_source_of(host, config, network), host.options) for host in config.hosts]
+    """Return the sources that *config* names, the hosts first, in their order."""
+    hosts = [Origin(_source_of(host, config, network), host.options) for host in config.hosts]
+    return hosts + [
+        Origin(isns_source(server, config.wants), server.options) for server in config.name_servers
+    ]
 
 
 def _source_of(host: Host, config: Config, network: Network) -> Source:
@@ -138,6 +142,9 @@ async def find_targets(config: Config, network: Network) -> tuple[list[Login], l
     followers = [Follower(origin, lambda: None) for origin in origins_of(config, network)]
     async with trio.open_nursery() as nursery:
         wanted, failures = await first_reports(followers, nursery)
+        for source in (follower.origin.source for follower in followers):
+            if (why := trouble(source)) is not None:
+                failures.append(Failure(source.name, TransportError(why)))
         nursery.cancel_scope.cancel()
     return wanted, failures + no_match(config, wanted, failures)
 
