@@ -37,12 +37,15 @@ from iscsifs.fs.tree import Tree
 from iscsifs.ibft.search import NoIbft
 from iscsifs.limits import ATTACH_TIMEOUT, END_TIMEOUT, LAST_LOGOUT_TIMEOUT
 from iscsifs.logs import log_to_file, log_to_file_too, log_to_syslog, log_to_terminal, tell_repeats
+from iscsifs.monitor.events import Events
 from iscsifs.mount_options import OPTIONS, MountOptions
 from iscsifs.notify import notify
 from iscsifs.service.about import show_config
 from iscsifs.service.attach import Failure
+from iscsifs.service.commands import Commands
+from iscsifs.service.control import Control
 from iscsifs.service.drain import all_is_safe, put_on_stable_storage
-from iscsifs.service.find import find_targets, no_match, origins_of
+from iscsifs.service.find import find_targets, no_match, origin_of, origins_of
 from iscsifs.service.living import open_living_set
 from iscsifs.service.network import Network
 from iscsifs.terminal import OutputError, Parser, complain, open_standard_streams, say
@@ -79,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = Parser(
         prog="iscsifs",
-        usage="iscsifs [options] [USER@]HOST[:PORT]... MOUNTPOINT\n"
+        usage="iscsifs [options] [[USER@]HOST[:PORT]...] MOUNTPOINT\n"
         "       iscsifs [options] iscsi://[USER@]HOST[:PORT]/TARGETNAME[/LUN] MOUNTPOINT\n"
         "       iscsifs -c FILE [-n NICKNAME]... | --isns SERVER | --ibft [options] MOUNTPOINT\n"
         "       iscsifs -D [options] [USER@]HOST[:PORT]...\n"
@@ -373,13 +376,15 @@ async def _mount(
 ) -> ExitStatus:
     """Log in to all targets, serve the file system until its end, write everything back and log out."""
     platform.keep_in_memory()
-    options = [host.options for host in config.hosts] + [server.options for server in config.name_servers]
-    login_timeout = max(each.login_timeout for each in options)
+    login_timeout = config.options.login_timeout
     notify("STATUS=Logging in", extend=ATTACH_TIMEOUT + 2 * login_timeout)
     tree = Tree(_tree_options(config.mount_options))
-    show_config(tree, config)
+    events = Events()
+    show_config(tree, config, events)
     with ExitStack() as last:
-        async with open_living_set(tree, network, platform.poller) as living:
+        async with open_living_set(tree, network, platform.poller, events) as living:
+            Control(living, lambda text: origin_of(config.host(text), config, network))
+            Commands(living)
             find = partial(living.find, origins_of(config, network))
             if (found := await _unless(signals.first, find)) is None:
                 return ExitStatus.FAILED
@@ -397,7 +402,7 @@ async def _mount(
             for failure in failures:
                 _complain(failure)
             status = _summary(failures, attached)
-            if not attached and not config.name_servers:
+            if not attached and config.hosts and not config.name_servers:
                 return status
             try:
                 fuse_options = config.mount_options.fuse_options(config.source)

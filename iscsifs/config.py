@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from iscsifs.conffile.files import DEFAULT_FILE
-from iscsifs.errors import ConfigError
+from iscsifs.errors import ConfigError, printable
 from iscsifs.hosts import Host as Host
 from iscsifs.hosts import HostSpec as HostSpec
 from iscsifs.hosts import Named, NameServer, Reader, is_file, is_host, name_server, shown
@@ -34,19 +34,32 @@ class Config:
     """Everything that the command line said.
 
     *mount_point* is None where targets are only listed. Of the targets that a host offers those are wanted
-    whose names match one of *patterns*, all where there are none. *source* is what is mounted, as it was
-    given, without secrets. *pid_file* is to hold the number of the process. *ibft* is to be shown.
+    whose names match one of *patterns*, all where there are none. *options* are those of hosts that come
+    later. *source* is what is mounted, as it was given, without secrets. *pid_file* is to hold the number of
+    the process. *ibft* is to be shown. *reader* reads what is named later.
     """
 
     hosts: tuple[Host, ...]
     mount_point: Path | None
     mount_options: MountOptions
+    options: InitiatorOptions
     patterns: tuple[str, ...] = ()
     foreground: bool = False
     source: str = "iscsifs"
     pid_file: Path | None = None
+    port: int = DEFAULT_PORT
+    """That of hosts that come later and name none."""
+
     name_servers: tuple[NameServer, ...] = ()
     ibft: Ibft | None = None
+    reader: Reader | None = None
+
+    def host(self, text: str) -> Host:
+        """Return the host that *text* names, with the options of this mount; raises ConfigError."""
+        spec = HostSpec.parse(text, self.port)
+        if spec.user is not None or spec.target is not None:
+            raise ConfigError(f'"{printable(text)}": give HOST or HOST:PORT; the options of the mount hold')
+        return Host(spec, self.options)
 
     def wants(self, target_name: str) -> bool:
         """Say whether a discovered target is to be logged in to."""
@@ -65,18 +78,21 @@ def configure(args: argparse.Namespace, ask: Callable[[str], bytes]) -> Config:
     operands: list[str] = args.operands
     mount_point = None
     if not args.discover:
-        if len(operands) < (1 if others else 2):
-            raise ConfigError("give a host and a mount point, or -D and a host; see iscsifs -h")
+        if not operands or (len(operands) == 1 and not others and not os.path.isdir(operands[0])):
+            raise ConfigError(
+                "give a host and a mount point, or an existing directory alone, to which hosts are added"
+                " later; or -D and a host; see iscsifs -h"
+            )
         # Absolute, because the background has another working directory.
         mount_point = Path(os.path.abspath(operands.pop()))
-    if not operands and not others:
+    elif not operands and not others:
         raise ConfigError("give a host to list the targets of; see iscsifs -h")
     words = [] if operands == [_NOTHING] and others else _without_file(args, operands)
     specs = [HostSpec.parse(word, args.port or DEFAULT_PORT) for word in words if is_host(word)]
     if args.discover and any(spec.target for spec in specs):
         raise ConfigError("-D lists what a host has; give it without a target name")
     users = dict.fromkeys(spec.user or args.user for spec in specs)
-    if args.user is not None or others or len(specs) < len(words):
+    if args.user is not None or others or len(specs) < len(words) or not specs:
         users.setdefault(args.user)
     if any(users):
         forbid_core_dumps()
@@ -91,28 +107,37 @@ def configure(args: argparse.Namespace, ask: Callable[[str], bytes]) -> Config:
         ),
         **mount_options.session,
     )
-    named = _named(
-        args,
-        words,
-        Reader(
-            options,
-            credentials,
-            args.port or DEFAULT_PORT,
-            [name_server(text) for text in args.isns or ()],
-            is_named=args.initiator is not None,
-        ),
+    reader = Reader(
+        options,
+        credentials,
+        args.port or DEFAULT_PORT,
+        [name_server(text) for text in args.isns or ()],
+        is_named=args.initiator is not None,
     )
+    named = _named(args, words, reader)
     return Config(
         tuple(named.hosts),
         mount_point,
         mount_options,
+        replace(options, credentials=_of_later_hosts(credentials, args.user)),
         tuple(args.patterns or ()),
         args.foreground or args.debug,
-        ",".join(map(shown, operands)) or ",".join(others),
+        ",".join(map(shown, operands)) or ",".join(others) or "iscsifs",
         args.pid_file,
+        args.port or DEFAULT_PORT,
         tuple(named.name_servers),
         named.ibft,
+        reader,
     )
+
+
+def _of_later_hosts(
+    credentials: Mapping[str | None, Credentials | None], user: str | None
+) -> Credentials | None:
+    """Return the credentials for hosts that are added while mounted: those of *user*, else the only ones."""
+    if user in credentials:
+        return credentials[user]
+    return next(iter(credentials.values())) if len(credentials) == 1 else None
 
 
 _NOTHING: Final = "none"

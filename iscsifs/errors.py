@@ -3,6 +3,7 @@
     IscsifsError
     ├── ConfigError              what the user gave cannot be used
     ├── TransportError           the network: unreachable, refused, closed, silent
+    │   ├── UnknownHost          a name has no address
     │   ├── ConnectionClosed     the other end closed or reset the connection
     │   ├── LoginTimeout         it took the connection, but did not finish the login in time
     │   └── PathLost             the connection was lost before a command was answered
@@ -68,7 +69,18 @@ class ConfigError(IscsifsError):
 
 
 class TransportError(IscsifsError):
-    """A connection could not be made, or was lost (RFC 7143 section 7.14)."""
+    """A connection could not be made, or was lost (RFC 7143 section 7.14).
+
+    *number* is the errno that it came with, 0 where there is none.
+    """
+
+    def __init__(self, message: str, *, number: int = 0) -> None:
+        super().__init__(message)
+        self.number: Final = number
+
+
+class UnknownHost(TransportError):
+    """The name of a host has no address."""
 
 
 class ConnectionClosed(TransportError):

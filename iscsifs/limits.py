@@ -57,6 +57,9 @@ the other and a second for each, in no order, so that with more some would not b
 MAX_TARGETS: Final = 4096
 """Targets of one host that are logged in to; a hostile one may tell of thirty times as many."""
 
+MAX_HOSTS: Final = 1024
+"""Hosts of one mount; more are not added while it is mounted."""
+
 ATTACH_TIMEOUT: Final = 300.0
 """Seconds that all logins at the start may take, plus one login time-out. A target is left out if its login
 and the discovery of its units are not complete by then. Thousands that answer take less than a minute."""

@@ -194,7 +194,7 @@ async def test_a_host_twice_with_many_targets_is_not_compared_pair_by_pair(
         return shares_portal_with(wanted, target)
 
     monkeypatch.setattr(Wanted, "shares_portal_with", count)
-    config = Config((HOST, Host(HostSpec(other), OPTIONS)), None, MountOptions(0, 0), (), False)
+    config = Config((HOST, Host(HostSpec(other), OPTIONS)), None, MountOptions(0, 0), OPTIONS)
     wanted, failures = await find_targets(config, network)
     assert ([login.wanted.name for login in wanted], failures) == ([f"disk{n:04}" for n in range(1000)], [])
     assert compared == 1000

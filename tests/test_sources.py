@@ -18,6 +18,7 @@ from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.chap import Credentials
 from iscsifs.iscsi.discovery import DiscoveredTarget
 from iscsifs.iscsi.names import Portal, TargetAddress
+from iscsifs.monitor.events import Events
 from iscsifs.service.about import config_text, show_config
 from support.fake_network import FakeNetwork
 from support.ibft_tables import TABLE
@@ -175,7 +176,7 @@ def test_our_name_is_that_of_the_table(table: Path) -> None:
 def test_the_table_is_shown_without_its_secret(table: Path) -> None:
     config = configured("--ibft-file", table, MOUNT_POINT)
     tree = Tree(TreeOptions(0, 0))
-    show_config(tree, config)
+    show_config(tree, config, Events())
     directory = tree.root.find(b".iscsifs")
     assert isinstance(directory, Directory)
     shown = directory.find(b"ibft")

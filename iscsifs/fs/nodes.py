@@ -22,6 +22,9 @@ LASTING: Final = 300.0
 BRIEF: Final = 1.0
 """Seconds that the kernel may keep a name, which may come to lead to another node, and what goes with it."""
 
+MAX_COMMAND: Final = 4096
+"""Bytes of one command for a control file."""
+
 _DIGITS: Final = re.compile(rb"(\d+)")
 
 
@@ -37,6 +40,15 @@ class Refusal(Enum):
     READ_ONLY = auto()
     NO_SPACE = auto()
     IN_USE = auto()
+    EXISTS = auto()
+    TOO_LONG = auto()
+    NO_HOST = auto()
+    NO_TARGET = auto()
+    NOT_LET_IN = auto()
+    HOST_REFUSES = auto()
+    NO_ANSWER = auto()
+    NO_ROUTE = auto()
+    GONE = auto()
 
 
 class Refused(Exception):
@@ -267,14 +279,18 @@ class ControlFile(Node):
     """A file to which its owner writes ``1`` to have *command* carried out.
 
     The write returns when that is done, with its error. A truncation changes nothing, as a shell opens with
-    O_TRUNC. There is nothing in it: a read, by root, who may do so, is at the end at once.
+    O_TRUNC. There is nothing in it: a read, by root, who may do so, is at the end at once. *misused* is
+    called for a write that is no command.
     """
 
-    __slots__ = ("_command",)
+    __slots__ = ("_command", "_misused")
 
-    def __init__(self, inode: int, command: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, inode: int, command: Callable[[], Awaitable[None]], misused: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__(inode)
         self._command = command
+        self._misused = misused
 
     def stat(self) -> Stat:
         """Return a mode for the owner only."""
@@ -282,17 +298,18 @@ class ControlFile(Node):
 
     async def open(self, flags: int, thread: int) -> Handle:
         """Return a handle that takes the command."""
-        return _Control(self._command)
+        return _Control(self._command, self._misused)
 
 
 class _Control(Handle):
     """An open `ControlFile`."""
 
-    __slots__ = ("_command",)
+    __slots__ = ("_command", "_misused")
     direct_io = True
 
-    def __init__(self, command: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, command: Callable[[], Awaitable[None]], misused: Callable[[], None]) -> None:
         self._command = command
+        self._misused = misused
 
     async def read(self, offset: int, size: int) -> bytes:
         """Return nothing, so that whoever copies all files goes on."""
@@ -301,7 +318,8 @@ class _Control(Handle):
     async def write(self, offset: int, data: bytes) -> int:
         """Carry out the command."""
         if data not in (b"1", b"1\n"):
-            raise Refused(Refusal.INVALID)
+            self._misused()
+            raise Refused(Refusal.TOO_LONG if len(data) > MAX_COMMAND else Refusal.INVALID)
         await self._command()
         return len(data)
 

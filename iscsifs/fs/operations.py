@@ -62,6 +62,15 @@ REFUSALS: Final[dict[Refusal, int]] = {
     Refusal.READ_ONLY: errno.EROFS,
     Refusal.NO_SPACE: errno.ENOSPC,
     Refusal.IN_USE: errno.EBUSY,
+    Refusal.EXISTS: errno.EEXIST,
+    Refusal.TOO_LONG: errno.E2BIG,
+    Refusal.NO_HOST: errno.ENXIO,
+    Refusal.NO_TARGET: errno.ENODEV,
+    Refusal.NOT_LET_IN: errno.EACCES,
+    Refusal.HOST_REFUSES: errno.ECONNREFUSED,
+    Refusal.NO_ANSWER: errno.ETIMEDOUT,
+    Refusal.NO_ROUTE: errno.EHOSTUNREACH,
+    Refusal.GONE: errno.ENOTCONN,
 }
 """What an operation is answered with that a node refuses."""
 

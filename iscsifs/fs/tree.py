@@ -60,13 +60,17 @@ class UnitDescription:
 
 @dataclass(frozen=True, slots=True)
 class TargetDescription:
-    """A target; *host* is its host's name, *address* (a numeric one) and *port* are where it was reached."""
+    """A target; *host* is its host's name, *address* (a numeric one) and *port* are where it was reached.
+
+    *place* is the name of its host's directory where that is not the one that the host's name makes.
+    """
 
     host: str
     address: str
     port: int
     name: str
     units: tuple[UnitDescription, ...] = ()
+    place: bytes = b""
 
 
 AnyNode = TypeVar("AnyNode", bound=Node)
@@ -107,22 +111,29 @@ class Tree:
         self.root = self._add(Directory(next(self._inodes), b""))
         self._by_id = self.add_directory(self.root, _BY_ID)
         self._targets: dict[TargetDirectory, None] = {}
-        self._names: dict[tuple[str, str, int], bytes] = {}  # which targets had, also those that are gone
+        self._names: dict[tuple[bytes, str, int], bytes] = {}  # which targets had, also those that are gone
         self._namesakes: dict[str, set[bytes]] = {}  # the paths of those that were warned of, by their name
+        self.on_host: list[Callable[[Directory], None]] = []
+        """Called with the directory of each host that comes."""
+        self.on_unit: list[Callable[[TargetDirectory, UnitDirectory], None]] = []
+        """Called with the directory of each logical unit that comes, and that of its target."""
 
-    def add_targets(self, targets: Sequence[TargetDescription]) -> list[TargetDirectory]:
-        """Add *targets* and return their directories.
+    def add_targets(self, targets: Sequence[TargetDescription], name: bytes = b"") -> list[TargetDirectory]:
+        """Add *targets* and return their directories; *name* is what the only one is to be called.
 
         Targets of one host that would have the same short name, all within this call, have their whole names.
         What is in the tree already keeps its name. A target that was there before has the name that it had,
         if that is free.
         """
-        short_names = Counter((target.host, _short(target.name)) for target in targets)
-        short_names.update((target.host, _short(target.name)) for target in self._present())
+        if name:
+            (target,) = targets
+            self._remember(target, name)
+        short_names = Counter((place_of(target), _short(target.name)) for target in targets)
+        short_names.update((place_of(target), _short(target.name)) for target in self._present())
         directories: dict[int, TargetDirectory] = {}
         for index, target in sorted(enumerate(targets), key=lambda item: _target_order(item[1])):
-            host = self._host(target.host)
-            unique = short_names[target.host, _short(target.name)] == 1
+            host = self._host(place_of(target))
+            unique = short_names[host.path, _short(target.name)] == 1
             before = self._names.get(_key(target))
             names = _names(target, unique) if before is None else chain([before], _names(target, unique))
             name = next(name for name in names if name not in host.entries)
@@ -137,15 +148,19 @@ class Tree:
         return [directories[index] for index in range(len(targets))]
 
     def remove_target(self, directory: TargetDirectory) -> None:
-        """Remove the *directory* of a target, and that of its host if it was the last one."""
+        """Remove the *directory* of a target; that of its host stays, see `remove_host`."""
         del self._targets[directory]
         host_name, _, name = directory.path.partition(b"/")
         host = self.root.entries[host_name]
         assert isinstance(host, Directory)
         self._remove_entry(host, name)
-        if not host.entries:
-            self._remove_entry(self.root, host_name)
         self._name_by_id()
+
+    def remove_host(self, name: bytes) -> None:
+        """Remove the directory of a host if there is one without targets."""
+        host = self.root.entries.get(name)
+        if isinstance(host, Directory) and not host.entries:
+            self._remove_entry(self.root, name)
 
     def update(self, directory: TargetDirectory, target: TargetDescription) -> None:
         """Let *directory* show *target* as it is now: where it is reached, and its logical units. Its name
@@ -175,11 +190,30 @@ class Tree:
 
     def add_text(self, parent: Directory, name: bytes, text: Callable[[], str]) -> None:
         """Make the file *name* in *parent*, whose content is made by *text* at each open."""
-        self._enter(parent, name, self._add(TextFile(next(self._inodes), text)))
+        self.add_node(parent, name, lambda inode: TextFile(inode, text))
 
-    def add_command(self, parent: Directory, name: bytes, command: Callable[[], Awaitable[None]]) -> None:
-        """Make the file *name* in *parent*, to which its owner writes 1 to have *command* carried out."""
-        self._enter(parent, name, self._add(ControlFile(next(self._inodes), command)))
+    def add_command(
+        self,
+        parent: Directory,
+        name: bytes,
+        command: Callable[[], Awaitable[None]],
+        misused: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Make the file *name* in *parent*, to which its owner writes 1 to have *command* carried out;
+        *misused* is called where something else is written."""
+        self.add_node(parent, name, lambda inode: ControlFile(inode, command, misused))
+
+    def add_node(self, parent: Directory, name: bytes, make: Callable[[int], AnyNode]) -> AnyNode:
+        """Give *parent* the node *name*, which *make* makes with its inode; return it."""
+        node = self._add(make(next(self._inodes)))
+        self._enter(parent, name, node)
+        return node
+
+    def rename(self, parent: Directory, name: bytes, new_name: bytes) -> None:
+        """Give a file of *parent* another name, and remove what had that."""
+        if new_name in parent.entries:
+            self._remove_entry(parent, new_name)
+        self._enter(parent, new_name, self._leave(parent, name))
 
     def files(self) -> Iterator[StorageFile]:
         """Yield every storage file, once."""
@@ -240,13 +274,15 @@ class Tree:
                 self._remove(entry)
         self.nodes.pop(node.inode, None)  # a target and its unit have the file of a disk in common
 
-    def _host(self, host: str) -> Directory:
-        """Return the directory of *host*, a new one if need be."""
-        name = safe_name(host)
-        if name == _BY_ID:
-            name = name.replace(b"-", b"%2D")
+    def _host(self, name: bytes) -> Directory:
+        """Return the directory of a host, a new one if need be."""
         node = self.root.entries.get(name)
-        return node if isinstance(node, Directory) else self.add_directory(self.root, name)
+        if isinstance(node, Directory):
+            return node
+        host = self.add_directory(self.root, name)
+        for arrange in self.on_host:
+            arrange(host)
+        return host
 
     def _set_links(self, directory: Directory, links: "dict[bytes, bytes | None]") -> None:
         """Let *directory* have these *links*, none where the target is None."""
@@ -276,7 +312,10 @@ class Tree:
                 if directory.main is old:
                     self._show_as_main(directory, None)
         for name, unit in wanted.items():
-            self._enter(directory, name, self._unit(directory.path + b"/" + name, unit))
+            added = self._unit(directory.path + b"/" + name, unit)
+            self._enter(directory, name, added)
+            for arrange in self.on_unit:
+                arrange(directory, added)
         if directory.main is None or not _is_disk(directory.main):
             self._show_as_main(directory, _main_unit(directory.units()))
 
@@ -353,8 +392,19 @@ class Tree:
             log.warning("%d more worldwide names are those of several units", len(news) - NOTES_A_LIST)
 
 
-def _key(target: TargetDescription) -> tuple[str, str, int]:
-    return target.host, target.name, target.port
+def place_of(target: TargetDescription) -> bytes:
+    """Return the name of the directory of a target's host."""
+    name = target.place or safe_name(target.host)
+    return name.replace(b"-", b"%2D") if name == _BY_ID else name
+
+
+def short_name(target_name: str) -> bytes:
+    """Return the name of a target's directory where no other of its host has the same."""
+    return safe_name(_short(target_name))
+
+
+def _key(target: TargetDescription) -> tuple[bytes, str, int]:
+    return place_of(target), target.name, target.port
 
 
 def _target_order(target: TargetDescription) -> tuple[str, str, int, str]:
@@ -368,7 +418,7 @@ def _short(name: str) -> str:
 def _names(target: TargetDescription, unique: bool) -> Iterator[bytes]:
     """Yield the names that the directory of *target* may have, the best first, without an end."""
     if unique:
-        yield safe_name(_short(target.name))
+        yield short_name(target.name)
     yield safe_name(target.name)
     yield safe_name(f"{target.name},{target.port}")
     for number in count(1):

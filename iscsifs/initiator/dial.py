@@ -98,7 +98,8 @@ async def connect(portal: Portal, family: socket.AddressFamily) -> socket.socket
         if not failure:
             return sock
         sock.close()
-    raise TransportError(f"{portal}: {reason(OSError(failure, os.strerror(failure)))}")
+    why = reason(OSError(failure, os.strerror(failure)))
+    raise TransportError(f"{portal}: {why}", number=failure)
 
 
 class Dialler:
@@ -153,7 +154,8 @@ class Dialler:
             except trio.TooSlowError:
                 kind = LoginTimeout if self._login else TransportError
                 seconds = self._options.login_timeout
-                failure = kind(f"{address.portal}: no login within {seconds:g} s{self._step()}")
+                what = f"{address.portal}: no login within {seconds:g} s{self._step()}"
+                failure = kind(what, number=errno.ETIMEDOUT)
             except IscsifsError as error:
                 failure = error
             except MemoryError:
@@ -231,7 +233,7 @@ class Dialler:
             refusal = dropped(self._login, error)
             if refusal is not None:
                 return type(refusal)(f"{portal}: {refusal}")
-        return TransportError(f"{portal}: {error}{self._step()}")
+        return TransportError(f"{portal}: {error}{self._step()}", number=error.number)
 
     def _let_in(self, login: InitiatorLogin) -> None:
         """Log what is not as it should be after a login, but each oddity of the target only once."""

@@ -1,5 +1,7 @@
 """A discovery session: log in, SendTargets, log out (RFC 7143 section 4.3)."""
 
+import errno
+
 import trio
 
 from iscsifs.errors import TransportError
@@ -51,6 +53,7 @@ async def discover(
             await logged_out.wait()
         link.close()
     if text.pairs is None:
-        raise failure or TransportError(f"{portal}: {reason}")
+        number = 0 if answered.is_set() else errno.ETIMEDOUT
+        raise failure or TransportError(f"{portal}: {reason}", number=number)
     zone = portal.host.partition("%")[2] or None
     return read_targets(text.pairs, portal, zone)

@@ -21,6 +21,7 @@ import trio
 from iscsifs.errors import IscsifsError, PathLost, TransportError
 from iscsifs.initiator.keepalive import Keepalive
 from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.initiator.resets import Resets
 from iscsifs.iscsi.events import (
     ConnectionDropped,
     Event,
@@ -88,10 +89,13 @@ class Session:
         self.on_sense: Callable[[SenseReported], None] | None = None
         """Called for what units report, by themselves or with the status of a command, as soon as it arrives:
         before any command that is answered later counts as done."""
+        self.on_note: Callable[[str, str], None] = lambda kind, text: None
+        """Called with the kind and the sentence of an event: a loss, an attempt in vain, a new login."""
         self._dial = dial
         self._options = options
         self._listeners: list[Callable[[], None]] = []
         self._managements: dict[Management, float] = {}
+        self._resets = Resets()  # those that a user has asked for
         self._away_since: float | None = None
         self._told_of_absence = False
         self._time2wait: float | None = None  # None: what the login agreed on
@@ -230,12 +234,14 @@ class Session:
             self._logged_out.set()  # the end of the connection answers a logout as well
             self._fail()
             self._managements.clear()
+            self._resets.lost()
             self._hand_back(link.connection.take_unfinished())
         if trio.current_time() - started >= LONGEST_DELAY:
             self._backoff = 0.0
         if not self._closing:
             kind = {"kind": f"{self.name}: {type(link.failure)}"}
             log.warning("%s: %s; logging in again", self.name, link.failure, extra=kind)
+            self.on_note("connection_lost", f"{link.failure}; logging in again")
 
     def _go_away(self) -> None:
         """Hand commands back from now on."""
@@ -265,6 +271,7 @@ class Session:
         self._told_of_absence = False
         seconds = trio.current_time() - away_since
         log.info("%s: back after %.1f s", self.name, seconds, extra={"kind": self.name})
+        self.on_note("login", f"back after {seconds:.1f} s")
         self._tell_listeners()
 
     async def _log_in_again(self) -> None:
@@ -314,6 +321,7 @@ class Session:
         if str(error) != self._login_failure:
             self._login_failure = str(error)
             log.warning("%s: %s; still trying", self.name, error)
+            self.on_note("login_failed", f"{error}; still trying")
 
     # Time-outs: one clock for all of them, so that a command costs no timer of its own.
 
@@ -384,11 +392,19 @@ class Session:
                 self._escalate(management, "no answer")
             elif management.refused_for_now:
                 del self._managements[management]
-                self._manage(self.link.repeat(management), since)
+                again = self.link.repeat(management)
+                self._manage(self._resets.repeated(management, again), since)
 
     def _abort(self, task: Task) -> None:
         if not any(task in management.tasks for management in self._managements):
             self._manage(self.link.abort_task(task))
+
+    async def reset(self, function: TaskFunction, lun: int = 0) -> None:
+        """Have the target carry out a reset; raises TransportError, or TaskAborted where it refuses."""
+        if self.open_link is None:
+            raise TransportError(f"{self.name}: {function.name}: the target is away")
+        self._manage(management := self.open_link.reset(function, lun))
+        await self._resets.wait(self.name, management)
 
     def _manage(self, management: Management, since: float | None = None) -> None:
         """Time a task management function that was sent now."""
@@ -397,17 +413,21 @@ class Session:
     def _managed(self, management: Management) -> None:
         """Take the answer to a task management function, also to one that the connection asked for itself."""
         since = self._managements.pop(management, trio.current_time())
-        is_reset = management.function is TaskFunction.LOGICAL_UNIT_RESET
-        if is_reset and management.succeeded and self.on_sense is not None:
+        lun = {TaskFunction.LOGICAL_UNIT_RESET: management.lun, TaskFunction.TARGET_WARM_RESET: None}
+        if management.succeeded and management.function in lun and self.on_sense is not None:
             # The unit reports it to all other I_T nexuses, not to this one (SAM-5 section 7.7).
-            self.on_sense(SenseReported(management.lun, _RESET))
+            self.on_sense(SenseReported(lun[management.function], _RESET))
         if management.refused_for_now:
             self._managements[management] = since  # the clock repeats it
-        elif not management.succeeded:
+        elif management.succeeded:
+            self._resets.ended(management)
+        else:
             self._escalate(management, f"response {management.response}")
 
     def _escalate(self, management: Management, reason: str) -> None:
         """Escalate after a function that failed: from ABORT TASK to LOGICAL UNIT RESET to a new session."""
+        if self._resets.refused(management):
+            return
         function, lun = management.function, management.lun
         if all(task.ended for task in management.tasks):
             return

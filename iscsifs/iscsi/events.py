@@ -84,9 +84,12 @@ class ConnectionDropped:
 
 @dataclass(slots=True)
 class SenseReported:
-    """What a logical unit reports by *sense* data, as an asynchronous SCSI event (event 0) for instance."""
+    """What a logical unit reports by *sense* data, as an asynchronous SCSI event (event 0) for instance.
 
-    lun: int
+    *lun* is None where all units of the target do.
+    """
+
+    lun: int | None
     sense: bytes
 
 

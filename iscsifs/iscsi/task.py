@@ -56,6 +56,7 @@ class Task:
         "aborting",
         "cdb",
         "cmd_sn",
+        "cut_short",
         "data_in",
         "data_out",
         "ended",
@@ -102,6 +103,7 @@ class Task:
         self.next_r2t_sn = 0
         self.r2ts_unsent = 0
         self.aborting = False  # what R2Ts ask for is cut short (section 11.5.1)
+        self.cut_short = False
         self.ended = False
         self.failure: IscsifsError | None = None
         self.status = GOOD
@@ -206,8 +208,9 @@ class Task:
                 "R2T", f"more than MaxOutstandingR2T ({parameters.max_outstanding_r2t}) at once", "13.17"
             )
         self.next_r2t_sn += 1
-        if self.aborting:
-            length = min(length, parameters.max_send_data_segment_length)
+        if self.aborting and length > parameters.max_send_data_segment_length:
+            length = parameters.max_send_data_segment_length
+            self.cut_short = True
         self.sent += length
         self.sequence_end = offset + length
         tag, transfer_tag = self.initiator_task_tag, r2t.target_transfer_tag
@@ -290,6 +293,9 @@ class Task:
         self.ended = True
         self.residual = -residual_count if overflow else residual_count if underflow else 0
         if self.status != GOOD:
+            return
+        if self.cut_short:  # the target has refused to abort it, and may take it for complete
+            self.failure = TaskAborted("its data were cut short, as it was to be aborted")
             return
         expected = len(self.data_in) or len(self.data_out)
         transferred = self.received + self.sent

@@ -6,19 +6,22 @@ from functools import partial
 import iscsifs
 from iscsifs.config import Config, Host
 from iscsifs.errors import printable
+from iscsifs.fs.live_file import TurnedFile
 from iscsifs.fs.nodes import Directory
 from iscsifs.fs.tree import Tree
 from iscsifs.ibft.model import Ibft
 from iscsifs.ibft.show import text_files
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.keys import format_value
+from iscsifs.monitor.events import Events
 
 
-def show_config(tree: Tree, config: Config) -> None:
+def show_config(tree: Tree, config: Config, events: Events) -> None:
     """Give *tree* the directory of the mount's own files."""
     directory = tree.add_directory(tree.root, b".iscsifs")
     tree.add_text(directory, b"version", version_text)
     tree.add_text(directory, b"config", partial(config_text, config))
+    events.changed = TurnedFile(tree, directory, b"events", lambda: events.current).turn
     if config.ibft is not None:
         show_firmware(tree, directory, config.ibft)
 

@@ -9,7 +9,7 @@ import trio
 
 from iscsifs.discovery.source import Wanted, line
 from iscsifs.errors import IscsifsError, LoginTimeout, NoTargetError, printable
-from iscsifs.fs.tree import TargetDescription, UnitDescription
+from iscsifs.fs.tree import TargetDescription, UnitDescription, place_of
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.limits import ATTACH_TIMEOUT, LOGINS_AT_ONCE, MAX_TARGETS
@@ -20,10 +20,11 @@ _R = TypeVar("_R")
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What could not be had, and why."""
+    """What could not be had, and why; *login* is the one that has failed, if it was one."""
 
     what: str
     error: IscsifsError
+    login: "Login | None" = None
 
     def __str__(self) -> str:
         reason = str(self.error)
@@ -34,10 +35,19 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """A target *wanted*, and the *options* by which its initiator logs in."""
+    """A target *wanted*, and the *options* by which its initiator logs in.
+
+    *place* is the name of the directory of its host, where that is not made of the host's name.
+    """
 
     wanted: Wanted
     options: InitiatorOptions
+    place: bytes = b""
+
+    @property
+    def host(self) -> bytes:
+        """The name of the directory of its host."""
+        return place_of(TargetDescription(self.wanted.host_name, "", 0, self.wanted.name, place=self.place))
 
     def is_same(self, other: "Login") -> bool:
         """Say whether *other* is the same target, in whatever way it was found."""
@@ -80,6 +90,7 @@ class Attached:
             self.target.portal.port,
             self.target.target_name,
             tuple(_description(unit) for unit in self.units()),
+            self.login.place,
         )
 
 
@@ -134,7 +145,8 @@ async def attach(
             attached.append(outcome)
         else:
             wanted = logins[index].wanted
-            failures.append(Failure(f"{printable(wanted.host_name)}: {printable(wanted.name)}", outcome))
+            what = f"{printable(wanted.host_name)}: {printable(wanted.name)}"
+            failures.append(Failure(what, outcome, logins[index]))
     for host_name, indices in of_host.items():
         if left_out := [index for index in indices if index not in outcomes]:
             out_of_time = left_out[0] in indices[:MAX_TARGETS]

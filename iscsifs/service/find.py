@@ -3,7 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import trio
@@ -13,29 +13,46 @@ from iscsifs.discovery.sendtargets import SendTargets
 from iscsifs.discovery.source import Source, Wanted
 from iscsifs.discovery.static import StaticTarget
 from iscsifs.errors import IscsifsError, NoTargetError, TransportError, printable
+from iscsifs.hosts import NameServer
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.limits import LOGINS_AT_ONCE
 from iscsifs.service.attach import Failure, Login, each
 from iscsifs.service.name_servers import isns_source, trouble
 from iscsifs.service.network import Network
+from iscsifs.service.retries import delays, may_pass
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Origin:
-    """A *source*, and the *options* by which its targets are logged in to."""
+    """A *source*, and the *options* by which its targets are logged in to.
+
+    *place* is the name of the directory of its targets, where that is not to be made of their host's name.
+    """
 
     source: Source
     options: InitiatorOptions
+    place: bytes = b""
 
 
 def origins_of(config: Config, network: Network) -> list[Origin]:
     """Return the sources that *config* names, the hosts first, in their order."""
-    hosts = [Origin(_source_of(host, config, network), host.options) for host in config.hosts]
-    return hosts + [
-        Origin(isns_source(server, config.wants), server.options) for server in config.name_servers
+    return origins(config.hosts, config.name_servers, config, network)
+
+
+def origins(
+    hosts: Iterable[Host], name_servers: Iterable[NameServer], config: Config, network: Network
+) -> list[Origin]:
+    """Return the sources of the targets of *hosts* and of those that *name_servers* tell of."""
+    return [origin_of(host, config, network) for host in hosts] + [
+        Origin(isns_source(server, config.wants), server.options) for server in name_servers
     ]
+
+
+def origin_of(host: Host, config: Config, network: Network) -> Origin:
+    """Return the source of the targets of *host*."""
+    return Origin(_source_of(host, config, network), host.options)
 
 
 def _source_of(host: Host, config: Config, network: Network) -> Source:
@@ -49,29 +66,45 @@ def _source_of(host: Host, config: Config, network: Network) -> Source:
 class Follower:
     """Runs the source of *origin*, and keeps what it has reported last in `wanted`.
 
-    *changed* is called after each report but the first one.
+    *changed* is called after each report but the first one. With *retries*, a source that has failed for a
+    reason that may pass is run again, later and later.
     """
 
-    def __init__(self, origin: Origin, changed: Callable[[], None]) -> None:
+    def __init__(self, origin: Origin, changed: Callable[[], None], *, retries: bool = False) -> None:
         self.origin = origin
         self.wanted: tuple[Wanted, ...] = ()
         self.failure: IscsifsError | None = None
-        """Why nothing was reported at all."""
+        """Why nothing was reported at all so far."""
         self._changed = changed
+        self._retries = retries
         self._reported = trio.Event()
         self._scope = trio.CancelScope()
 
     async def run(self) -> None:
         """Run the source until there is nothing more to be told, or until `stop`."""
         with self._scope:
-            try:
-                await self.origin.source.run(self._report)
-            except IscsifsError as exc:
-                if self._reported.is_set():
-                    log.warning("%s: %s; what it has told stays", self.origin.source.name, exc)
-                else:
-                    self.failure = exc
+            for delay in delays():
+                try:
+                    await self.origin.source.run(self._report)
+                except IscsifsError as exc:
+                    if self._failed(exc):
+                        await trio.sleep(delay)
+                        continue
+                break
         self._reported.set()
+
+    def _failed(self, error: IscsifsError) -> bool:
+        """Take note that the source has failed; return whether to run it again."""
+        has_told = self._reported.is_set() and self.failure is None
+        again = self._retries and may_pass(error)
+        if has_told:
+            log.warning("%s: %s; what it has told stays", self.origin.source.name, error)
+        elif self.failure is not None and str(self.failure) != str(error):
+            log.warning("%s", Failure(self.origin.source.name, error))
+        if not has_told:
+            self.failure = error
+        self._reported.set()
+        return again
 
     def stop(self) -> None:
         """Stop the source; what it has reported is not wanted any more."""
@@ -87,10 +120,11 @@ class Follower:
 
     def logins(self) -> list[Login]:
         """Return what is wanted now."""
-        return [Login(wanted, self.origin.options) for wanted in self.wanted]
+        return [Login(wanted, self.origin.options, self.origin.place) for wanted in self.wanted]
 
     def _report(self, wanted: Sequence[Wanted]) -> None:
         self.wanted = tuple(wanted)
+        self.failure = None
         if self._reported.is_set():
             self._changed()
         self._reported.set()
@@ -133,7 +167,7 @@ def merged(logins: Iterable[Login]) -> list[Login]:
             same_name.append(len(result))
             result.append(login)
         else:
-            result[known] = Login(result[known].wanted.merged_with(wanted), result[known].options)
+            result[known] = replace(result[known], wanted=result[known].wanted.merged_with(wanted))
     return result
 
 
@@ -151,7 +185,7 @@ async def find_targets(config: Config, network: Network) -> tuple[list[Login], l
 
 def no_match(config: Config, found: Sequence[Login], failures: Sequence[Failure]) -> list[Failure]:
     """Return the failure that no target has a name that is wanted, if that is so."""
-    if not config.patterns or found or failures:
+    if not config.hosts or not config.patterns or found or failures:
         return []
     patterns = " ".join(printable(pattern) for pattern in config.patterns)
     return [Failure(patterns, NoTargetError("no target has a name like this; list them with -D"))]

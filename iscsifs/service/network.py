@@ -59,9 +59,15 @@ class Target(Protocol):
     """Called when a unit has come, gone, or changed."""
     on_return: Callable[[Any], None]
     """Called with a unit that was found to be the same after a new login or a reset."""
+    on_note: Callable[[str, str], None]
+    """Called with the kind and the sentence of an event of the session."""
 
-    async def rescan(self) -> None:
-        """Find out which units there are now, and how large they are."""
+    async def rescan(self, label: str | None = None) -> None:
+        """Find out which units there are now, and how large they are; or only what the one with this number
+        is."""
+
+    async def reset(self, label: str | None = None) -> None:
+        """Reset the unit with this number, or all of the target."""
 
     @property
     def portal(self) -> Portal:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from iscsifs.errors import TaskAborted, UnitError
 from iscsifs.initiator import discover as discovery
 from iscsifs.initiator.dial import NO_POLLER, Connect, Dialler, Poller, connect
 from iscsifs.initiator.options import InitiatorOptions
@@ -21,6 +22,7 @@ from iscsifs.iscsi.chap import ChallengeMemory
 from iscsifs.iscsi.discovery import DiscoveredTarget
 from iscsifs.iscsi.events import SenseReported
 from iscsifs.iscsi.names import Portal, TargetAddress
+from iscsifs.iscsi.pdu import TaskFunction
 from iscsifs.units.inventory import Inventory, Settings
 from iscsifs.units.unit import LogicalUnit
 
@@ -55,9 +57,14 @@ class ManagedTarget:
         self.inventory = Inventory(self._target, settings, nursery)
         session.on_login = self.inventory.logged_in
         session.on_sense = self._reported
+        session.on_note = lambda kind, text: self.on_note(kind, text)
+        self.on_note: Callable[[str, str], None] = lambda kind, text: None
+        """Called with the kind and the sentence of an event of the session."""
 
     def _reported(self, report: SenseReported) -> None:
-        self.inventory.reported(report.lun, report.sense)
+        luns = [unit.lun for unit in self.units] if report.lun is None else [report.lun]
+        for lun in luns:
+            self.inventory.reported(lun, report.sense)
 
     async def find_units(self) -> None:
         """Ask the target for its units, and each of them what it is; those that do not answer are left out.
@@ -66,10 +73,33 @@ class ManagedTarget:
         """
         await self.inventory.find_units()
 
-    async def rescan(self) -> None:
-        """Find the units that have come and gone, and those of another size; raises an `IscsifsError`."""
+    async def rescan(self, label: str | None = None) -> None:
+        """Find the units that have come and gone, and those of another size; with *label* look at this unit
+        only. Raises an `IscsifsError`."""
         log.info("%s: rescan", self.target_name)
-        await self.inventory.rescan()
+        if label is None:
+            await self.inventory.rescan()
+        else:
+            await self.inventory.ask(self._lun_of(label))
+
+    async def reset(self, label: str | None = None) -> None:
+        """Reset the unit of this number, else the target: by TARGET WARM RESET, or where the target does not
+        support that, unit by unit. Raises an `IscsifsError`."""
+        if label is not None:
+            await self.session.reset(TaskFunction.LOGICAL_UNIT_RESET, self._lun_of(label))
+            return
+        try:
+            await self.session.reset(TaskFunction.TARGET_WARM_RESET)
+        except TaskAborted as exc:
+            log.info("%s; resetting its units one by one", exc)
+            for unit in self.units:
+                await self.session.reset(TaskFunction.LOGICAL_UNIT_RESET, unit.lun)
+
+    def _lun_of(self, label: str) -> int:
+        for unit in self.units:
+            if unit.label == label:
+                return unit.lun
+        raise UnitError(f"{self.target_name} LUN {label}: it is not there any more")
 
     @property
     def units(self) -> list[LogicalUnit]:

@@ -375,6 +375,16 @@ class Inventory:
         if self._luns_stale or self._stale:
             self._update_soon()
 
+    async def ask(self, lun: int) -> None:
+        """Ask one unit what it is now, its size for instance; raises UnitError where it is not there."""
+        unit = self._units.get(lun)
+        if unit is None or unit.failure is not None:
+            raise UnitError(f"{self._nexus.name} LUN {lun_label(lun)}: it is not there any more")
+        async with self._comparing:
+            await self._refresh(unit)
+        if self._stale:
+            self._update_soon()
+
     async def _rescan(self) -> None:
         """Take in the units that have come, and leave out those that have gone or were exchanged."""
         luns = dict.fromkeys(await report_luns(self._probes))

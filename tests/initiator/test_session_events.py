@@ -332,7 +332,7 @@ async def test_sense_that_comes_with_a_status_is_passed_on_before_the_command_co
 ) -> None:
     async with pair() as line:
         call = line.call()
-        heard: list[tuple[int, bytes, bool]] = []
+        heard: list[tuple[int | None, bytes, bool]] = []
         line.session.on_sense = lambda event: heard.append((event.lun, event.sense, call.done.is_set()))
         await line.peer.status(await line.peer.expect(ScsiCommand), 2, CAPACITY_CHANGED)
         await call.done.wait()

@@ -736,7 +736,7 @@ async def test_what_waits_for_the_window_is_held_before_the_report_opens_it(
 ) -> None:
     """The answer with the report is also what lets the next command go."""
     async with pair(window=1) as line:
-        line.session.on_sense = lambda report: line.queue(report.lun).suspend()
+        line.session.on_sense = lambda report: line.queue(report.lun or 0).suspend()
         reported = line.attempt()
         await wait_all_tasks_blocked()
         waiting = line.call()

@@ -1,8 +1,10 @@
 """What stands in for the network under the command: hosts that offer targets, or fail."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+
+import trio
 
 from iscsifs.initiator.dial import Poller
 from iscsifs.initiator.options import InitiatorOptions
@@ -91,10 +93,23 @@ class FakeTarget:
     def __post_init__(self) -> None:
         self.on_change: Callable[[], None] = lambda: None
         self.on_return: Callable[[object], None] = lambda unit: None
+        self.on_note: Callable[[str, str], None] = lambda kind, text: None
         self.rescans = 0
+        self.resets: list[str | None] = []
+        self.failure: Exception | None = None
+        """Why it does nothing any more."""
 
-    async def rescan(self) -> None:
+    async def rescan(self, label: str | None = None) -> None:
+        self._check()
         self.rescans += 1
+
+    async def reset(self, label: str | None = None) -> None:
+        self._check()
+        self.resets.append(label)
+
+    def _check(self) -> None:
+        if self.failure is not None:
+            raise self.failure
 
     @property
     def address(self) -> str:
@@ -112,6 +127,8 @@ class FakeNetwork:
     logouts: int = 0
     left: list[str] = field(default_factory=list)
     """The targets that were logged out of one by one."""
+    pause: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+    """What every answer takes."""
 
     def offer(self, portal: Portal, *targets: FakeTarget) -> None:
         """Let *portal* offer *targets* at itself."""
@@ -123,6 +140,7 @@ class FakeNetwork:
 
     async def discover(self, portal: Portal, options: InitiatorOptions) -> list[DiscoveredTarget]:
         self.discoveries.append((portal, options))
+        await self.pause()
         found = self.hosts[portal]
         if isinstance(found, Exception):
             raise found
@@ -145,6 +163,7 @@ class FakeInitiator:
 
     async def login(self, target_name: str, portals: Sequence[Portal]) -> FakeTarget:
         self.network.logins.append((target_name, list(portals), self.options))
+        await self.network.pause()
         target = self.network.targets[target_name]
         if isinstance(target, Exception):
             raise target
@@ -152,3 +171,4 @@ class FakeInitiator:
 
     async def logout(self, target: FakeTarget) -> None:
         self.network.left.append(target.target_name)
+        await self.network.pause()

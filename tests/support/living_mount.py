@@ -68,7 +68,7 @@ class Commands:
 async def main(mount_point: Path, portal: str) -> None:
     options = InitiatorOptions("iqn.2026-01.example:living")
     host = Host(HostSpec.parse(portal), options)
-    config = Config((host,), mount_point, MountOptions(os.getuid(), os.getgid()))
+    config = Config((host,), mount_point, MountOptions(os.getuid(), os.getgid()), options)
     tree = Tree(TreeOptions(uid=os.getuid(), gid=os.getgid()))
     platform = LinuxPlatform(Limits())
     async with open_living_set(tree, service, platform.poller) as living:
