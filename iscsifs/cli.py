@@ -34,6 +34,7 @@ from iscsifs.fs.pidfile import pid_file
 from iscsifs.fs.platform.platform import LinuxPlatform, Platform
 from iscsifs.fs.platform.tuning import Limits
 from iscsifs.fs.tree import Tree
+from iscsifs.ibft.search import NoIbft
 from iscsifs.limits import ATTACH_TIMEOUT, END_TIMEOUT, LAST_LOGOUT_TIMEOUT
 from iscsifs.logs import log_to_file, log_to_file_too, log_to_syslog, log_to_terminal, tell_repeats
 from iscsifs.monitor.events import Events
@@ -66,6 +67,7 @@ _STATUS: Final[dict[type[BaseException], ExitStatus]] = {
     TransportError: ExitStatus.UNREACHABLE,
     LoginError: ExitStatus.REFUSED,
     NoTargetError: ExitStatus.NO_TARGET,
+    NoIbft: ExitStatus.NO_TARGET,
     IscsifsError: ExitStatus.FAILED,
 }
 
@@ -83,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
         prog="iscsifs",
         usage="iscsifs [options] [[USER@]HOST[:PORT]...] MOUNTPOINT\n"
         "       iscsifs [options] iscsi://[USER@]HOST[:PORT]/TARGETNAME[/LUN] MOUNTPOINT\n"
+        "       iscsifs -c FILE [-n NICKNAME]... | --isns SERVER | --ibft [options] MOUNTPOINT\n"
         "       iscsifs -D [options] [USER@]HOST[:PORT]...\n"
         "       iscsifs --unmount MOUNTPOINT...",
         description="Mount iSCSI targets as files.",
@@ -124,6 +127,17 @@ def parser() -> argparse.ArgumentParser:
     add("--target-secret-file", type=_value("target_secret_file"), metavar="FILE", help="the target's secret")
     add("--digest", choices=("none", "header", "data", "all"), help="CRC32C checks (none)")
     add("-i", "--initiator", metavar="NAME", help="our name (that of /etc/iscsi/initiatorname.iscsi)")
+    add("-c", "--conf", type=_value("conf"), metavar="FILE", help="the targets of an iscsi.conf(5)")
+    add(
+        *("-n", "--nickname"),
+        dest="nicknames",
+        action="append",
+        metavar="NICKNAME",
+        help="only this target of it (/etc/iscsi.conf); may be repeated",
+    )
+    add("--isns", action="append", metavar="SERVER[:PORT]", help="the targets that an iSNS server tells of")
+    add("--ibft", action="store_const", const=True, help="the targets that the firmware has booted from")
+    add("--ibft-file", type=_value("ibft_file"), metavar="FILE", help="the same, from a copy of its table")
     add("-r", "--read-only", action="store_true", help="mount read-only")
     add(
         "-o",
@@ -199,7 +213,7 @@ def main(
         if config.mount_point is None:
             return _run(partial(_discover, config, network))
         check_mount_point(config.mount_point, config.mount_options.nonempty)
-    except ConfigError as exc:
+    except (ConfigError, NoTargetError) as exc:
         return _complain(exc)
     except KeyboardInterrupt:
         return ExitStatus.FAILED
@@ -390,7 +404,7 @@ async def _mount(
             for failure in failures:
                 _complain(failure)
             status = _summary(failures, attached)
-            if config.hosts and not attached:
+            if not attached and config.hosts and not config.name_servers:
                 return status
             try:
                 fuse_options = config.mount_options.fuse_options(config.source)

@@ -23,8 +23,8 @@ MAY_IMPORT = {
     "units": {"errors", "limits", "scsi"},
     "discovery": {"errors", "limits", "iscsi", "isns", "transport"},
     "service": {
-        *("config", "discovery", "errors", "fs", "initiator", "iscsi", "limits", "monitor", "transport"),
-        "units",
+        *("conffile", "config", "discovery", "errors", "fs", "hosts", "ibft", "initiator", "iscsi", "isns"),
+        *("limits", "monitor", "transport", "units"),
     },
     "monitor": {"errors", "limits"},
     "target": {"errors", "limits", "iscsi", "scsi", "secret", "terminal"},
@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "terminal": {"errors"},
     "unmount": {"errors", "exit_status", "fs", "terminal"},
     "mount_options": {"errors", "fs"},
-    "config": {"errors", "initiator", "iscsi", "mount_options", "secret"},
+    "hosts": {"conffile", "errors", "ibft", "initiator", "iscsi", "scsi", "secret"},
+    "config": {"conffile", "errors", "hosts", "ibft", "initiator", "iscsi", "mount_options", "secret"},
 }
 """What the rooms may import of this package; secret and terminal are for target.cli only.
 

@@ -28,7 +28,6 @@ from iscsifs.fs.storage_file import StorageFile
 from iscsifs.fs.storages import Storages
 from iscsifs.limits import MAX_TARGETS
 
-
 ROOT_INODE: Final = 1
 """The inode of the root directory (FUSE_ROOT_ID)."""
 
