@@ -87,7 +87,7 @@ def test_what_would_end_a_help_or_a_label_is_escaped() -> None:
     family = Family("iscsifs_x", "gauge", 'a "b" \\ c\nd')
     family.add({"target": '"\\\né'}, 1)
     lines = openmetrics([family]).decode().splitlines()
-    assert lines[1:3] == [r'# HELP iscsifs_x a \"b\" \\ c\nd', r'iscsifs_x{target="\"\\\né"} 1']
+    assert lines[1:3] == [r"# HELP iscsifs_x a \"b\" \\ c\nd", r'iscsifs_x{target="\"\\\né"} 1']
     assert prometheus_text([family]).decode().splitlines()[0] == r'# HELP iscsifs_x a "b" \\ c\nd'
 
 
