@@ -30,7 +30,7 @@ def parsed_by_prometheus(text: bytes) -> list[Metric]:
     return list(parser.text_string_to_metric_families(text.decode()))  # type: ignore[no-untyped-call]
 
 
-@pytest.mark.conformance("METRICS-1.3")
+@pytest.mark.conformance("METRICS-1.3", "METRICS-1.5")
 def test_openmetrics_is_written_as_the_standard_has_it() -> None:
     assert openmetrics(families()).decode().splitlines() == [
         "# TYPE iscsifs_read_bytes counter",
@@ -80,6 +80,15 @@ def test_any_label_comes_back(text: str) -> None:
     (parsed,) = parsed_by_prometheus(openmetrics([family]))
     assert parsed.samples[0].labels == {"target": text}
     assert parsed.samples[0].value == 1.5
+
+
+@pytest.mark.conformance("METRICS-1.4")
+def test_what_would_end_a_help_or_a_label_is_escaped() -> None:
+    family = Family("iscsifs_x", "gauge", 'a "b" \\ c\nd')
+    family.add({"target": '"\\\né'}, 1)
+    lines = openmetrics([family]).decode().splitlines()
+    assert lines[1:3] == [r"# HELP iscsifs_x a \"b\" \\ c\nd", r'iscsifs_x{target="\"\\\né"} 1']
+    assert prometheus_text([family]).decode().splitlines()[0] == r'# HELP iscsifs_x a "b" \\ c\nd'
 
 
 def test_nothing_at_all_is_an_end_mark() -> None:
