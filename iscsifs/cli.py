@@ -48,6 +48,8 @@ from iscsifs.service.drain import all_is_safe, put_on_stable_storage
 from iscsifs.service.find import find_targets, no_match, origin_of, origins_of
 from iscsifs.service.living import open_living_set
 from iscsifs.service.network import Network
+from iscsifs.service.own_files import OwnFiles
+from iscsifs.service.tracing import Traced, tracing
 from iscsifs.terminal import OutputError, Parser, complain, open_standard_streams, say
 from iscsifs.unmount import unmount
 
@@ -344,7 +346,11 @@ async def _unless(stop: trio.Event, work: Callable[[], Awaitable[_T]]) -> _T | N
 
 async def _discover(config: Config, network: Network, signals: _Signals) -> ExitStatus:
     """List the targets of all hosts."""
-    found = await _unless(signals.first, partial(find_targets, config, network))
+    try:
+        with tracing(config.mount_options, Events()) as trace:
+            found = await _unless(signals.first, partial(find_targets, config, Traced(network, trace)))
+    except ConfigError as exc:
+        return _complain(exc)
     if found is None:
         return ExitStatus.FAILED
     targets, failures = found
@@ -382,9 +388,15 @@ async def _mount(
     events = Events()
     show_config(tree, config, events)
     with ExitStack() as last:
+        try:
+            trace = last.enter_context(tracing(config.mount_options, events))
+        except ConfigError as exc:
+            return _complain(exc)
+        network = Traced(network, trace)
         async with open_living_set(tree, network, platform.poller, events) as living:
             Control(living, lambda text: origin_of(config.host(text), config, network))
             Commands(living)
+            OwnFiles(living, config, network, trace)
             find = partial(living.find, origins_of(config, network))
             if (found := await _unless(signals.first, find)) is None:
                 return ExitStatus.FAILED

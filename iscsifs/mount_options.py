@@ -133,6 +133,11 @@ def _kib(text: str) -> int:
     return size
 
 
+def _trace(text: str) -> Path:
+    """Read the file of a trace; "-" is the standard output."""
+    return Path("-") if text == "-" else path(text)
+
+
 OPTIONS: Final[Mapping[str, Option]] = {
     # What flags set as well.
     "user": Option(Sets.COMMAND, "user", _text),
@@ -161,6 +166,10 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "nonempty": Option(Sets.MOUNT, "nonempty"),
     "max_background": Option(Sets.MOUNT, "max_background", between(12, 65535, "a number of requests")),
     "readahead": Option(Sets.MOUNT, "read_ahead", _kib),
+    "trace": Option(Sets.MOUNT, "trace", _trace),
+    "trace_chap": Option(Sets.MOUNT, "trace_chap"),
+    "trace_size": Option(Sets.MOUNT, "trace_size", lambda text: _kib(text) << 10),
+    "trace_snaplen": Option(Sets.MOUNT, "trace_snaplen", between(64, 262144, "bytes")),
     # The sessions.
     "writebehind": Option(Sets.SESSION, "write_behind", _switch),
     "login_timeout": Option(Sets.SESSION, "login_timeout", between(1, 3600, "seconds")),
@@ -179,7 +188,9 @@ class MountOptions:
 
     *max_background* is a number of requests, *read_ahead* is in KiB. *session* are fields of
     InitiatorOptions, *command* what flags of the command line set as well. *nonempty* allows a mount point
-    with files in it. With *exclusive* a unit has one writer at a time.
+    with files in it. With *exclusive* a unit has one writer at a time. *trace* is the file of a trace, of
+    *trace_size* bytes at most if that is not 0; *trace_snaplen* bytes of each packet are kept, and with
+    *trace_chap* what CHAP sends is shown.
     """
 
     uid: int
@@ -190,6 +201,10 @@ class MountOptions:
     nonempty: bool = False
     max_background: int = MAX_BACKGROUND
     read_ahead: int = READ_AHEAD_KIB
+    trace: Path | None = None
+    trace_chap: bool = False
+    trace_size: int = 0
+    trace_snaplen: int = 0
     fuse: tuple[str, ...] = ()
     session: Mapping[str, Any] = field(default_factory=dict)
     command: Mapping[str, Any] = field(default_factory=dict)

@@ -11,6 +11,7 @@ from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.discovery import DiscoveredTarget
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.service.network import LogicalUnit
+from iscsifs.transport.tap import MakeRecorder
 
 
 @dataclass(eq=False)
@@ -98,6 +99,9 @@ class FakeTarget:
         self.resets: list[str | None] = []
         self.failure: Exception | None = None
         """Why it does nothing any more."""
+
+    def record(self, make: MakeRecorder) -> bool:
+        return make(("127.0.0.1", 1), (self.address, self.portal.port)) is not None
 
     async def rescan(self, label: str | None = None) -> None:
         self._check()
