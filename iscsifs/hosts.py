@@ -205,7 +205,7 @@ class Reader:
         return Named([self._host(HostSpec.parse(text, self._port))])
 
     def read_later(self, text: str) -> Named:
-        """Read one of the words while mounted, where a nickname of a file that was read stands for itself too."""
+        """Read one of the words while mounted; a nickname of a file that was read stands for itself too."""
         for path, found in self._files.items():
             if found.find(text) is not None:
                 return self.file(path, [text])
