@@ -48,7 +48,9 @@ from iscsifs.service.find import find_targets, no_match, origins_of
 from iscsifs.service.living import open_living_set
 from iscsifs.service.monitoring import show_monitoring
 from iscsifs.service.network import Network
+from iscsifs.service.own_files import OwnFiles
 from iscsifs.service.retries import may_pass
+from iscsifs.service.tracing import Traced, tracing
 from iscsifs.terminal import OutputError, Parser, complain, open_standard_streams, say
 from iscsifs.unmount import unmount
 
@@ -345,7 +347,11 @@ async def _unless(stop: trio.Event, work: Callable[[], Awaitable[_T]]) -> _T | N
 
 async def _discover(config: Config, network: Network, signals: _Signals) -> ExitStatus:
     """List the targets of all hosts."""
-    found = await _unless(signals.first, partial(find_targets, config, network))
+    try:
+        with tracing(config.mount_options, Events()) as trace:
+            found = await _unless(signals.first, partial(find_targets, config, Traced(network, trace)))
+    except ConfigError as exc:
+        return _complain(exc)
     if found is None:
         return ExitStatus.FAILED
     targets, failures = found
@@ -383,10 +389,16 @@ async def _mount(
     events = Events()
     show_config(tree, config, events)
     with ExitStack() as last:
+        try:
+            trace = last.enter_context(tracing(config.mount_options, events))
+        except ConfigError as exc:
+            return _complain(exc)
+        network = Traced(network, trace)
         retries = config.mount_options.retry is not False
         async with open_living_set(tree, network, platform.poller, events, retries=retries) as living:
             take_commands(living, config, network)
             show_monitoring(living)
+            OwnFiles(living, config, network, trace)
             find = partial(living.find, origins_of(config, network))
             if (found := await _unless(signals.first, find)) is None:
                 return ExitStatus.FAILED

@@ -92,7 +92,7 @@ def configure(args: argparse.Namespace, ask: Callable[[str], bytes]) -> Config:
     if args.discover and any(spec.target for spec in specs):
         raise ConfigError("-D lists what a host has; give it without a target name")
     users = dict.fromkeys(spec.user or args.user for spec in specs)
-    if args.user is not None or others or len(specs) < len(words) or not specs:
+    if args.user is not None or not users:
         users.setdefault(args.user)
     if any(users):
         forbid_core_dumps()

@@ -204,6 +204,13 @@ class Reader:
             return self.file(Path(file), [nickname] if hash_ else [])
         return Named([self._host(HostSpec.parse(text, self._port))])
 
+    def read_later(self, text: str) -> Named:
+        """Read one of the words while mounted; a nickname of a file that was read stands for itself too."""
+        for path, found in self._files.items():
+            if found.find(text) is not None:
+                return self.file(path, [text])
+        return self.read(text)
+
     def _host(self, spec: HostSpec) -> Host:
         if spec.user is None:
             return Host(spec, self._options)

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "discovery": {"errors", "limits", "iscsi", "isns", "transport"},
     "service": {
         *("conffile", "config", "discovery", "errors", "fs", "hosts", "ibft", "initiator", "iscsi", "isns"),
-        *("limits", "monitor", "transport", "units"),
+        *("limits", "monitor", "mount_options", "transport", "units"),
     },
     "monitor": {"errors", "limits"},
     "target": {"errors", "limits", "iscsi", "scsi", "secret", "terminal"},
