@@ -16,6 +16,7 @@ from iscsifs.errors import IscsifsError, TaskAborted, TransportError, UnitError
 from iscsifs.initiator import discover as discovery
 from iscsifs.initiator.dial import NO_POLLER, Connect, Dialler, Poller, connect
 from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.initiator.report import SessionReport, report
 from iscsifs.initiator.session import Session
 from iscsifs.initiator.target import Target
 from iscsifs.iscsi.chap import ChallengeMemory
@@ -23,6 +24,7 @@ from iscsifs.iscsi.discovery import DiscoveredTarget
 from iscsifs.iscsi.events import SenseReported
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.iscsi.pdu import TaskFunction
+from iscsifs.transport.tap import MakeRecorder
 from iscsifs.units.inventory import Inventory, Settings
 from iscsifs.units.unit import LogicalUnit
 
@@ -74,6 +76,13 @@ class ManagedTarget:
         """
         await self.inventory.find_units()
 
+    def record(self, make: MakeRecorder) -> bool:
+        """Have *make* choose who records the connection, from here on; False: try again, it is in a header.
+
+        True as well while there is no connection: the next one is asked for when it is made.
+        """
+        return self.session.is_away or self.session.link.record(make)
+
     async def rescan(self, label: str | None = None) -> None:
         """Find the units that have come and gone, and those of another size; with *label* look at this unit
         only. Raises an `IscsifsError`, at once where the target is away: it is asked when it is back."""
@@ -103,6 +112,10 @@ class ManagedTarget:
             if unit.label == label:
                 return unit.lun
         raise UnitError(f"{self.target_name} LUN {label}: it is not there any more")
+
+    def report(self) -> SessionReport:
+        """Return the session as it is now."""
+        return report(self.session)
 
     async def poll(self, interval: float) -> None:
         """Rescan every *interval* seconds, as not every target reports what has changed; 0: never."""
