@@ -34,6 +34,7 @@ from iscsifs.fs.pidfile import pid_file
 from iscsifs.fs.platform.platform import LinuxPlatform, Platform
 from iscsifs.fs.platform.tuning import Limits
 from iscsifs.fs.tree import Tree
+from iscsifs.ibft.search import NoIbft
 from iscsifs.limits import ATTACH_TIMEOUT, END_TIMEOUT, LAST_LOGOUT_TIMEOUT
 from iscsifs.logs import log_to_file, log_to_file_too, log_to_syslog, log_to_terminal, tell_repeats
 from iscsifs.monitor.events import Events
@@ -47,7 +48,9 @@ from iscsifs.service.find import find_targets, no_match, origins_of
 from iscsifs.service.living import open_living_set
 from iscsifs.service.monitoring import show_monitoring
 from iscsifs.service.network import Network
+from iscsifs.service.own_files import OwnFiles
 from iscsifs.service.retries import may_pass
+from iscsifs.service.tracing import Traced, tracing
 from iscsifs.terminal import OutputError, Parser, complain, open_standard_streams, say
 from iscsifs.unmount import unmount
 
@@ -66,6 +69,7 @@ _STATUS: Final[dict[type[BaseException], ExitStatus]] = {
     TransportError: ExitStatus.UNREACHABLE,
     LoginError: ExitStatus.REFUSED,
     NoTargetError: ExitStatus.NO_TARGET,
+    NoIbft: ExitStatus.NO_TARGET,
     IscsifsError: ExitStatus.FAILED,
 }
 
@@ -83,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
         prog="iscsifs",
         usage="iscsifs [options] [[USER@]HOST[:PORT]...] MOUNTPOINT\n"
         "       iscsifs [options] iscsi://[USER@]HOST[:PORT]/TARGETNAME[/LUN] MOUNTPOINT\n"
+        "       iscsifs -c FILE [-n NICKNAME]... | --isns SERVER | --ibft [options] MOUNTPOINT\n"
         "       iscsifs -D [options] [USER@]HOST[:PORT]...\n"
         "       iscsifs --unmount MOUNTPOINT...",
         description="Mount iSCSI targets as files.",
@@ -124,6 +129,17 @@ def parser() -> argparse.ArgumentParser:
     add("--target-secret-file", type=_value("target_secret_file"), metavar="FILE", help="the target's secret")
     add("--digest", choices=("none", "header", "data", "all"), help="CRC32C checks (none)")
     add("-i", "--initiator", metavar="NAME", help="our name (that of /etc/iscsi/initiatorname.iscsi)")
+    add("-c", "--conf", type=_value("conf"), metavar="FILE", help="the targets of an iscsi.conf(5)")
+    add(
+        *("-n", "--nickname"),
+        dest="nicknames",
+        action="append",
+        metavar="NICKNAME",
+        help="only this target of it (/etc/iscsi.conf); may be repeated",
+    )
+    add("--isns", action="append", metavar="SERVER[:PORT]", help="the targets that an iSNS server tells of")
+    add("--ibft", action="store_const", const=True, help="the targets that the firmware has booted from")
+    add("--ibft-file", type=_value("ibft_file"), metavar="FILE", help="the same, from a copy of its table")
     add("-r", "--read-only", action="store_true", help="mount read-only")
     add(
         "-o",
@@ -199,7 +215,7 @@ def main(
         if config.mount_point is None:
             return _run(partial(_discover, config, network))
         check_mount_point(config.mount_point, config.mount_options.nonempty)
-    except ConfigError as exc:
+    except (ConfigError, NoTargetError) as exc:
         return _complain(exc)
     except KeyboardInterrupt:
         return ExitStatus.FAILED
@@ -331,7 +347,11 @@ async def _unless(stop: trio.Event, work: Callable[[], Awaitable[_T]]) -> _T | N
 
 async def _discover(config: Config, network: Network, signals: _Signals) -> ExitStatus:
     """List the targets of all hosts."""
-    found = await _unless(signals.first, partial(find_targets, config, network))
+    try:
+        with tracing(config.mount_options, Events()) as trace:
+            found = await _unless(signals.first, partial(find_targets, config, Traced(network, trace)))
+    except ConfigError as exc:
+        return _complain(exc)
     if found is None:
         return ExitStatus.FAILED
     targets, failures = found
@@ -369,10 +389,16 @@ async def _mount(
     events = Events()
     show_config(tree, config, events)
     with ExitStack() as last:
+        try:
+            trace = last.enter_context(tracing(config.mount_options, events))
+        except ConfigError as exc:
+            return _complain(exc)
+        network = Traced(network, trace)
         retries = config.mount_options.retry is not False
         async with open_living_set(tree, network, platform.poller, events, retries=retries) as living:
             take_commands(living, config, network)
             show_monitoring(living)
+            OwnFiles(living, config, network, trace)
             find = partial(living.find, origins_of(config, network))
             if (found := await _unless(signals.first, find)) is None:
                 return ExitStatus.FAILED
@@ -391,7 +417,7 @@ async def _mount(
             for failure in failures:
                 _complain(failure)
             status = _summary(failures, attached or waits)
-            if config.hosts and not attached and not waits:
+            if config.hosts and not attached and not waits and not config.name_servers:
                 return status
             living.retry(refused)
             try:

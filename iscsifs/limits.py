@@ -307,6 +307,14 @@ LOGGED_COMMANDS: Final = 100_000
 LOGGED_DATA: Final = 256 << 20
 """Bytes of data of these commands."""
 
+# iscsifsctl.
+
+MAX_STATE_FILE: Final = 64 << 20
+"""Bytes of one text file of a mount that iscsifsctl reads: root looks into mounts of others too."""
+
+MAX_LATENCY_BUCKETS: Final = 1024
+"""Buckets of a latency histogram that iscsifsctl reads."""
+
 # Monitoring.
 
 MAX_EVENT_BYTES: Final = 1 << 20

@@ -135,6 +135,11 @@ def _kib(text: str) -> int:
     return size
 
 
+def _trace(text: str) -> Path:
+    """Read the file of a trace; "-" is the standard output."""
+    return Path("-") if text == "-" else path(text)
+
+
 OPTIONS: Final[Mapping[str, Option]] = {
     # What flags set as well.
     "user": Option(Sets.COMMAND, "user", _text),
@@ -146,6 +151,11 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "discovery_auth": Option(Sets.COMMAND, "discovery_auth", one_of("auto", "chap", "none")),
     "digest": Option(Sets.COMMAND, "digest", one_of("none", "header", "data", "all")),
     "initiator": Option(Sets.COMMAND, "initiator", _text),
+    "conf": Option(Sets.COMMAND, "conf", path),
+    "nickname": Option(Sets.COMMAND, "nicknames", _text, many=True),
+    "isns": Option(Sets.COMMAND, "isns", _text, many=True),
+    "ibft": Option(Sets.COMMAND, "ibft"),
+    "ibft_file": Option(Sets.COMMAND, "ibft_file", path),
     "log": Option(Sets.COMMAND, "log", path),
     "pattern": Option(Sets.COMMAND, "patterns", _text, many=True),
     "pid_file": Option(Sets.COMMAND, "pid_file", path),
@@ -161,6 +171,10 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "noretry": Option(Sets.MOUNT, "retry", negative=True),
     "max_background": Option(Sets.MOUNT, "max_background", between(12, 65535, "a number of requests")),
     "readahead": Option(Sets.MOUNT, "read_ahead", _kib),
+    "trace": Option(Sets.MOUNT, "trace", _trace),
+    "trace_chap": Option(Sets.MOUNT, "trace_chap"),
+    "trace_size": Option(Sets.MOUNT, "trace_size", lambda text: _kib(text) << 10),
+    "trace_snaplen": Option(Sets.MOUNT, "trace_snaplen", between(64, 262144, "bytes")),
     # The sessions.
     "writebehind": Option(Sets.SESSION, "write_behind", _switch),
     "login_timeout": Option(Sets.SESSION, "login_timeout", between(1, 3600, "seconds")),
@@ -182,7 +196,8 @@ class MountOptions:
     InitiatorOptions, *command* what flags of the command line set as well. *nonempty* allows a mount point
     with files in it. With *exclusive* a unit has one writer at a time. With *autohost* a host is attached
     when it is looked up. *retry* says whether what is missing at the start is tried again (None: where
-    anything could be mounted).
+    anything could be mounted). *trace* is the file of a trace, of *trace_size* bytes at most if that is not
+    0; *trace_snaplen* bytes of each packet are kept, and with *trace_chap* what CHAP sends is shown.
     """
 
     uid: int
@@ -195,6 +210,10 @@ class MountOptions:
     retry: bool | None = None
     max_background: int = MAX_BACKGROUND
     read_ahead: int = READ_AHEAD_KIB
+    trace: Path | None = None
+    trace_chap: bool = False
+    trace_size: int = 0
+    trace_snaplen: int = 0
     fuse: tuple[str, ...] = ()
     session: Mapping[str, Any] = field(default_factory=dict)
     command: Mapping[str, Any] = field(default_factory=dict)

@@ -86,6 +86,8 @@ class Stat:
     size: int = 0
     preferred_size: int | None = None
     """Bytes of a transfer that goes well, None where it makes no difference."""
+    owner: int | None = None
+    """The user whose it is, None: the one to whom all files of the mount belong."""
 
 
 class Handle:

@@ -300,7 +300,7 @@ class Operations(pyfuse3.Operations):
         attributes.st_ino = node.inode
         attributes.st_mode = now.mode
         attributes.st_nlink = node.nlink
-        attributes.st_uid = options.uid
+        attributes.st_uid = options.uid if now.owner is None else now.owner
         attributes.st_gid = options.gid
         attributes.st_size = now.size
         attributes.st_atime_ns, attributes.st_mtime_ns, attributes.st_ctime_ns = now.time_ns

@@ -10,6 +10,7 @@ from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.initiator.report import SessionReport
 from iscsifs.iscsi.names import Portal
 from iscsifs.transport.polling import Poller
+from iscsifs.transport.tap import MakeRecorder
 
 
 class LogicalUnit(Protocol):
@@ -62,6 +63,9 @@ class Target(Protocol):
     """Called with a unit that was found to be the same after a new login or a reset."""
     on_note: Callable[[str, str], None]
     """Called with the kind and the sentence of an event of the session."""
+
+    def record(self, make: MakeRecorder) -> bool:
+        """Have *make* choose who records its connection; False where that has to be tried again."""
 
     async def rescan(self, label: str | None = None) -> None:
         """Find out which units there are now, and how large they are; or only what the one with this number

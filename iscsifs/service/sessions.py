@@ -24,6 +24,7 @@ from iscsifs.iscsi.discovery import DiscoveredTarget
 from iscsifs.iscsi.events import SenseReported
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.iscsi.pdu import TaskFunction
+from iscsifs.transport.tap import MakeRecorder
 from iscsifs.units.inventory import Inventory, Settings
 from iscsifs.units.unit import LogicalUnit
 
@@ -74,6 +75,13 @@ class ManagedTarget:
         Raises CommandError where the target does not answer at all.
         """
         await self.inventory.find_units()
+
+    def record(self, make: MakeRecorder) -> bool:
+        """Have *make* choose who records the connection, from here on; False: try again, it is in a header.
+
+        True as well while there is no connection: the next one is asked for when it is made.
+        """
+        return self.session.is_away or self.session.link.record(make)
 
     async def rescan(self, label: str | None = None) -> None:
         """Find the units that have come and gone, and those of another size; with *label* look at this unit

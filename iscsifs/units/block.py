@@ -1,5 +1,6 @@
 """A logical unit as a range of bytes."""
 
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Final
 
@@ -17,6 +18,7 @@ from iscsifs.units.identity import Description
 from iscsifs.units.queue import Queue
 from iscsifs.units.transfers import BlockTransfers
 from iscsifs.units.unit import LogicalUnit
+from iscsifs.units.window import Window
 from iscsifs.units.writeback import WriteBuffer
 from iscsifs.units.zeroing import Zeroing
 
@@ -48,6 +50,7 @@ class BlockUnit(LogicalUnit):
         super().__init__(lun, queue, description)
         self._size = 0
         self._holes = Holes()
+        self._windows: list[Window] = []
         self._transfers = BlockTransfers(queue, description)
         extents = ExtentMap()
         self._writes = WriteBuffer(
@@ -138,16 +141,45 @@ class BlockUnit(LogicalUnit):
         writes = self._writes
         return bool(writes.admission.arrivals) or writes.ledger.needs_flush or self._holes.is_owed
 
+    # Views: the whole, and partitions.
+
+    @property
+    def whole(self) -> "BlockUnit":
+        """The unit itself."""
+        return self
+
+    @property
+    def start(self) -> int:
+        """0: it begins with its first byte."""
+        return 0
+
+    @property
+    def parts(self) -> Sequence[Window]:
+        """The partitions that are views of their own."""
+        return self._windows
+
+    def open_window(self, name: str, start: int, size: int) -> Window:
+        """Return a new view of *size* bytes from *start*, which messages call *name*."""
+        window = Window(self, self._holes, name, start, size)
+        self._windows.append(window)
+        return window
+
+    def close_window(self, window: Window) -> None:
+        """Forget a view that nobody uses any more."""
+        self._windows.remove(window)
+        window.close()
+
     # Truncation.
 
     def take_stale(self) -> bool:
         """Say whether copies of what was read may have old bytes where there are zeros now; once."""
-        stale, self._holes.stale = self._holes.stale, False
+        whole = self._holes.whole
+        stale, whole.stale = whole.stale, False
         return stale
 
     def shrinks(self, size: int) -> bool:
         """Say whether a truncation to *size* would lay the end of what programs mean further to the front."""
-        return self._holes.shrinks(size, self.size)
+        return self._holes.whole.shrinks(size, self.size)
 
     async def truncate(self, size: int) -> None:
         """Let *size* bytes be what programs mean of the unit, as far as its bytes are to be zeros (`holes`).
@@ -155,11 +187,11 @@ class BlockUnit(LogicalUnit):
         The size of the unit stays what it is, and *size* is no more than that.
         """
         self._check()
-        self._holes.truncate(size, self.size)
+        self._holes.whole.truncate(size, self.size)
 
     def release(self) -> None:
         """From now on nobody writes who would know of the last truncation."""
-        self._holes.release()
+        self._holes.whole.release()
 
     async def zero(self) -> None:
         """Return when the holes that truncations have left are zeros in the unit, perhaps only in its cache.
@@ -193,6 +225,14 @@ class BlockUnit(LogicalUnit):
             raise
         self.queue.statistics.reads.ended(perf_counter() - began, size)
         return blocks if len(blocks) == size else blocks[offset - start : offset - start + size]
+
+    async def peek(self, offset: int, size: int) -> memoryview:
+        """Return whole blocks as a program would read them.
+
+        This is not a program: a truncation goes on where it would be forgotten by a program that reads.
+        """
+        self._check()
+        return await self._read_newest(offset, offset + size)
 
     async def _read_newest(self, start: int, end: int) -> memoryview:
         """Return whole blocks as the last write made them, on the target or not yet."""

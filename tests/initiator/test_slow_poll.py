@@ -8,8 +8,8 @@ from iscsifs.errors import TransportError
 from iscsifs.iscsi.events import Management
 from iscsifs.iscsi.pdu import AsyncEvent, TaskFunction, TaskResponse
 from iscsifs.limits import MANAGEMENT_TIMEOUT, UNIT_GRACE
-from iscsifs.target import unit as scsi
 from iscsifs.scsi.cdb import OperationCode
+from iscsifs.target import unit as scsi
 from support.memory_world import disk, world
 
 

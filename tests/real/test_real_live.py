@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from iscsifs.iscsi.names import Portal
 from iscsifs.target.device import Device
 from iscsifs.target.disk import Disk
 from iscsifs.target.server import Server
@@ -282,7 +283,7 @@ def test_two_shells_change_the_same_host_at_once(empty: Mounted, host: str) -> N
 @contextmanager
 def served_at(port: int, *disks: Disk) -> Iterator[Device]:
     device = Device(NAME + "disk", dict(enumerate(disks)))
-    with running(partial(Server, [device], [("127.0.0.1", port)])):
+    with running(partial(Server, [device], portals=[Portal("127.0.0.1", port)])):
         yield device
     device.close()
 

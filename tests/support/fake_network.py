@@ -13,6 +13,7 @@ from iscsifs.iscsi.discovery import DiscoveredTarget
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.iscsi.states import SessionState
 from iscsifs.service.network import LogicalUnit
+from iscsifs.transport.tap import MakeRecorder
 
 
 @dataclass(eq=False)
@@ -60,6 +61,18 @@ class FakeUnit:
     def release(self) -> None:
         pass
 
+    @property
+    def whole(self) -> "FakeUnit":
+        return self
+
+    @property
+    def start(self) -> int:
+        return 0
+
+    @property
+    def parts(self) -> tuple[()]:
+        return ()
+
     def take_stale(self) -> bool:
         return False
 
@@ -100,6 +113,9 @@ class FakeTarget:
         self.resets: list[str | None] = []
         self.failure: Exception | None = None
         """Why it does nothing any more."""
+
+    def record(self, make: MakeRecorder) -> bool:
+        return make(("127.0.0.1", 1), (self.address, self.portal.port)) is not None
 
     async def rescan(self, label: str | None = None) -> None:
         self._check()
