@@ -295,7 +295,7 @@ class BlockUnit(LogicalUnit):
             if holes.is_active:
                 holes.wrote(offset, end, self.size)
         if sync and holes.is_owed:
-            await self._flush()  # a hole in front of the data has to be zeros after a crash as well
+            await self.flush()  # a hole in front of the data has to be zeros after a crash as well
 
     async def _change_blocks(self, start: int, end: int, offset: int, data: bytes) -> memoryview:
         """Return the blocks from *start* to *end* with *data* at *offset*; only their ends are read."""
@@ -325,30 +325,29 @@ class BlockUnit(LogicalUnit):
         """
         began = perf_counter()
         try:
-            await self._flush()
+            if self.queue.failure is not None:
+                raise self.queue.failure
+            holes, writes = self._holes, self._writes
+            for _ in range(MAX_ROUNDS):
+                resets = writes.ledger.resets
+                if writes.admission.arrivals:
+                    await writes.admission.drain()
+                if holes.is_active:
+                    await self.zero()
+                if self.description.write_protected and not writes.ledger.needs_flush and not holes.is_owed:
+                    break
+                if not holes.is_active:
+                    await writes.flush()
+                    break
+                await self._zeroing.flush()
+                if not holes.pending or writes.ledger.resets == resets:
+                    break
+            else:
+                raise writes.ledger.always_lost()
         except Exception:
             self.queue.statistics.flushes.failed(perf_counter() - began)
             raise
         self.queue.statistics.flushes.ended(perf_counter() - began, 0)
-
-    async def _flush(self) -> None:
-        self._check()
-        holes, writes = self._holes, self._writes
-        for _ in range(MAX_ROUNDS):
-            resets = writes.ledger.resets
-            if writes.admission.arrivals:
-                await writes.admission.drain()
-            if holes.is_active:
-                await self.zero()
-            if self.description.write_protected and not writes.ledger.needs_flush and not holes.is_owed:
-                return
-            if not holes.is_active:
-                await writes.flush()
-                return
-            await self._zeroing.flush()
-            if not holes.pending or writes.ledger.resets == resets:
-                return
-        raise writes.ledger.always_lost()
 
     # What happens to the unit.
 

@@ -1,6 +1,8 @@
 """The counts of a logical unit."""
 
+import sys
 from contextlib import suppress
+from types import FrameType
 
 import pytest
 import trio
@@ -108,6 +110,24 @@ async def test_the_counts_outlive_a_lost_connection(san: San, autojump_clock: Mo
     assert counts(statistics.reads) == (2, 2 * BLOCK, 0)
     assert statistics.repeats == 1
     assert statistics.depth == 0
+
+
+async def test_counting_is_one_call_for_each_operation(san: San) -> None:
+    """The rest of it is a few lines in calls that are there anyhow."""
+    calls: list[str] = []
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_filename.endswith("units/statistics.py"):
+            calls.append(frame.f_code.co_name)
+
+    sys.setprofile(profile)
+    try:
+        await san.unit.read(0, BLOCK)
+        await san.unit.write(0, bytes(BLOCK))
+        await san.unit.flush()
+    finally:
+        sys.setprofile(None)
+    assert calls == ["ended"] * 3
 
 
 async def test_each_repeat_counts(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
