@@ -153,6 +153,8 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "gid": Option(Sets.MOUNT, "gid", _id(lambda name: grp.getgrnam(name).gr_gid, "getent group")),
     "direct_io": Option(Sets.MOUNT, "direct_io"),
     "exclusive": Option(Sets.MOUNT, "exclusive"),
+    "loop": Option(Sets.MOUNT, "loop"),
+    "loop_devices": Option(Sets.MOUNT, "loop"),  # mount(8) takes "loop" for itself
     "nonempty": Option(Sets.MOUNT, "nonempty"),
     "max_background": Option(Sets.MOUNT, "max_background", between(12, 65535, "a number of requests")),
     "readahead": Option(Sets.MOUNT, "read_ahead", _kib),
@@ -174,7 +176,8 @@ class MountOptions:
 
     *max_background* is a number of requests, *read_ahead* is in KiB. *session* are fields of
     InitiatorOptions, *command* what flags of the command line set as well. *nonempty* allows a mount point
-    with files in it. With *exclusive* a unit has one writer at a time.
+    with files in it. With *loop* each disk has a loop device. With *exclusive* a unit has one writer at a
+    time.
     """
 
     uid: int
@@ -182,6 +185,7 @@ class MountOptions:
     read_only: bool = False
     direct_io: bool = False
     exclusive: bool = False
+    loop: bool = False
     nonempty: bool = False
     max_background: int = MAX_BACKGROUND
     read_ahead: int = READ_AHEAD_KIB

@@ -28,7 +28,6 @@ from iscsifs.fs.storage_file import StorageFile
 from iscsifs.fs.storages import Storages
 from iscsifs.limits import MAX_TARGETS
 
-
 ROOT_INODE: Final = 1
 """The inode of the root directory (FUSE_ROOT_ID)."""
 
@@ -238,6 +237,11 @@ class Tree:
         node = self._add(make(next(self._inodes)))
         self._enter(parent, name, node)
         return node
+
+    def set_link(self, directory: Directory, name: bytes, target: bytes | None) -> None:
+        """Let the link *name* in *directory* lead to *target*, which is no text of the network; with None
+        remove it."""
+        self._set_links(directory, {name: target})
 
     def rename(self, parent: Directory, name: bytes, new_name: bytes) -> None:
         """Give a file of *parent* another name, and remove what had that."""
