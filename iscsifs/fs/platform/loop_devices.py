@@ -20,8 +20,8 @@ from iscsifs.errors import IscsifsError, printable, reason
 
 _SYSFS: Final = Path("/sys/block")
 
-_OURS: Final = re.compile(r"/lun[^/]+/storage( \(deleted\))?")
-"""How the path of a disk in our tree ends."""
+_OURS: Final = re.compile(r"/[^/]+/[^/]+/lun[^/]+/storage( \(deleted\))?")
+"""The path of a disk in our tree. Where the mount was detached (umount -l) the kernel tells no more than that."""
 
 TIME_TO_FAIL: Final = 2.0
 """Seconds within which a read fails whose file system is dead."""
@@ -96,7 +96,8 @@ def holders(device: str) -> list[str]:
 
 
 async def left_over(mount_point: Path) -> list[str]:
-    """Return the loop devices that a mount on *mount_point* has left behind whose process is dead.
+    """Return the loop devices that a mount on *mount_point*, or one that was detached, has left behind whose
+    process is dead.
 
     Nothing is mounted on *mount_point* now. A device whose file can still be read, or does not answer,
     belongs to another mount.
@@ -105,12 +106,12 @@ async def left_over(mount_point: Path) -> list[str]:
 
 
 def _below(mount_point: Path) -> Iterator[str]:
-    """Yield the loop devices of disks in the tree of a mount on *mount_point*."""
-    prefix = f"{os.path.realpath(mount_point)}/"
+    """Yield the loop devices of disks in the tree of a mount on *mount_point*, or of a detached one."""
+    prefix = os.path.realpath(mount_point)
     for backing in sorted(_SYSFS.glob("loop*/loop/backing_file")):
         device = f"/dev/{backing.parts[-3]}"
         path = backing_file(device)
-        if path is not None and path.startswith(prefix) and _OURS.search(path):
+        if path is not None and _OURS.fullmatch(path.removeprefix(prefix)):
             yield device
 
 
