@@ -35,6 +35,7 @@ from iscsifs.fs.platform.loop_devices import why_not as why_no_loop_devices
 from iscsifs.fs.platform.platform import LinuxPlatform, Platform
 from iscsifs.fs.platform.tuning import Limits
 from iscsifs.fs.tree import Tree
+from iscsifs.ibft.search import NoIbft
 from iscsifs.limits import ATTACH_TIMEOUT, END_TIMEOUT, LAST_LOGOUT_TIMEOUT
 from iscsifs.logs import log_to_file, log_to_file_too, log_to_syslog, log_to_terminal, tell_repeats
 from iscsifs.monitor.events import Events
@@ -42,13 +43,16 @@ from iscsifs.mount_options import OPTIONS, MountOptions
 from iscsifs.notify import notify
 from iscsifs.service.about import show_config
 from iscsifs.service.attach import Failure
-from iscsifs.service.commands import Commands
-from iscsifs.service.control import Control
+from iscsifs.service.control import take_commands
 from iscsifs.service.drain import all_is_safe, put_on_stable_storage
-from iscsifs.service.find import find_targets, no_match, origin_of, origins_of
+from iscsifs.service.find import find_targets, no_match, origins_of
 from iscsifs.service.living import open_living_set
 from iscsifs.service.loops import Loops, remove_left_over
+from iscsifs.service.monitoring import show_monitoring
 from iscsifs.service.network import Network
+from iscsifs.service.own_files import OwnFiles
+from iscsifs.service.retries import may_pass
+from iscsifs.service.tracing import Traced, tracing
 from iscsifs.terminal import OutputError, Parser, complain, open_standard_streams, say
 from iscsifs.unmount import unmount
 
@@ -67,6 +71,7 @@ _STATUS: Final[dict[type[BaseException], ExitStatus]] = {
     TransportError: ExitStatus.UNREACHABLE,
     LoginError: ExitStatus.REFUSED,
     NoTargetError: ExitStatus.NO_TARGET,
+    NoIbft: ExitStatus.NO_TARGET,
     IscsifsError: ExitStatus.FAILED,
 }
 
@@ -84,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
         prog="iscsifs",
         usage="iscsifs [options] [[USER@]HOST[:PORT]...] MOUNTPOINT\n"
         "       iscsifs [options] iscsi://[USER@]HOST[:PORT]/TARGETNAME[/LUN] MOUNTPOINT\n"
+        "       iscsifs -c FILE [-n NICKNAME]... | --isns SERVER | --ibft [options] MOUNTPOINT\n"
         "       iscsifs -D [options] [USER@]HOST[:PORT]...\n"
         "       iscsifs --unmount MOUNTPOINT...",
         description="Mount iSCSI targets as files.",
@@ -125,6 +131,17 @@ def parser() -> argparse.ArgumentParser:
     add("--target-secret-file", type=_value("target_secret_file"), metavar="FILE", help="the target's secret")
     add("--digest", choices=("none", "header", "data", "all"), help="CRC32C checks (none)")
     add("-i", "--initiator", metavar="NAME", help="our name (that of /etc/iscsi/initiatorname.iscsi)")
+    add("-c", "--conf", type=_value("conf"), metavar="FILE", help="the targets of an iscsi.conf(5)")
+    add(
+        *("-n", "--nickname"),
+        dest="nicknames",
+        action="append",
+        metavar="NICKNAME",
+        help="only this target of it (/etc/iscsi.conf); may be repeated",
+    )
+    add("--isns", action="append", metavar="SERVER[:PORT]", help="the targets that an iSNS server tells of")
+    add("--ibft", action="store_const", const=True, help="the targets that the firmware has booted from")
+    add("--ibft-file", type=_value("ibft_file"), metavar="FILE", help="the same, from a copy of its table")
     add("-r", "--read-only", action="store_true", help="mount read-only")
     add(
         "-o",
@@ -202,7 +219,7 @@ def main(
         check_mount_point(config.mount_point, config.mount_options.nonempty)
         if config.mount_options.loop and (why := why_no_loop_devices()):
             raise ConfigError(f"-o loop: {why}")
-    except ConfigError as exc:
+    except (ConfigError, NoTargetError) as exc:
         return _complain(exc)
     except KeyboardInterrupt:
         return ExitStatus.FAILED
@@ -258,7 +275,7 @@ def _complain(exc: IscsifsError | Failure) -> ExitStatus:
     return status_of(exc.error if isinstance(exc, Failure) else exc)
 
 
-def _summary(failures: Sequence[Failure], successes: Sequence[object]) -> ExitStatus:
+def _summary(failures: Sequence[Failure], successes: object) -> ExitStatus:
     """Return what the command ends with."""
     if not failures:
         return ExitStatus.OK
@@ -339,7 +356,11 @@ async def _unless(stop: trio.Event, work: Callable[[], Awaitable[_T]]) -> _T | N
 
 async def _discover(config: Config, network: Network, signals: _Signals) -> ExitStatus:
     """List the targets of all hosts."""
-    found = await _unless(signals.first, partial(find_targets, config, network))
+    try:
+        with tracing(config.mount_options, Events()) as trace:
+            found = await _unless(signals.first, partial(find_targets, config, Traced(network, trace)))
+    except ConfigError as exc:
+        return _complain(exc)
     if found is None:
         return ExitStatus.FAILED
     targets, failures = found
@@ -377,9 +398,16 @@ async def _mount(
     events = Events()
     show_config(tree, config, events)
     with ExitStack() as last:
-        async with open_living_set(tree, network, platform.poller, events) as living:
-            Control(living, lambda text: origin_of(config.host(text), config, network))
-            Commands(living)
+        try:
+            trace = last.enter_context(tracing(config.mount_options, events))
+        except ConfigError as exc:
+            return _complain(exc)
+        network = Traced(network, trace)
+        retries = config.mount_options.retry is not False
+        async with open_living_set(tree, network, platform.poller, events, retries=retries) as living:
+            take_commands(living, config, network)
+            show_monitoring(living)
+            OwnFiles(living, config, network, trace)
             await remove_left_over(mount_point)
             loops = Loops(
                 tree, mount_point, events, is_automatic=config.mount_options.loop, tell=_announce_waiting
@@ -398,11 +426,13 @@ async def _mount(
                 return ExitStatus.FAILED
             attached, refused = result
             failures += refused
+            waits = bool(config.mount_options.retry) and all(may_pass(failure.error) for failure in failures)
             for failure in failures:
                 _complain(failure)
-            status = _summary(failures, attached)
-            if config.hosts and not attached:
+            status = _summary(failures, attached or waits)
+            if config.hosts and not attached and not waits and not config.name_servers:
                 return status
+            living.retry(refused)
             try:
                 fuse_options = config.mount_options.fuse_options(config.source)
                 mount = Mount(tree, mount_point, fuse_options, platform)

@@ -1,21 +1,25 @@
-"""What the user wants: the hosts, the mount options, the secrets and our own name, checked."""
+"""What the user wants: the sources of targets, the mount options, the secrets and our own name, checked."""
 
 import argparse
 import hashlib
 import hmac
 import os
-import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
+from iscsifs.conffile.files import DEFAULT_FILE
 from iscsifs.errors import ConfigError, printable
+from iscsifs.hosts import Host as Host
+from iscsifs.hosts import HostSpec as HostSpec
+from iscsifs.hosts import Named, NameServer, Reader, is_file, is_host, name_server, shown
+from iscsifs.ibft.model import Ibft
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.chap import Credentials
-from iscsifs.iscsi.names import DEFAULT_PORT, Portal, check_name, check_zone, name_fault
+from iscsifs.iscsi.names import DEFAULT_PORT, check_name
 from iscsifs.mount_options import MountOptions
 from iscsifs.secret import SecretFile, forbid_core_dumps, read_secret
 
@@ -24,91 +28,6 @@ INITIATOR_NAME_FILE: Final = Path("/etc/iscsi/initiatorname.iscsi")
 
 MACHINE_ID_FILE: Final = Path("/etc/machine-id")
 
-_SCHEME: Final = "iscsi://"
-_LUN: Final = re.compile("[0-9]{1,8}|0x(?:[0-9a-fA-F]{4}|[0-9a-fA-F]{16})")
-
-
-@dataclass(frozen=True, slots=True)
-class HostSpec:
-    """A host of the command line: a portal to discover targets from or, with *target*, the one to log in to.
-
-    *lun* is the only logical unit wanted. *user* is None where the host has no ``USER@``.
-    """
-
-    portal: Portal
-    user: str | None = None
-    target: str | None = None
-    lun: str | None = None
-
-    @classmethod
-    def parse(cls, text: str, default_port: int = DEFAULT_PORT) -> Self:
-        """Read ``[USER@]HOST[:PORT]`` or ``iscsi://[USER@]HOST[:PORT]/TARGETNAME[/LUN]``.
-
-        Raises ConfigError.
-        """
-        static = text.startswith(_SCHEME)
-        rest = text.removeprefix(_SCHEME)
-        host, slash, path = rest.partition("/") if static else (rest, "", "")
-        user, at, address = host.rpartition("@")
-        if at and not user:
-            raise ConfigError(f'"{printable(text)}": no user before the "@"')
-        # Other programs take a secret here (user:secret@, user%secret@); but a user may be called iqn.x:y.
-        if re.search("[:%]", user) and name_fault(user):
-            raise ConfigError(
-                f'"{printable(address)}": everybody can see a secret on the command line;'
-                " give USER@HOST, and the secret with --secret-file"
-            )
-        if not static and (hint := _meant(rest)):
-            raise ConfigError(f'"{printable(text)}" is not a host; did you mean {printable(hint)}?')
-        portal = Portal.parse(address)
-        check_zone(portal.host)
-        if not _has_port(address):
-            portal = replace(portal, port=default_port)
-        if not static:
-            return cls(portal, user or None)
-        target, slash, lun = path.partition("/")
-        if not target:
-            raise ConfigError(
-                f'"{printable(text)}": no target name; give iscsi://HOST/TARGETNAME, or only HOST'
-            )
-        check_name(target, "target")
-        if slash and not _LUN.fullmatch(lun):
-            raise ConfigError(f'"{printable(text)}": "{printable(lun)}" is not the number of a logical unit')
-        return cls(portal, user or None, target, _label(lun) if slash else None)
-
-
-def _meant(text: str) -> str | None:
-    """Return what *text* may stand for that other programs take, but is not a host here."""
-    if re.match(r"(iqn|eui|naa)\.", text) and "@" not in text:
-        return f"iscsi://HOST/{text}"
-    if match := re.fullmatch(r"(.+:\d+),\d+", text):  # as discovery prints it
-        return match[1]
-    if match := re.match(r"(?:\w+:)?/*([^/]+)/((?:iqn|eui|naa)\..*)", text):
-        return f"iscsi://{match[1]}/{match[2]}"
-    if match := re.match(r"[A-Za-z]+:/+([^/]+)|iscsi:([^/\d].*)", text):
-        return match[1] or match[2]
-    return None
-
-
-def _label(lun: str) -> str:
-    """Return a number as it is in the name of a unit's directory."""
-    return lun.lower() if lun.startswith("0x") else str(int(lun))
-
-
-def _has_port(address: str) -> bool:
-    """Say whether a portal that `Portal.parse` has taken names its port."""
-    if address.startswith("["):
-        return not address.endswith("]")
-    return address.count(":") == 1
-
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    """A host with all that it takes to log in there."""
-
-    spec: HostSpec
-    options: InitiatorOptions
-
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -116,8 +35,8 @@ class Config:
 
     *mount_point* is None where targets are only listed. Of the targets that a host offers those are wanted
     whose names match one of *patterns*, all where there are none. *options* are those of hosts that come
-    later. *source* is what is mounted, as it was
-    given. *pid_file* is to hold the number of the process.
+    later. *source* is what is mounted, as it was given, without secrets. *pid_file* is to hold the number of
+    the process. *ibft* is to be shown. *reader* reads what is named later.
     """
 
     hosts: tuple[Host, ...]
@@ -130,6 +49,10 @@ class Config:
     pid_file: Path | None = None
     port: int = DEFAULT_PORT
     """That of hosts that come later and name none."""
+
+    name_servers: tuple[NameServer, ...] = ()
+    ibft: Ibft | None = None
+    reader: Reader | None = None
 
     def host(self, text: str) -> Host:
         """Return the host that *text* names, with the options of this mount; raises ConfigError."""
@@ -149,48 +72,62 @@ def configure(args: argparse.Namespace, ask: Callable[[str], bytes]) -> Config:
     *ask* returns a secret from the terminal, and gets the words for whose it is. Before the first secret is
     read core dumps are forbidden.
     """
+    mount_options = MountOptions.parse(args.options, read_only=args.read_only)
+    _merge(args, mount_options.command)
+    others = _other_sources(args)
     operands: list[str] = args.operands
     mount_point = None
     if not args.discover:
-        if not operands or (len(operands) == 1 and not os.path.isdir(operands[0])):
+        if not operands or (len(operands) == 1 and not others and not os.path.isdir(operands[0])):
             raise ConfigError(
                 "give a host and a mount point, or an existing directory alone, to which hosts are added"
                 " later; or -D and a host; see iscsifs -h"
             )
         # Absolute, because the background has another working directory.
         mount_point = Path(os.path.abspath(operands.pop()))
-    elif not operands:
+    elif not operands and not others:
         raise ConfigError("give a host to list the targets of; see iscsifs -h")
-    mount_options = MountOptions.parse(args.options, read_only=args.read_only)
-    _merge(args, mount_options.command)
-    specs = [HostSpec.parse(operand, args.port or DEFAULT_PORT) for operand in operands]
+    words = [] if operands == [_NOTHING] and others else _without_file(args, operands)
+    specs = [HostSpec.parse(word, args.port or DEFAULT_PORT) for word in words if is_host(word)]
     if args.discover and any(spec.target for spec in specs):
         raise ConfigError("-D lists what a host has; give it without a target name")
-    users = dict.fromkeys([*(spec.user or args.user for spec in specs), *([] if specs else [args.user])])
+    users = dict.fromkeys(spec.user or args.user for spec in specs)
+    if args.user is not None or not users:
+        users.setdefault(args.user)
     if any(users):
         forbid_core_dumps()
     credentials = dict(zip(users, _credentials(args, list(users), ask), strict=True))
     options = replace(
         InitiatorOptions(
             initiator_name(args.initiator),
+            credentials.get(args.user),
             discovery_auth=args.discovery_auth or "auto",
             digests=args.digest or "none",
             family=socket.AddressFamily(args.family),
         ),
         **mount_options.session,
     )
+    reader = Reader(
+        options,
+        credentials,
+        args.port or DEFAULT_PORT,
+        [name_server(text) for text in args.isns or ()],
+        is_named=args.initiator is not None,
+    )
+    named = _named(args, words, reader)
     return Config(
-        tuple(
-            Host(spec, replace(options, credentials=credentials[spec.user or args.user])) for spec in specs
-        ),
+        tuple(named.hosts),
         mount_point,
         mount_options,
         replace(options, credentials=_of_later_hosts(credentials, args.user)),
         tuple(args.patterns or ()),
         args.foreground or args.debug,
-        ",".join(operands) or "iscsifs",
+        ",".join(map(shown, operands)) or ",".join(others) or "iscsifs",
         args.pid_file,
         args.port or DEFAULT_PORT,
+        tuple(named.name_servers),
+        named.ibft,
+        reader,
     )
 
 
@@ -201,6 +138,42 @@ def _of_later_hosts(
     if user in credentials:
         return credentials[user]
     return next(iter(credentials.values())) if len(credentials) == 1 else None
+
+
+_NOTHING: Final = "none"
+"""What fstab(5) has as the source where the options say it."""
+
+
+def _other_sources(args: argparse.Namespace) -> list[str]:
+    """Return the sources that options name, in words; `_named` reads what they say."""
+    sources = []
+    if args.conf is not None or args.nicknames:
+        file = args.conf or DEFAULT_FILE
+        sources += [f"{file}#{nickname}" for nickname in args.nicknames or ()] or [str(file)]
+    if args.ibft or args.ibft_file is not None:
+        sources.append(f"ibft:{args.ibft_file or ''}")
+    return sources + [f"isns://{text}" for text in args.isns or ()]
+
+
+def _without_file(args: argparse.Namespace, operands: list[str]) -> list[str]:
+    """Return the operands without a file that nicknames are to be looked up in: that is put into *args*."""
+    files = [word for word in operands if is_file(word) and "#" not in word]
+    if not args.nicknames or args.conf is not None or len(files) != 1:
+        return operands
+    args.conf = Path(files[0])
+    return [word for word in operands if word not in files]
+
+
+def _named(args: argparse.Namespace, words: Iterable[str], reader: Reader) -> Named:
+    """Return what the operands and the options name, each option once."""
+    named = Named()
+    for word in words:
+        named.add(reader.read(word))
+    asked_for_one = any(server.target is not None for server in named.name_servers)
+    for source in _other_sources(args):
+        if not (asked_for_one and source.startswith("isns://")):
+            named.add(reader.read(source))
+    return named
 
 
 def _merge(args: argparse.Namespace, options: Mapping[str, object]) -> None:

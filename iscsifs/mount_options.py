@@ -62,13 +62,15 @@ class Sets(Enum):
 class Option(NamedTuple):
     """An option of -o: the *field* that it sets, and how its value is read; without *read* it has none.
 
-    *read* raises ValueError with what to give instead. With *many* the field is a list of all values.
+    *read* raises ValueError with what to give instead. With *many* the field is a list of all values. With
+    *negative* the option that stands alone sets False.
     """
 
     sets: Sets
     field: str
     read: Callable[[str], Any] | None = None
     many: bool = False
+    negative: bool = False
 
 
 def _id(number: Callable[[str], int], what: str) -> Callable[[str], int]:
@@ -133,6 +135,11 @@ def _kib(text: str) -> int:
     return size
 
 
+def _trace(text: str) -> Path:
+    """Read the file of a trace; "-" is the standard output."""
+    return Path("-") if text == "-" else path(text)
+
+
 OPTIONS: Final[Mapping[str, Option]] = {
     # What flags set as well.
     "user": Option(Sets.COMMAND, "user", _text),
@@ -144,6 +151,11 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "discovery_auth": Option(Sets.COMMAND, "discovery_auth", one_of("auto", "chap", "none")),
     "digest": Option(Sets.COMMAND, "digest", one_of("none", "header", "data", "all")),
     "initiator": Option(Sets.COMMAND, "initiator", _text),
+    "conf": Option(Sets.COMMAND, "conf", path),
+    "nickname": Option(Sets.COMMAND, "nicknames", _text, many=True),
+    "isns": Option(Sets.COMMAND, "isns", _text, many=True),
+    "ibft": Option(Sets.COMMAND, "ibft"),
+    "ibft_file": Option(Sets.COMMAND, "ibft_file", path),
     "log": Option(Sets.COMMAND, "log", path),
     "pattern": Option(Sets.COMMAND, "patterns", _text, many=True),
     "pid_file": Option(Sets.COMMAND, "pid_file", path),
@@ -156,8 +168,15 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "loop": Option(Sets.MOUNT, "loop"),
     "loop_devices": Option(Sets.MOUNT, "loop"),  # mount(8) takes "loop" for itself
     "nonempty": Option(Sets.MOUNT, "nonempty"),
+    "autohost": Option(Sets.MOUNT, "autohost"),
+    "retry": Option(Sets.MOUNT, "retry"),
+    "noretry": Option(Sets.MOUNT, "retry", negative=True),
     "max_background": Option(Sets.MOUNT, "max_background", between(12, 65535, "a number of requests")),
     "readahead": Option(Sets.MOUNT, "read_ahead", _kib),
+    "trace": Option(Sets.MOUNT, "trace", _trace),
+    "trace_chap": Option(Sets.MOUNT, "trace_chap"),
+    "trace_size": Option(Sets.MOUNT, "trace_size", lambda text: _kib(text) << 10),
+    "trace_snaplen": Option(Sets.MOUNT, "trace_snaplen", between(64, 262144, "bytes")),
     # The sessions.
     "writebehind": Option(Sets.SESSION, "write_behind", _switch),
     "login_timeout": Option(Sets.SESSION, "login_timeout", between(1, 3600, "seconds")),
@@ -165,6 +184,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "ping_interval": Option(Sets.SESSION, "ping_interval", between(0, 3600, "seconds")),
     "ping_timeout": Option(Sets.SESSION, "ping_timeout", between(1, 3600, "seconds")),
     "replacement_timeout": Option(Sets.SESSION, "replacement_timeout", between(1, 86400, "seconds")),
+    "poll": Option(Sets.SESSION, "poll", between(0, 86400, "seconds")),
     "trust_unidentified": Option(Sets.SESSION, "trust_unidentified"),
 }
 """Our own options. One without a value may stand alone or be given as 0 or 1."""
@@ -176,8 +196,11 @@ class MountOptions:
 
     *max_background* is a number of requests, *read_ahead* is in KiB. *session* are fields of
     InitiatorOptions, *command* what flags of the command line set as well. *nonempty* allows a mount point
-    with files in it. With *loop* each disk has a loop device. With *exclusive* a unit has one writer at a
-    time.
+    with files in it. With *exclusive* a unit has one writer at a time. With *loop* each disk has a loop
+    device, with *autohost* a host is attached when it is looked up. *retry* says whether what is missing at
+    the start is tried again (None: where anything could be mounted). *trace* is the file of a trace, of
+    *trace_size* bytes at most if that is not 0; *trace_snaplen* bytes of each packet are kept, and with
+    *trace_chap* what CHAP sends is shown.
     """
 
     uid: int
@@ -187,8 +210,14 @@ class MountOptions:
     exclusive: bool = False
     loop: bool = False
     nonempty: bool = False
+    autohost: bool = False
+    retry: bool | None = None
     max_background: int = MAX_BACKGROUND
     read_ahead: int = READ_AHEAD_KIB
+    trace: Path | None = None
+    trace_chap: bool = False
+    trace_size: int = 0
+    trace_snaplen: int = 0
     fuse: tuple[str, ...] = ()
     session: Mapping[str, Any] = field(default_factory=dict)
     command: Mapping[str, Any] = field(default_factory=dict)
@@ -251,6 +280,8 @@ def _escaped(option: str) -> str:
 def _set(fields: dict[str, Any], option: Option, name: str, text: str) -> None:
     try:
         value = (option.read or _switch)(text)
+        if option.negative:
+            value = not value
     except ValueError as exc:
         raise ConfigError(f"-o {name}={printable(text)}: {exc}") from None
     if option.many:

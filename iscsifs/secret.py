@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 _MAX_SECRET_FILE: Final = 64 * 1024
 _OWNER_ONLY: Final = 0o600
 _PR_SET_DUMPABLE: Final = 4  # prctl(2)
+_ARG_START: Final = 45  # of the fields behind the name in /proc/PID/stat, see proc(5)
 
 
 def forbid_core_dumps() -> None:
@@ -93,3 +94,21 @@ def _check_owner_only(path: Path, status: os.stat_result) -> None:
             f"secret file {path}: others may use it (mode {mode:04o});"
             f" if it holds nothing else, protect it with: chmod 600 {path}"
         )
+
+
+def hide_argument(argument: str, shown: str) -> None:
+    """Have ps(1) show *shown*, which is no longer, for the *argument* of this process with a secret in it.
+
+    What others have read before cannot be taken back. Where there is no such argument nothing changes.
+    """
+    old, new = os.fsencode(argument), os.fsencode(shown)
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            start = int(file.read().rpartition(b")")[2].split()[_ARG_START])
+        with open("/proc/self/cmdline", "rb") as file:
+            words = file.read()
+    except (OSError, ValueError, IndexError):
+        return
+    place = words.find(b"\0" + old + b"\0") + 1
+    if start and place and len(new) <= len(old):
+        ctypes.memmove(start + place, new.ljust(len(old)), len(old))

@@ -72,6 +72,8 @@ class IsnsSource:
         self._port = 0
         self._callers = 0
         self._has_told_of_loss = False
+        self.trouble: str | None = "no answer"
+        """Why the server has not told yet which targets there are, None once it has."""
         self._is_whole = True  # False while a message is on its way out
 
     @property
@@ -113,6 +115,7 @@ class IsnsSource:
 
     async def _keep_in_touch(self, report: Report) -> None:
         """Connect again and again, with pauses."""
+        is_first = True
         while True:
             try:
                 line = await self._network.connect(self._server)
@@ -122,6 +125,9 @@ class IsnsSource:
                     await trio.aclose_forcefully(line.stream)
             except (TransportError, IsnsError) as error:
                 self._lost(str(error).removeprefix(f"{self._server}: "))
+                if is_first and self.trouble is not None:
+                    report([])  # so that nobody waits
+                is_first = False
             await trio.sleep(self._client.reconnect_pause())
 
     async def _serve(self, line: Line, report: Report) -> None:
@@ -243,6 +249,7 @@ class IsnsSource:
         for event in self._client.take_events():
             if isinstance(event, TargetsChanged):
                 self._has_told_of_loss = False
+                self.trouble = None
                 report(self._wanted(event.targets))
             elif isinstance(event, Note):
                 self._say(event.sentence)
@@ -269,6 +276,8 @@ class IsnsSource:
 
     def _lost(self, why: str) -> None:
         """Say that the server is away, once for each time."""
+        if self.trouble is not None:
+            self.trouble = why
         if not self._has_told_of_loss:
             self._has_told_of_loss = True
             self._say(f"{why}; its targets stay, and it is tried again")

@@ -46,6 +46,10 @@ class Trace:
         self.path = path if path == STANDARD_OUTPUT else Path(os.path.abspath(path))
         self.dropped = 0
         """Blocks that were not written because the reader of a pipe was too slow."""
+        self.bytes = 0
+        """How many were written, into all files."""
+        self.blocks = 0
+        """The same in blocks of pcapng: one for each packet, and a few at the beginning of each file."""
         self._max_bytes = max_bytes
         self._files = files
         self._on_end = on_end
@@ -131,8 +135,12 @@ class Trace:
                 self._write_to_file(block)
             else:
                 self._write_to_pipe(block)
+                return
         except OSError as error:
             self._end(reason(error))
+        else:
+            self.blocks += 1
+            self.bytes += len(block)
 
     def _write_to_file(self, block: bytes) -> None:
         try:
@@ -153,6 +161,8 @@ class Trace:
                 self.dropped += 1
                 return
             self._rest = block[os.write(self._descriptor, block) :]
+            self.blocks += 1
+            self.bytes += len(block)
         except BlockingIOError:
             self.dropped += 1
 

@@ -12,10 +12,12 @@ from iscsifs.config import Config, Host
 from iscsifs.discovery.sendtargets import SendTargets
 from iscsifs.discovery.source import Source, Wanted
 from iscsifs.discovery.static import StaticTarget
-from iscsifs.errors import IscsifsError, NoTargetError, printable
+from iscsifs.errors import IscsifsError, NoTargetError, TransportError, printable
+from iscsifs.hosts import NameServer
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.limits import LOGINS_AT_ONCE
 from iscsifs.service.attach import Failure, Login, each
+from iscsifs.service.name_servers import isns_source, trouble
 from iscsifs.service.network import Network
 from iscsifs.service.retries import delays, may_pass
 
@@ -35,8 +37,17 @@ class Origin:
 
 
 def origins_of(config: Config, network: Network) -> list[Origin]:
-    """Return the sources that *config* names, in the order of its hosts."""
-    return [origin_of(host, config, network) for host in config.hosts]
+    """Return the sources that *config* names, the hosts first, in their order."""
+    return origins(config.hosts, config.name_servers, config, network)
+
+
+def origins(
+    hosts: Iterable[Host], name_servers: Iterable[NameServer], config: Config, network: Network
+) -> list[Origin]:
+    """Return the sources of the targets of *hosts* and of those that *name_servers* tell of."""
+    return [origin_of(host, config, network) for host in hosts] + [
+        Origin(isns_source(server, config.wants), server.options) for server in name_servers
+    ]
 
 
 def origin_of(host: Host, config: Config, network: Network) -> Origin:
@@ -165,6 +176,9 @@ async def find_targets(config: Config, network: Network) -> tuple[list[Login], l
     followers = [Follower(origin, lambda: None) for origin in origins_of(config, network)]
     async with trio.open_nursery() as nursery:
         wanted, failures = await first_reports(followers, nursery)
+        for source in (follower.origin.source for follower in followers):
+            if (why := trouble(source)) is not None:
+                failures.append(Failure(source.name, TransportError(why)))
         nursery.cancel_scope.cancel()
     return wanted, failures + no_match(config, wanted, failures)
 

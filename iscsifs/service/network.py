@@ -7,8 +7,10 @@ from typing import Any, Protocol
 from iscsifs.discovery.sendtargets import Discovered
 from iscsifs.fs.storage import Storage
 from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.initiator.report import SessionReport
 from iscsifs.iscsi.names import Portal
 from iscsifs.transport.polling import Poller
+from iscsifs.transport.tap import MakeRecorder
 
 
 class LogicalUnit(Protocol):
@@ -62,6 +64,9 @@ class Target(Protocol):
     on_note: Callable[[str, str], None]
     """Called with the kind and the sentence of an event of the session."""
 
+    def record(self, make: MakeRecorder) -> bool:
+        """Have *make* choose who records its connection; False where that has to be tried again."""
+
     async def rescan(self, label: str | None = None) -> None:
         """Find out which units there are now, and how large they are; or only what the one with this number
         is."""
@@ -80,6 +85,9 @@ class Target(Protocol):
     @property
     def tag(self) -> int | None:
         """The tag of its portal group."""
+
+    def report(self) -> SessionReport:
+        """Return the session as it is now."""
 
     @property
     def units(self) -> Sequence[LogicalUnit]:

@@ -12,10 +12,11 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from iscsifs.errors import TaskAborted, UnitError
+from iscsifs.errors import IscsifsError, TaskAborted, UnitError
 from iscsifs.initiator import discover as discovery
 from iscsifs.initiator.dial import NO_POLLER, Connect, Dialler, Poller, connect
 from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.initiator.report import SessionReport, report
 from iscsifs.initiator.session import Session
 from iscsifs.initiator.target import Target
 from iscsifs.iscsi.chap import ChallengeMemory
@@ -23,6 +24,7 @@ from iscsifs.iscsi.discovery import DiscoveredTarget
 from iscsifs.iscsi.events import SenseReported
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.iscsi.pdu import TaskFunction
+from iscsifs.transport.tap import MakeRecorder
 from iscsifs.units.inventory import Inventory, Settings
 from iscsifs.units.unit import LogicalUnit
 
@@ -54,6 +56,7 @@ class ManagedTarget:
             write_behind=options.write_behind,
             trust_unidentified=options.trust_unidentified,
         )
+        self._polling = trio.CancelScope()
         self.inventory = Inventory(self._target, settings, nursery)
         session.on_login = self.inventory.logged_in
         session.on_sense = self._reported
@@ -72,6 +75,13 @@ class ManagedTarget:
         Raises CommandError where the target does not answer at all.
         """
         await self.inventory.find_units()
+
+    def record(self, make: MakeRecorder) -> bool:
+        """Have *make* choose who records the connection, from here on; False: try again, it is in a header.
+
+        True as well while there is no connection: the next one is asked for when it is made.
+        """
+        return self.session.is_away or self.session.link.record(make)
 
     async def rescan(self, label: str | None = None) -> None:
         """Find the units that have come and gone, and those of another size; with *label* look at this unit
@@ -100,6 +110,26 @@ class ManagedTarget:
             if unit.label == label:
                 return unit.lun
         raise UnitError(f"{self.target_name} LUN {label}: it is not there any more")
+
+    def report(self) -> SessionReport:
+        """Return the session as it is now."""
+        return report(self.session)
+
+    async def poll(self, interval: float) -> None:
+        """Rescan every *interval* seconds, as not every target reports what has changed; 0: never."""
+        with self._polling:
+            while interval:
+                await trio.sleep(interval)
+                if not self.session.is_away:
+                    try:
+                        await self.inventory.rescan()
+                    except IscsifsError as exc:
+                        log.info("%s: %s", self.target_name, exc, extra={"kind": exc.kind})
+
+    async def close(self) -> None:
+        """Log out, in bounded time."""
+        self._polling.cancel()
+        await self.session.close()
 
     @property
     def units(self) -> list[LogicalUnit]:
@@ -172,13 +202,14 @@ class Initiator:
             with trio.CancelScope(shield=True):
                 await session.close()
             raise
+        self._nursery.start_soon(target.poll, self._options.poll)
         return target
 
     async def logout(self, target: ManagedTarget) -> None:
         """Log out of *target*, in bounded time; its commands fail."""
         self._sessions.remove(target.session)
         with trio.CancelScope(shield=True):
-            await target.session.close()
+            await target.close()
 
     async def close(self) -> None:
         """Log out of all targets, in parallel and in bounded time."""

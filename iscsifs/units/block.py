@@ -1,6 +1,7 @@
 """A logical unit as a range of bytes."""
 
 from collections.abc import Sequence
+from time import perf_counter
 from typing import Final
 
 import trio
@@ -130,6 +131,11 @@ class BlockUnit(LogicalUnit):
         return self._writes.extents.unwritten
 
     @property
+    def unsynchronised(self) -> int:
+        """How many bytes the target has that are kept here, as it may still lose them."""
+        return self._writes.extents.unsynchronised
+
+    @property
     def needs_flush(self) -> bool:
         """Whether anything was written, or is being written, that is not known to be on stable storage."""
         writes = self._writes
@@ -201,17 +207,23 @@ class BlockUnit(LogicalUnit):
 
     async def read(self, offset: int, size: int) -> memoryview:
         """Return *size* bytes from *offset*; fewer, or none, at the end of the unit."""
-        if self.queue.failure is not None:
-            raise self.queue.failure
-        size = min(size, (self._size or self.size) - offset)
-        if size <= 0:
-            return _NO_BYTES
-        block_size = self._transfers.block_size
-        start = offset - offset % block_size
-        end = offset + size
-        if self._holes.is_active:
-            self._holes.read(offset, end, self.size)
-        blocks = await self._read_newest(start, end + -end % block_size)
+        began = perf_counter()
+        try:
+            if self.queue.failure is not None:
+                raise self.queue.failure
+            size = min(size, (self._size or self.size) - offset)
+            if size <= 0:
+                return _NO_BYTES
+            block_size = self._transfers.block_size
+            start = offset - offset % block_size
+            end = offset + size
+            if self._holes.is_active:
+                self._holes.read(offset, end, self.size)
+            blocks = await self._read_newest(start, end + -end % block_size)
+        except Exception:
+            self.queue.statistics.reads.failed(perf_counter() - began)
+            raise
+        self.queue.statistics.reads.ended(perf_counter() - began, size)
         return blocks if len(blocks) == size else blocks[offset - start : offset - start + size]
 
     async def peek(self, offset: int, size: int) -> memoryview:
@@ -253,14 +265,20 @@ class BlockUnit(LogicalUnit):
         With write-behind it returns as soon as the data are kept here, and failures show in `failures`. With
         *sync* it returns when they are on stable storage, by FUA or SYNCHRONIZE CACHE, and raises what fails.
         """
-        if self.queue.failure is not None:
-            raise self.queue.failure
-        block_size = self._transfers.block_size
-        is_whole = not (offset % block_size or len(data) % block_size)
-        if is_whole and data and not self._holes.is_active and self._writes.admission.is_open:
-            await self._writes.put(offset, data, sync)
-        elif data:
-            await self._write_in_turn(offset, data, sync)
+        began = perf_counter()
+        try:
+            if self.queue.failure is not None:
+                raise self.queue.failure
+            block_size = self._transfers.block_size
+            is_whole = not (offset % block_size or len(data) % block_size)
+            if is_whole and data and not self._holes.is_active and self._writes.admission.is_open:
+                await self._writes.put(offset, data, sync)
+            elif data:
+                await self._write_in_turn(offset, data, sync)
+        except Exception:
+            self.queue.statistics.writes.failed(perf_counter() - began)
+            raise
+        self.queue.statistics.writes.ended(perf_counter() - began, len(data))
 
     async def _write_in_turn(self, offset: int, data: bytes, sync: bool) -> None:
         """Write *data* where they have to wait, are no whole blocks, or touch what a truncation has left."""
@@ -277,7 +295,7 @@ class BlockUnit(LogicalUnit):
             if holes.is_active:
                 holes.wrote(offset, end, self.size)
         if sync and holes.is_owed:
-            await self.flush()  # a hole in front of the data has to be zeros after a crash as well
+            await self._flush()  # a hole in front of the data has to be zeros after a crash as well
 
     async def _change_blocks(self, start: int, end: int, offset: int, data: bytes) -> memoryview:
         """Return the blocks from *start* to *end* with *data* at *offset*; only their ends are read."""
@@ -305,8 +323,16 @@ class BlockUnit(LogicalUnit):
 
         A unit that takes no writes is asked for that only as long as it owes anything: it may have become so.
         """
-        if self.queue.failure is not None:
-            raise self.queue.failure
+        began = perf_counter()
+        try:
+            await self._flush()
+        except Exception:
+            self.queue.statistics.flushes.failed(perf_counter() - began)
+            raise
+        self.queue.statistics.flushes.ended(perf_counter() - began, 0)
+
+    async def _flush(self) -> None:
+        self._check()
         holes, writes = self._holes, self._writes
         for _ in range(MAX_ROUNDS):
             resets = writes.ledger.resets

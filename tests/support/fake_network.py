@@ -8,9 +8,12 @@ import trio
 
 from iscsifs.initiator.dial import Poller
 from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.initiator.report import SessionReport
 from iscsifs.iscsi.discovery import DiscoveredTarget
 from iscsifs.iscsi.names import Portal, TargetAddress
+from iscsifs.iscsi.states import SessionState
 from iscsifs.service.network import LogicalUnit
+from iscsifs.transport.tap import MakeRecorder
 
 
 @dataclass(eq=False)
@@ -111,9 +114,15 @@ class FakeTarget:
         self.failure: Exception | None = None
         """Why it does nothing any more."""
 
+    def record(self, make: MakeRecorder) -> bool:
+        return make(("127.0.0.1", 1), (self.address, self.portal.port)) is not None
+
     async def rescan(self, label: str | None = None) -> None:
         self._check()
         self.rescans += 1
+
+    def report(self) -> SessionReport:
+        return SessionReport(SessionState.LOGGED_IN, 0, 0x800000000001, 1, self.tag, {}, (), 0, (), "")
 
     async def reset(self, label: str | None = None) -> None:
         self._check()

@@ -51,7 +51,7 @@ function _shtab_iscsifs_using
 end
 
 set -g _shtab_iscsifs_commands
-set -g _shtab_iscsifs_opts_with_value --auth --digest --discovery-auth --initiator --log --options --pattern --pid-file --port --secret-file --target-secret-file --target-user --user -a -i -o -p -t -u
+set -g _shtab_iscsifs_opts_with_value --auth --conf --digest --discovery-auth --ibft-file --initiator --isns --log --nickname --options --pattern --pid-file --port --secret-file --target-secret-file --target-user --user -a -c -i -n -o -p -t -u
 
 complete -c iscsifs -e
 complete -c iscsifs -f
@@ -70,6 +70,11 @@ complete -c iscsifs -n _shtab_iscsifs_using -l target-user -x -d 'have the targe
 complete -c iscsifs -n _shtab_iscsifs_using -l target-secret-file -xka "(__fish_complete_path (commandline -ct))" -d 'the target'"'"'s secret'
 complete -c iscsifs -n _shtab_iscsifs_using -l digest -xka "none header data all" -d 'CRC32C checks (none)'
 complete -c iscsifs -n _shtab_iscsifs_using -s i -l initiator -x -d 'our name (that of /etc/iscsi/initiatorname.iscsi)'
+complete -c iscsifs -n _shtab_iscsifs_using -s c -l conf -xka "(__fish_complete_path (commandline -ct))" -d 'the targets of an iscsi.conf(5)'
+complete -c iscsifs -n _shtab_iscsifs_using -s n -l nickname -x -d 'only this target of it (/etc/iscsi.conf); may be repeated'
+complete -c iscsifs -n _shtab_iscsifs_using -l isns -x -d 'the targets that an iSNS server tells of'
+complete -c iscsifs -n _shtab_iscsifs_using -l ibft -d 'the targets that the firmware has booted from'
+complete -c iscsifs -n _shtab_iscsifs_using -l ibft-file -xka "(__fish_complete_path (commandline -ct))" -d 'the same, from a copy of its table'
 complete -c iscsifs -n _shtab_iscsifs_using -s r -l read-only -d 'mount read-only'
 complete -c iscsifs -n _shtab_iscsifs_using -s o -l options -x -d 'ro, direct_io, exclusive, allow_other and others, also most options here: user=USER'
 complete -c iscsifs -n _shtab_iscsifs_using -s U -l unmount -d 'unmount, and wait until everything is written'

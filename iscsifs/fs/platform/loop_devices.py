@@ -21,7 +21,7 @@ from iscsifs.errors import IscsifsError, printable, reason
 _SYSFS: Final = Path("/sys/block")
 
 _OURS: Final = re.compile(r"/[^/]+/[^/]+/lun[^/]+/storage( \(deleted\))?")
-"""The path of a disk in our tree. Where the mount was detached (umount -l) the kernel tells no more than that."""
+"""The path of a disk in our tree. Of a mount that was detached (umount -l) the kernel tells no more."""
 
 TIME_TO_FAIL: Final = 2.0
 """Seconds within which a read fails whose file system is dead."""
