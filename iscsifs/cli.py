@@ -31,6 +31,7 @@ from iscsifs.fs.background import Ready, run_in_background
 from iscsifs.fs.mount import Mount, check_mount_point
 from iscsifs.fs.nodes import TreeOptions
 from iscsifs.fs.pidfile import pid_file
+from iscsifs.fs.platform.loop_devices import why_not as why_no_loop_devices
 from iscsifs.fs.platform.platform import LinuxPlatform, Platform
 from iscsifs.fs.platform.tuning import Limits
 from iscsifs.fs.tree import Tree
@@ -46,6 +47,7 @@ from iscsifs.service.control import take_commands
 from iscsifs.service.drain import all_is_safe, put_on_stable_storage
 from iscsifs.service.find import find_targets, no_match, origins_of
 from iscsifs.service.living import open_living_set
+from iscsifs.service.loops import Loops, remove_left_over
 from iscsifs.service.monitoring import show_monitoring
 from iscsifs.service.network import Network
 from iscsifs.service.own_files import OwnFiles
@@ -215,6 +217,8 @@ def main(
         if config.mount_point is None:
             return _run(partial(_discover, config, network))
         check_mount_point(config.mount_point, config.mount_options.nonempty)
+        if config.mount_options.loop and (why := why_no_loop_devices()):
+            raise ConfigError(f"-o loop: {why}")
     except (ConfigError, NoTargetError) as exc:
         return _complain(exc)
     except KeyboardInterrupt:
@@ -297,6 +301,11 @@ def _announce_end() -> None:
     """Tell the service manager that the end has begun, and what it may take."""
     seconds = END_TIMEOUT + 2 * LAST_LOGOUT_TIMEOUT
     notify("STOPPING=1", "STATUS=Writing what is not on stable storage, logging out", extend=seconds)
+
+
+def _announce_waiting(what: str) -> None:
+    """Tell the service manager what the end waits for, and that it goes on."""
+    notify(f"STATUS={what}", extend=END_TIMEOUT + 2 * LAST_LOGOUT_TIMEOUT)
 
 
 def _run(job: Callable[[_Signals], Awaitable[ExitStatus]]) -> ExitStatus:
@@ -399,6 +408,10 @@ async def _mount(
             take_commands(living, config, network)
             show_monitoring(living)
             OwnFiles(living, config, network, trace)
+            await remove_left_over(mount_point)
+            loops = Loops(
+                tree, mount_point, events, is_automatic=config.mount_options.loop, tell=_announce_waiting
+            )
             find = partial(living.find, origins_of(config, network))
             if (found := await _unless(signals.first, find)) is None:
                 return ExitStatus.FAILED
@@ -432,7 +445,9 @@ async def _mount(
             _tell(target.line() for target in attached)  # what cannot be printed is mounted all the same
             summary = f"Targets mounted: {len(attached)}; failures at the start: {len(failures)}"
 
-            def mounted() -> None:
+            is_mounted, stop = trio.Event(), trio.Event()
+
+            def announce() -> None:
                 ready(status)
                 notify("READY=1", f"STATUS={summary}")
 
@@ -441,16 +456,25 @@ async def _mount(
                 _announce_end()
                 await put_on_stable_storage(tree.storages)
 
+            async def release_loops() -> None:
+                await signals.first.wait()
+                await loops.end()
+                stop.set()
+
             async def serve() -> None:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(living.follow)
-                    await mount.serve(signals.first, mounted, write_back)
+                    nursery.start_soon(loops.run, is_mounted, announce)
+                    nursery.start_soon(release_loops)
+                    await mount.serve(stop, is_mounted.set, write_back)
                     nursery.cancel_scope.cancel()
 
             try:
                 await _unless(signals.second, serve)
             finally:
                 record.begin_end()
+                for device in loops.left():
+                    log.error("%s: left attached; reads and writes fail from now on", device)
                 safe = all_is_safe(tree.storages) and mount.is_written_back
             if mount.fault is not None:
                 status = _complain(mount.fault)

@@ -165,6 +165,8 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "gid": Option(Sets.MOUNT, "gid", _id(lambda name: grp.getgrnam(name).gr_gid, "getent group")),
     "direct_io": Option(Sets.MOUNT, "direct_io"),
     "exclusive": Option(Sets.MOUNT, "exclusive"),
+    "loop": Option(Sets.MOUNT, "loop"),
+    "loop_devices": Option(Sets.MOUNT, "loop"),  # mount(8) takes "loop" for itself
     "nonempty": Option(Sets.MOUNT, "nonempty"),
     "autohost": Option(Sets.MOUNT, "autohost"),
     "retry": Option(Sets.MOUNT, "retry"),
@@ -194,10 +196,11 @@ class MountOptions:
 
     *max_background* is a number of requests, *read_ahead* is in KiB. *session* are fields of
     InitiatorOptions, *command* what flags of the command line set as well. *nonempty* allows a mount point
-    with files in it. With *exclusive* a unit has one writer at a time. With *autohost* a host is attached
-    when it is looked up. *retry* says whether what is missing at the start is tried again (None: where
-    anything could be mounted). *trace* is the file of a trace, of *trace_size* bytes at most if that is not
-    0; *trace_snaplen* bytes of each packet are kept, and with *trace_chap* what CHAP sends is shown.
+    with files in it. With *exclusive* a unit has one writer at a time. With *loop* each disk has a loop
+    device, with *autohost* a host is attached when it is looked up. *retry* says whether what is missing at
+    the start is tried again (None: where anything could be mounted). *trace* is the file of a trace, of
+    *trace_size* bytes at most if that is not 0; *trace_snaplen* bytes of each packet are kept, and with
+    *trace_chap* what CHAP sends is shown.
     """
 
     uid: int
@@ -205,6 +208,7 @@ class MountOptions:
     read_only: bool = False
     direct_io: bool = False
     exclusive: bool = False
+    loop: bool = False
     nonempty: bool = False
     autohost: bool = False
     retry: bool | None = None

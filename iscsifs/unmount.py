@@ -45,6 +45,8 @@ def unmount(mount_point: Path, options: Sequence[str] = ()) -> int:
             raise ConfigError(f"{path}: nothing is mounted there, and nothing is being written any more")
         return _wait(path, watch)
     has_died = watch is None and _is_dead(path)
+    if not has_died and "-l" not in options:
+        _detach_loop_devices(path)
     _unmount(entry, options, None if watch is None else watch.pid, lazy=has_died or "-l" in options)
     if has_died:
         _say(f"{path}: its process had died; what it had not written is lost")
@@ -82,6 +84,20 @@ def _is_dead(path: Path) -> bool:
     except OSError as exc:
         return exc.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False
+
+
+def _detach_loop_devices(path: Path) -> None:
+    """Have the loop devices detached that the mount on *path* has attached itself, and that nobody holds.
+
+    Others, and those that are held, keep the mount busy: the attempt to unmount it says which.
+    """
+    for backing in sorted(Path("/sys/block").glob("loop*/loop/backing_file")):
+        with suppress(OSError):
+            storage = Path(backing.read_text().rstrip("\n"))
+            if storage.is_relative_to(path):
+                switch = storage.with_name("loop")
+                if switch.read_text().strip() == f"/dev/{backing.parts[3]}":
+                    switch.write_text("0")
 
 
 def _unmount(entry: MountEntry, options: Sequence[str], server: int | None, *, lazy: bool) -> None:

@@ -238,6 +238,11 @@ class Tree:
         self._enter(parent, name, node)
         return node
 
+    def set_link(self, directory: Directory, name: bytes, target: bytes | None) -> None:
+        """Let the link *name* in *directory* lead to *target*, which is no text of the network; with None
+        remove it."""
+        self._set_links(directory, {name: target})
+
     def rename(self, parent: Directory, name: bytes, new_name: bytes) -> None:
         """Give a file of *parent* another name, and remove what had that."""
         if new_name in parent.entries:
