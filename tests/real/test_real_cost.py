@@ -94,12 +94,12 @@ def disk(tmp_path: Path, serve: Serve) -> Iterator[Counted]:
 
 
 BUDGET = [
-    ("a random read", Counted.read, 54),
-    ("a random read, 32 at once", Counted.read_at_once, 52),
-    ("a random write", Counted.write, 59),
-    ("a random write and an fsync", Counted.write_and_fsync, 154),
+    ("a random read", Counted.read, 57),
+    ("a random read, 32 at once", Counted.read_at_once, 54),
+    ("a random write", Counted.write, 61),
+    ("a random write and an fsync", Counted.write_and_fsync, 158),
 ]
-"""Calls for each operation of 4 KiB at most."""
+"""Calls for each operation of 4 KiB at most: three more than on a quiet machine, where busy-polls succeed."""
 
 
 def test_the_calls_of_an_operation(disk: Counted) -> None:
