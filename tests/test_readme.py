@@ -163,6 +163,7 @@ def shape(line: str, home: Path) -> str:
         (r"naa\.[0-9a-f]{16}", "NAA"),
         (r"\b(root root|ann ann)\b", "OWNER"),
         (r"\b[A-Z][a-z]{2} [ \d]\d \d\d:\d\d\b", "TIME"),
+        (r"\b\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME"),
         (r"/dev/loop\d+", "LOOP"),
         (r"\b(?!3260|127|0\b)\d+[KMG%]?", "N"),
         (r" +", " "),
@@ -184,10 +185,21 @@ def test_the_first_session_goes_as_readme_shows_it(machine: Machine) -> None:
     assert machine.type("pgrep -f 'iscsifs localhost'", status=1) == []
 
 
+def test_what_is_done_while_it_is_mounted_goes_as_readme_shows_it(machine: Machine) -> None:
+    require_programs("sfdisk")
+    machine.serve("--size 256M disk.img")
+    machine.type("mkdir mnt")
+    refused = "mkdir mnt/localhost:1"
+    for command, output in readme_sessions()["While it is mounted"]:
+        said = machine.type(command, lines=len(output), status=1 if command == refused else 0)
+        assert [shape(line, machine.home) for line in said] == [shape(line, machine.home) for line in output]
+    assert machine.type("pgrep -f 'iscsifs mnt'", status=1) == []
+
+
 def test_what_else_readme_has_typed_is_there() -> None:
     """The commands that take minutes, or change the machine, were tried by hand."""
     sessions = readme_sessions()
-    assert set(sessions) == {"Try it", "Install it", "A first session"}
+    assert set(sessions) == {"Try it", "Install it", "A first session", "While it is mounted"}
     for command, _ in sessions["Try it"] + sessions["Install it"]:
         for word in re.findall(r"contrib/\w+", command):
             assert os.access(TOP / word, os.X_OK), word
