@@ -87,7 +87,8 @@ def configure(args: argparse.Namespace, ask: Callable[[str], bytes]) -> Config:
         mount_point = Path(os.path.abspath(operands.pop()))
     elif not operands and not others:
         raise ConfigError("give a host to list the targets of; see iscsifs -h")
-    words = [] if operands == [_NOTHING] and others else _without_file(args, operands)
+    is_nothing = operands == [_NOTHING] and (others or not args.discover)
+    words = [] if is_nothing else _without_file(args, operands)
     specs = [HostSpec.parse(word, args.port or DEFAULT_PORT) for word in words if is_host(word)]
     if args.discover and any(spec.target for spec in specs):
         raise ConfigError("-D lists what a host has; give it without a target name")
@@ -141,7 +142,7 @@ def _of_later_hosts(
 
 
 _NOTHING: Final = "none"
-"""What fstab(5) has as the source where the options say it."""
+"""What fstab(5) has as the source where the options say it, or hosts come later."""
 
 
 def _other_sources(args: argparse.Namespace) -> list[str]:

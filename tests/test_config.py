@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iscsifs.config import HostSpec, initiator_name
+from iscsifs.cli import parser
+from iscsifs.config import HostSpec, configure, initiator_name
 from iscsifs.errors import ConfigError
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.iscsi.names import Portal, name_fault
@@ -425,3 +426,38 @@ def test_what_is_no_name_is_refused_with_its_place(name_file: Path, machine_id: 
     name_file.write_text("InitiatorName=me\n")
     with pytest.raises(ConfigError, match=str(name_file)):
         initiator_name(None, name_file, machine_id)
+
+
+@pytest.mark.parametrize("operands", [["/"], ["none", "/"]])
+def test_hosts_may_come_later_with_the_options_of_the_mount(operands: list[str], tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("a secret of Alice")
+    secret.chmod(0o600)
+    args = parser().parse_args(
+        ["-u", "alice", "--secret-file", str(secret), "-p", "3261", "-o", "autohost", *operands]
+    )
+    config = configure(args, lambda whose: b"")
+    assert (config.hosts, config.mount_point) == ((), Path("/"))
+    assert config.mount_options.autohost
+    host = config.host("192.0.2.1")
+    assert host.spec.portal == Portal("192.0.2.1", 3261)
+    assert host.options.credentials is not None
+    assert host.options.credentials.user == "alice"
+    assert config.host("192.0.2.1:3260").spec.portal == Portal("192.0.2.1")
+    for text in "bob@192.0.2.1", "iscsi://192.0.2.1/iqn.2001-04.com.example:disk":
+        with pytest.raises(ConfigError, match="the options of the mount hold"):
+            config.host(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "retry"),
+    [("", None), ("retry", True), ("noretry", False), ("retry=0", False), ("noretry,retry", True)],
+)
+def test_whether_what_is_missing_is_tried_again(options: str, retry: bool | None) -> None:
+    assert MountOptions.parse([options]).retry is retry
+
+
+def test_how_often_targets_are_asked() -> None:
+    assert dict(MountOptions.parse(["poll=0"]).session) == {"poll": 0}
+    with pytest.raises(ConfigError, match="seconds"):
+        MountOptions.parse(["poll=often"])

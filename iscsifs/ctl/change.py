@@ -91,7 +91,15 @@ def add(mount: Mount, source: str, *, is_nickname: bool = False) -> tuple[list[P
         place = None
     else:
         place = Place(source)
-        reasons = _do(mount, source, place, lambda: mount.make(source))
+
+        def make() -> None:
+            try:
+                mount.make(source)
+            except FileExistsError:  # with -o autohost the kernel's look before mkdir(2) has attached it
+                if not set(targets(mount)) - before:
+                    raise
+
+        reasons = _do(mount, source, place, make)
     return sorted(set(targets(mount)) - before), reasons.failures(place)
 
 

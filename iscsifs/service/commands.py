@@ -26,14 +26,14 @@ class Commands:
         living = self._living
 
         async def rescan() -> None:
-            await self._attached(directory).target.rescan()
+            await self._do(directory, lambda attached: attached.target.rescan())
             await living.partitions.rescan(directory.units())
 
         async def reset() -> None:
-            await self._attached(directory).target.reset()
+            await self._do(directory, lambda attached: attached.target.reset())
 
         async def logout() -> None:
-            await living.log_out(self._attached(directory))
+            await self._do(directory, living.log_out)
 
         where = {"host": directory.path.partition(b"/")[0].decode(), "target": directory.target.name}
         for name, command in {b"rescan": rescan, b"reset": reset, b"logout": logout}.items():
@@ -43,16 +43,25 @@ class Commands:
         label = directory.unit.label
 
         async def rescan() -> None:
-            await self._attached(target).target.rescan(label)
+            await self._do(target, lambda attached: attached.target.rescan(label))
             await self._living.partitions.rescan([directory])
 
         async def reset() -> None:
-            await self._attached(target).target.reset(label)
+            await self._do(target, lambda attached: attached.target.reset(label))
 
         host = target.path.partition(b"/")[0].decode()
         where = {"host": host, "target": target.target.name, "lun": label}
         for name, command in {b"rescan": rescan, b"reset": reset}.items():
             add_control(self._living.tree, self._living.events, directory, name, command, where)
+
+    async def _do(self, directory: TargetDirectory, work: Callable[[Attached], Awaitable[None]]) -> None:
+        """Do *work* with the target of *directory*; raises Refused where it is logged out of by then."""
+        attached = self._attached(directory)
+        try:
+            await work(attached)
+        except IscsifsError:
+            self._attached(directory)
+            raise
 
     def _attached(self, directory: TargetDirectory) -> Attached:
         """Return the target of *directory*; raises Refused where it was logged out of."""

@@ -139,7 +139,10 @@ class Control:
             if hosts + sum(b"/" not in path for path in self._busy) > MAX_HOSTS:
                 self._tell_failure(name, f"there are {hosts} hosts, and no more are taken")
                 raise Refused(Refusal.NO_SPACE)
-            attached, failures = await self._living.add_source(origin)
+            if kept_out := [login for login, _ in self._living.absent(name)]:
+                attached, failures = await self._living.attach(kept_out)
+            else:
+                attached, failures = await self._living.add_source(origin)
             for failure in failures:
                 log.warning("%s", failure)
             if attached:
@@ -179,6 +182,8 @@ class Control:
 
     def _is_of(self, origin: Origin, name: bytes) -> bool:
         """Say whether all that a source wants is in the directory *name*."""
+        if not self._living.is_over(origin):
+            return False  # it may tell of other hosts later
         hosts = {login.host for login in self._living.wanted_by(origin)}
         return hosts == {name} or origin.place == name
 

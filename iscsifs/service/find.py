@@ -75,6 +75,8 @@ class Follower:
         self.wanted: tuple[Wanted, ...] = ()
         self.failure: IscsifsError | None = None
         """Why nothing was reported at all so far."""
+        self.is_over = False
+        """Whether it will report nothing more."""
         self._changed = changed
         self._retries = retries
         self._reported = trio.Event()
@@ -91,6 +93,7 @@ class Follower:
                         await trio.sleep(delay)
                         continue
                 break
+        self.is_over = True
         self._reported.set()
 
     def _failed(self, error: IscsifsError) -> bool:

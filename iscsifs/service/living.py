@@ -134,6 +134,10 @@ class LivingSet:
             follower.stop()
             self._prune(self._wanted())
 
+    def is_over(self, origin: Origin) -> bool:
+        """Say whether a source has told all that it will ever tell."""
+        return self._followers[origin].is_over
+
     def wanted_by(self, origin: Origin) -> list[Login]:
         """Return what a source wants now."""
         return self._followers[origin].logins()
@@ -220,6 +224,8 @@ class LivingSet:
         for failure in failures:
             self._tell("login_failed", failure.login, str(failure))
         directories = self.tree.add_targets([each.describe() for each in attached], name if attached else b"")
+        logged_in = [each.login for each in attached]
+        self._kept_out = {login: path for login, path in self._kept_out.items() if not _has(logged_in, login)}
         for each, directory in zip(attached, directories, strict=True):
             self._show(each, directory)
         await self.partitions.settle()
@@ -259,7 +265,6 @@ class LivingSet:
             raise failures[0].error
         if not attached:
             raise InUseError(f"{printable(login.wanted.name)}: it is logged in to already")
-        self._kept_out = {each: path for each, path in self._kept_out.items() if not each.is_same(login)}
         return attached[0]
 
     def absent(self, host: bytes) -> Iterator[tuple[Login, bytes]]:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -352,6 +353,11 @@ def test_a_look_attaches_a_host(mount_hosts: MountHosts, host: str) -> None:
     assert run("ls", mounted.path) == f"{host}\nby-id\n"
     assert not (mounted.path / f"127.0.0.1:{free_port()}").exists()
     run("rmdir", mounted.path / host)
+    added = run(sys.executable, "-m", "iscsifs.ctl", "-m", mounted.path, "add", host)
+    assert len(added.splitlines()) == 2
+    assert run(sys.executable, "-m", "iscsifs.ctl", "-m", mounted.path, "add", host, check=False) == (
+        f"iscsifsctl: {host}: is there already\n"
+    )
 
 
 @pytest.mark.conformance("CONTROL-1.3")

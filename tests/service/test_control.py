@@ -14,6 +14,7 @@ from pyfuse3 import FUSEError
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.config import Config, Host, HostSpec
+from iscsifs.discovery.source import Report, Wanted
 from iscsifs.errors import (
     AuthenticationError,
     DataError,
@@ -28,14 +29,14 @@ from iscsifs.fs.nodes import Directory, TreeOptions
 from iscsifs.fs.operations import Operations
 from iscsifs.fs.tree import ROOT_INODE, Tree
 from iscsifs.initiator.options import InitiatorOptions
-from iscsifs.iscsi.names import Portal
+from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.limits import MAX_HOSTS
 from iscsifs.monitor.events import Events
 from iscsifs.mount_options import MountOptions
 from iscsifs.service.about import show_config
 from iscsifs.service.autohost import may_be_host
 from iscsifs.service.control import take_commands
-from iscsifs.service.find import origins_of
+from iscsifs.service.find import Origin, origins_of
 from iscsifs.service.living import LivingSet, open_living_set
 from iscsifs.transport.polling import NO_POLLER
 from support.fake_network import FakeNetwork, FakeTarget, FakeUnit
@@ -179,6 +180,42 @@ async def test_one_target_goes_and_comes_back_and_its_host_stays(network: FakeNe
         assert await errno_of(mount.mkdir(f"{HOST}/nothing")) == errno.ENODEV
         assert "no source tells of this target" in mount.last("control_failed")["text"]
         await mount.rmdir(HOST)
+        assert mount.hosts == []
+
+
+async def test_a_source_that_goes_on_is_asked_for_others_when_a_host_of_it_is_removed(
+    network: FakeNetwork,
+) -> None:
+    """A name server tells of many hosts, and of later ones: one host that is removed does not end it."""
+    network.offer(HERE, disk("a"), disk("b"), disk("c"))
+    reports: list[Report] = []
+
+    class NameServer:
+        name = "a name server"
+
+        async def run(self, report: Report) -> None:
+            reports.append(report)
+            self.tell("a", "b")
+            await trio.sleep_forever()
+
+        def tell(self, *names: str) -> None:
+            reports[0]([Wanted(HOST, IQN + name, (TargetAddress(HERE),)) for name in names])
+
+    server = NameServer()
+    async with site(network) as mount:
+        await mount.living.add_source(Origin(server, OPTIONS))
+        assert mount.ls(HOST) == ["a", "b"]
+        await mount.rmdir(HOST)
+        assert mount.hosts == []
+        server.tell("a", "b", "c")
+        await wait_all_tasks_blocked()
+        assert mount.ls(HOST) == ["c"]  # what was logged out of stays out
+        await mount.rmdir(HOST)
+        await mount.mkdir(HOST)
+        assert sorted(mount.ls(HOST)) == ["a", "b", "c"]
+        assert network.discoveries == []
+        server.tell()
+        await wait_all_tasks_blocked()
         assert mount.hosts == []
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from iscsifs.errors import TransportError
 from iscsifs.initiator.dial import Poller
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.initiator.report import SessionReport
@@ -113,11 +114,13 @@ class FakeTarget:
         self.resets: list[str | None] = []
         self.failure: Exception | None = None
         """Why it does nothing any more."""
+        self.pause: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
 
     def record(self, make: MakeRecorder) -> bool:
         return make(("127.0.0.1", 1), (self.address, self.portal.port)) is not None
 
     async def rescan(self, label: str | None = None) -> None:
+        await self.pause()
         self._check()
         self.rescans += 1
 
@@ -188,8 +191,11 @@ class FakeInitiator:
         target = self.network.targets[target_name]
         if isinstance(target, Exception):
             raise target
+        target.failure = None
+        target.pause = self.network.pause
         return target
 
     async def logout(self, target: FakeTarget) -> None:
         self.network.left.append(target.target_name)
+        target.failure = TransportError("the session is closed")
         await self.network.pause()
