@@ -42,13 +42,13 @@ from iscsifs.mount_options import OPTIONS, MountOptions
 from iscsifs.notify import notify
 from iscsifs.service.about import show_config
 from iscsifs.service.attach import Failure
-from iscsifs.service.commands import Commands
-from iscsifs.service.control import Control
+from iscsifs.service.control import take_commands
 from iscsifs.service.drain import all_is_safe, put_on_stable_storage
-from iscsifs.service.find import find_targets, no_match, origin_of, origins_of
+from iscsifs.service.find import find_targets, no_match, origins_of
 from iscsifs.service.living import open_living_set
 from iscsifs.service.network import Network
 from iscsifs.service.own_files import OwnFiles
+from iscsifs.service.retries import may_pass
 from iscsifs.service.tracing import Traced, tracing
 from iscsifs.terminal import OutputError, Parser, complain, open_standard_streams, say
 from iscsifs.unmount import unmount
@@ -270,7 +270,7 @@ def _complain(exc: IscsifsError | Failure) -> ExitStatus:
     return status_of(exc.error if isinstance(exc, Failure) else exc)
 
 
-def _summary(failures: Sequence[Failure], successes: Sequence[object]) -> ExitStatus:
+def _summary(failures: Sequence[Failure], successes: object) -> ExitStatus:
     """Return what the command ends with."""
     if not failures:
         return ExitStatus.OK
@@ -393,9 +393,9 @@ async def _mount(
         except ConfigError as exc:
             return _complain(exc)
         network = Traced(network, trace)
-        async with open_living_set(tree, network, platform.poller, events) as living:
-            Control(living, lambda text: origin_of(config.host(text), config, network))
-            Commands(living)
+        retries = config.mount_options.retry is not False
+        async with open_living_set(tree, network, platform.poller, events, retries=retries) as living:
+            take_commands(living, config, network)
             OwnFiles(living, config, network, trace)
             find = partial(living.find, origins_of(config, network))
             if (found := await _unless(signals.first, find)) is None:
@@ -411,11 +411,13 @@ async def _mount(
                 return ExitStatus.FAILED
             attached, refused = result
             failures += refused
+            waits = bool(config.mount_options.retry) and all(may_pass(failure.error) for failure in failures)
             for failure in failures:
                 _complain(failure)
-            status = _summary(failures, attached)
-            if not attached and config.hosts and not config.name_servers:
+            status = _summary(failures, attached or waits)
+            if config.hosts and not attached and not waits and not config.name_servers:
                 return status
+            living.retry(refused)
             try:
                 fuse_options = config.mount_options.fuse_options(config.source)
                 mount = Mount(tree, mount_point, fuse_options, platform)

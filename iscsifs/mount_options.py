@@ -62,13 +62,15 @@ class Sets(Enum):
 class Option(NamedTuple):
     """An option of -o: the *field* that it sets, and how its value is read; without *read* it has none.
 
-    *read* raises ValueError with what to give instead. With *many* the field is a list of all values.
+    *read* raises ValueError with what to give instead. With *many* the field is a list of all values. With
+    *negative* the option that stands alone sets False.
     """
 
     sets: Sets
     field: str
     read: Callable[[str], Any] | None = None
     many: bool = False
+    negative: bool = False
 
 
 def _id(number: Callable[[str], int], what: str) -> Callable[[str], int]:
@@ -164,6 +166,9 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "direct_io": Option(Sets.MOUNT, "direct_io"),
     "exclusive": Option(Sets.MOUNT, "exclusive"),
     "nonempty": Option(Sets.MOUNT, "nonempty"),
+    "autohost": Option(Sets.MOUNT, "autohost"),
+    "retry": Option(Sets.MOUNT, "retry"),
+    "noretry": Option(Sets.MOUNT, "retry", negative=True),
     "max_background": Option(Sets.MOUNT, "max_background", between(12, 65535, "a number of requests")),
     "readahead": Option(Sets.MOUNT, "read_ahead", _kib),
     "trace": Option(Sets.MOUNT, "trace", _trace),
@@ -177,6 +182,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "ping_interval": Option(Sets.SESSION, "ping_interval", between(0, 3600, "seconds")),
     "ping_timeout": Option(Sets.SESSION, "ping_timeout", between(1, 3600, "seconds")),
     "replacement_timeout": Option(Sets.SESSION, "replacement_timeout", between(1, 86400, "seconds")),
+    "poll": Option(Sets.SESSION, "poll", between(0, 86400, "seconds")),
     "trust_unidentified": Option(Sets.SESSION, "trust_unidentified"),
 }
 """Our own options. One without a value may stand alone or be given as 0 or 1."""
@@ -188,9 +194,10 @@ class MountOptions:
 
     *max_background* is a number of requests, *read_ahead* is in KiB. *session* are fields of
     InitiatorOptions, *command* what flags of the command line set as well. *nonempty* allows a mount point
-    with files in it. With *exclusive* a unit has one writer at a time. *trace* is the file of a trace, of
-    *trace_size* bytes at most if that is not 0; *trace_snaplen* bytes of each packet are kept, and with
-    *trace_chap* what CHAP sends is shown.
+    with files in it. With *exclusive* a unit has one writer at a time. With *autohost* a host is attached
+    when it is looked up. *retry* says whether what is missing at the start is tried again (None: where
+    anything could be mounted). *trace* is the file of a trace, of *trace_size* bytes at most if that is not
+    0; *trace_snaplen* bytes of each packet are kept, and with *trace_chap* what CHAP sends is shown.
     """
 
     uid: int
@@ -199,6 +206,8 @@ class MountOptions:
     direct_io: bool = False
     exclusive: bool = False
     nonempty: bool = False
+    autohost: bool = False
+    retry: bool | None = None
     max_background: int = MAX_BACKGROUND
     read_ahead: int = READ_AHEAD_KIB
     trace: Path | None = None
@@ -267,6 +276,8 @@ def _escaped(option: str) -> str:
 def _set(fields: dict[str, Any], option: Option, name: str, text: str) -> None:
     try:
         value = (option.read or _switch)(text)
+        if option.negative:
+            value = not value
     except ValueError as exc:
         raise ConfigError(f"-o {name}={printable(text)}: {exc}") from None
     if option.many:

@@ -154,16 +154,18 @@ class Directory(Node):
     """A directory, *path* being its place below the root; *entries* maps names to nodes.
 
     Where `on_mkdir` and `on_rmdir` are set, its owner may make and remove directories in it: they get the
-    name, and return when the directory is in the tree, or is not any more.
+    name, and return when the directory is in the tree, or is not any more. `on_lookup` gets a name that the
+    owner looks up and that is not there; when it returns it may be.
     """
 
-    __slots__ = ("entries", "on_mkdir", "on_rmdir", "path")
+    __slots__ = ("entries", "on_lookup", "on_mkdir", "on_rmdir", "path")
     attr_timeout = BRIEF
 
     def __init__(self, inode: int, path: bytes) -> None:
         super().__init__(inode)
         self.path = path
         self.entries: dict[bytes, Node] = {}
+        self.on_lookup: Callable[[bytes], Awaitable[None]] | None = None
         self.on_mkdir: Callable[[bytes], Awaitable[None]] | None = None
         self.on_rmdir: Callable[[bytes], Awaitable[None]] | None = None
 

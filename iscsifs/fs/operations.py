@@ -139,7 +139,10 @@ class Operations(pyfuse3.Operations):
     @_handler
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         """Find *name* in a directory."""
-        return self._attributes(self._directory(parent_inode).find(name))
+        directory = self._directory(parent_inode)
+        if directory.on_lookup is not None and name not in directory.entries and self._is_owner(ctx):
+            await directory.on_lookup(name)
+        return self._attributes(directory.find(name))
 
     @_handler
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
@@ -285,6 +288,10 @@ class Operations(pyfuse3.Operations):
         if not isinstance(node, Directory):
             raise FUSEError(errno.ENOTDIR)
         return node
+
+    def _is_owner(self, ctx: RequestContext | None) -> bool:
+        """Say whether who asks is the owner of the files, or root."""
+        return ctx is None or ctx.uid in (0, self.tree.storages.options.uid)
 
     def _attributes(self, node: Node) -> EntryAttributes:
         options = self.tree.storages.options

@@ -41,6 +41,8 @@ class InitiatorOptions:
     """How long after that ping it may stay silent before it is given up."""
     replacement_timeout: float = 120.0
     """How long commands wait for a lost session to come back before they fail."""
+    poll: float = 60.0
+    """How often a target is asked which units it has and what they are; 0: only when it reports a change."""
     trust_unidentified: bool = False
     """Whether a unit that nothing identifies is taken for the same one after a new login, and gets the writes
     of before; otherwise these are lost, and reported."""

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
+from iscsifs.config import Config
 from iscsifs.errors import (
     ConfigError,
     InUseError,
@@ -29,8 +30,11 @@ from iscsifs.fs.nodes import Directory, Refusal, Refused
 from iscsifs.fs.tree import short_name
 from iscsifs.limits import MAX_HOSTS
 from iscsifs.monitor.events import MAX_TEXT
-from iscsifs.service.find import Origin
+from iscsifs.service.autohost import AutoHost
+from iscsifs.service.commands import Commands
+from iscsifs.service.find import Origin, origin_of
 from iscsifs.service.living import LivingSet
+from iscsifs.service.network import Network
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +71,14 @@ def refusal_of(error: IscsifsError) -> Refusal | None:
     if isinstance(error, LoginRefused) and (error.status_class, error.status_detail) in _NOT_FOUND:
         return Refusal.NO_TARGET
     return next((_REFUSALS[kind] for kind in type(error).__mro__ if kind in _REFUSALS), None)
+
+
+def take_commands(living: LivingSet, config: Config, network: Network) -> None:
+    """Let the owner of a mount change *living*: by mkdir(2), rmdir(2) and control files."""
+    Commands(living)
+    control = Control(living, lambda text: origin_of(config.host(text), config, network))
+    if config.mount_options.autohost:
+        living.tree.root.on_lookup = AutoHost(control.add_host).look_up
 
 
 class Control:

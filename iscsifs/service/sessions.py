@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from iscsifs.errors import TaskAborted, UnitError
+from iscsifs.errors import IscsifsError, TaskAborted, UnitError
 from iscsifs.initiator import discover as discovery
 from iscsifs.initiator.dial import NO_POLLER, Connect, Dialler, Poller, connect
 from iscsifs.initiator.options import InitiatorOptions
@@ -55,6 +55,7 @@ class ManagedTarget:
             write_behind=options.write_behind,
             trust_unidentified=options.trust_unidentified,
         )
+        self._polling = trio.CancelScope()
         self.inventory = Inventory(self._target, settings, nursery)
         session.on_login = self.inventory.logged_in
         session.on_sense = self._reported
@@ -108,6 +109,22 @@ class ManagedTarget:
             if unit.label == label:
                 return unit.lun
         raise UnitError(f"{self.target_name} LUN {label}: it is not there any more")
+
+    async def poll(self, interval: float) -> None:
+        """Rescan every *interval* seconds, as not every target reports what has changed; 0: never."""
+        with self._polling:
+            while interval:
+                await trio.sleep(interval)
+                if not self.session.is_away:
+                    try:
+                        await self.inventory.rescan()
+                    except IscsifsError as exc:
+                        log.info("%s: %s", self.target_name, exc, extra={"kind": exc.kind})
+
+    async def close(self) -> None:
+        """Log out, in bounded time."""
+        self._polling.cancel()
+        await self.session.close()
 
     @property
     def units(self) -> list[LogicalUnit]:
@@ -180,13 +197,14 @@ class Initiator:
             with trio.CancelScope(shield=True):
                 await session.close()
             raise
+        self._nursery.start_soon(target.poll, self._options.poll)
         return target
 
     async def logout(self, target: ManagedTarget) -> None:
         """Log out of *target*, in bounded time; its commands fail."""
         self._sessions.remove(target.session)
         with trio.CancelScope(shield=True):
-            await target.session.close()
+            await target.close()
 
     async def close(self) -> None:
         """Log out of all targets, in parallel and in bounded time."""

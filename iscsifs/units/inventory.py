@@ -320,6 +320,10 @@ class Inventory:
         sense = Sense.parse(sense_data)
         condition = sense.condition
         unit = self._units.get(lun)
+        if condition is Condition.LUNS_CHANGED and (unit is None or unit.failure is not None):
+            self._luns_stale = True  # LUN 0 reports for the target, also where it is no unit that is shown
+            self._check_identity(self.units)
+            self._update_soon()
         if unit is None or unit.failure is not None:
             return
         match REACTIONS.get(condition):

@@ -61,6 +61,7 @@ async def test_a_text_has_the_size_that_it_has_now(operations: Operations, texts
     assert attributes.st_mtime_ns > before
 
 
+@pytest.mark.conformance("CONTROL-1.2")
 async def test_an_open_text_is_that_of_its_open(operations: Operations, texts: Texts) -> None:
     first = await open_file(operations, ".own/text", os.O_RDONLY)
     texts.text = "two, longer\n"
@@ -68,6 +69,7 @@ async def test_an_open_text_is_that_of_its_open(operations: Operations, texts: T
     assert await operations.read(first, 0, 4096) == b"one\n"
     assert await operations.read(first, 2, 4096) == b"e\n"
     assert await operations.read(first, 4, 4096) == b""
+    assert b"".join([await operations.read(second, offset, 1) for offset in range(20)]) == b"two, longer\n"
     assert await operations.read(second, 0, 3) == b"two"
     await operations.fsync(first, False)
     await operations.flush(first)

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -32,9 +33,9 @@ from iscsifs.limits import MAX_HOSTS
 from iscsifs.monitor.events import Events
 from iscsifs.mount_options import MountOptions
 from iscsifs.service.about import show_config
-from iscsifs.service.commands import Commands
-from iscsifs.service.control import Control
-from iscsifs.service.find import origin_of, origins_of
+from iscsifs.service.autohost import may_be_host
+from iscsifs.service.control import take_commands
+from iscsifs.service.find import origins_of
 from iscsifs.service.living import LivingSet, open_living_set
 from iscsifs.transport.polling import NO_POLLER
 from support.fake_network import FakeNetwork, FakeTarget, FakeUnit
@@ -108,19 +109,25 @@ def network() -> FakeNetwork:
 
 @asynccontextmanager
 async def site(
-    network: FakeNetwork, hosts: Sequence[str] = (), options: InitiatorOptions = OPTIONS
+    network: FakeNetwork,
+    hosts: Sequence[str] = (),
+    options: InitiatorOptions = OPTIONS,
+    mount_options: MountOptions = MountOptions(0, 0),  # noqa: B008  # it is frozen
+    retries: bool = False,
 ) -> AsyncIterator[Site]:
     config = Config(
-        tuple(Host(HostSpec.parse(host), options) for host in hosts), None, MountOptions(0, 0), options
+        tuple(Host(HostSpec.parse(host), options) for host in hosts), None, mount_options, options
     )
     tree, events = Tree(TreeOptions(uid=0, gid=0)), Events()
     show_config(tree, config, events)
-    async with open_living_set(tree, network, NO_POLLER, events) as living, trio.open_nursery() as nursery:
-        Control(living, lambda text: origin_of(config.host(text), config, network))
-        Commands(living)
-        found, failures = await living.find(origins_of(config, network))
-        assert not failures
-        await living.attach(found)
+    async with (
+        open_living_set(tree, network, NO_POLLER, events, retries=retries) as living,
+        trio.open_nursery() as nursery,
+    ):
+        take_commands(living, config, network)
+        found, _ = await living.find(origins_of(config, network))
+        _, refused = await living.attach(found)
+        living.retry(refused)
         nursery.start_soon(living.follow)
         yield Site(network, living, Operations(tree))
         nursery.cancel_scope.cancel()
@@ -395,6 +402,128 @@ async def test_two_clients_may_change_everything_at_once(
         assert len(network.logins) == len(network.left) > 50
         await mount.mkdir(HOST)
         assert mount.ls(HOST) == ["a", "b"]
+
+
+# Autohost.
+
+
+@pytest.mark.conformance("CONTROL-1.14")
+async def test_a_look_attaches_a_host_and_what_programs_look_for_does_not(
+    network: FakeNetwork, autojump_clock: MockClock
+) -> None:
+    other = Portal(HOST, 3261)
+    network.hosts[other] = TransportError("Connection refused", number=errno.ECONNREFUSED)
+    async with site(network, mount_options=MountOptions(0, 0, autohost=True)) as mount:
+        for name in (
+            *(".git", "HEAD", ".Trash-1000", ".hidden", "autorun.inf", "desktop.ini", "libc.so", "by-id"),
+            *("refs", "objects", "a b", "-x", "1.2.3", "libc.so.6", "Thumbs.db", "x" * 300, "core", "tls"),
+        ):
+            if name != "by-id":
+                assert await errno_of(walk(mount.operations, name)) == errno.ENOENT
+        assert network.discoveries == []
+        assert mount.hosts == []
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(walk, mount.operations, f"{HOST}/a/storage")
+        assert mount.hosts == [HOST]
+        assert len(network.discoveries) == 1
+        for _ in range(3):
+            assert await errno_of(walk(mount.operations, f"{HOST}:3261")) == errno.ENOENT
+        assert len(network.discoveries) == 2
+        assert "Connection refused" in mount.last("control_failed")["text"]
+        await trio.sleep(6)
+        network.offer(other, disk("c", other))
+        await walk(mount.operations, f"{HOST}:3261/c")
+
+
+@pytest.mark.conformance("CONTROL-1.14")
+def test_which_names_may_be_hosts(tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("# a comment\n192.0.2.1 array array.example.com # store\n")
+    for name in (
+        b"192.0.2.1",
+        b"192.0.2.1:3261",
+        b"array",
+        b"san.example.com",
+        b"san:3260",
+        b"::1",
+        b"[::1]:3260",
+    ):
+        assert may_be_host(name, hosts), name
+    for name in (
+        b"store",
+        b"comment",
+        b"Array",
+        b"san.example.so",
+        b"a_b.example",
+        b"x@san.example",
+        b"..",
+        b"\xff",
+    ):
+        assert not may_be_host(name, hosts), name
+    assert not may_be_host(b"array", tmp_path / "none")
+
+
+# What is missing.
+
+
+async def test_a_host_and_a_target_that_are_missing_come_later(
+    network: FakeNetwork, autojump_clock: MockClock
+) -> None:
+    target = network.targets[IQN + "a"]
+    offered = network.hosts[HERE]
+    network.hosts[HERE] = TransportError("Connection refused", number=errno.ECONNREFUSED)
+    network.targets[IQN + "a"] = LoginRefused(3, 1, "not available now")
+    async with site(network, [HOST], retries=True) as mount:
+        await trio.sleep(600)
+        assert 10 < len(network.discoveries) < 30  # later and later
+        network.hosts[HERE] = offered
+        await trio.sleep(100)
+        assert mount.ls(HOST) == ["b"]
+        network.targets[IQN + "a"] = target
+        await trio.sleep(100)
+        assert mount.ls(HOST) == ["b", "a"]
+        before = len(network.logins), len(network.discoveries)
+        await trio.sleep(600)
+        assert (len(network.logins), len(network.discoveries)) == before
+
+
+@pytest.mark.parametrize(
+    "failure", [LoginRefused(2, 1, "authentication failure"), UnknownHost("no such name")]
+)
+async def test_what_cannot_succeed_is_not_tried_again(
+    network: FakeNetwork, autojump_clock: MockClock, failure: IscsifsError
+) -> None:
+    network.targets[IQN + "a"] = failure
+    async with site(network, [HOST], retries=True) as mount:
+        await trio.sleep(600)
+        assert mount.ls(HOST) == ["b"]
+        assert len(network.logins) == 2
+    network.hosts[HERE] = failure
+    discoveries = len(network.discoveries)
+    async with site(network, [HOST], retries=True):
+        await trio.sleep(600)
+        assert len(network.discoveries) == discoveries + 1
+
+
+async def test_without_retry_nothing_is_tried_again(network: FakeNetwork, autojump_clock: MockClock) -> None:
+    network.targets[IQN + "a"] = TransportError("Connection refused", number=errno.ECONNREFUSED)
+    async with site(network, [HOST]):
+        await trio.sleep(600)
+        assert len(network.logins) == 2
+
+
+async def test_a_target_that_its_user_has_logged_out_of_is_not_tried_again(
+    network: FakeNetwork, autojump_clock: MockClock
+) -> None:
+    target = network.targets[IQN + "a"]
+    network.targets[IQN + "a"] = TransportError("Connection refused", number=errno.ECONNREFUSED)
+    async with site(network, [HOST], retries=True) as mount:
+        await trio.sleep(100)
+        await mount.rmdir(HOST)
+        network.targets[IQN + "a"] = target
+        await trio.sleep(600)
+        assert mount.hosts == []
 
 
 # The file of events.
