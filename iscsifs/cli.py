@@ -46,6 +46,7 @@ from iscsifs.service.control import take_commands
 from iscsifs.service.drain import all_is_safe, put_on_stable_storage
 from iscsifs.service.find import find_targets, no_match, origins_of
 from iscsifs.service.living import open_living_set
+from iscsifs.service.monitoring import show_monitoring
 from iscsifs.service.network import Network
 from iscsifs.service.own_files import OwnFiles
 from iscsifs.service.retries import may_pass
@@ -396,6 +397,7 @@ async def _mount(
         retries = config.mount_options.retry is not False
         async with open_living_set(tree, network, platform.poller, events, retries=retries) as living:
             take_commands(living, config, network)
+            show_monitoring(living)
             OwnFiles(living, config, network, trace)
             find = partial(living.find, origins_of(config, network))
             if (found := await _unless(signals.first, find)) is None:

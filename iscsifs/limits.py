@@ -307,13 +307,21 @@ LOGGED_COMMANDS: Final = 100_000
 LOGGED_DATA: Final = 256 << 20
 """Bytes of data of these commands."""
 
+# iscsifsctl.
+
+MAX_STATE_FILE: Final = 64 << 20
+"""Bytes of one text file of a mount that iscsifsctl reads: root looks into mounts of others too."""
+
+MAX_LATENCY_BUCKETS: Final = 1024
+"""Buckets of a latency histogram that iscsifsctl reads."""
+
 # Monitoring.
 
 MAX_EVENT_BYTES: Final = 1 << 20
 """Bytes of events that are kept, and as many of those before."""
 
-MAX_METRIC_UNITS: Final = 4096
-"""Logical units that the metrics tell of; each has some 80 lines."""
+MAX_METRIC_UNITS: Final = 512
+"""Disks that the metrics tell of, and sessions; a disk has 74 series."""
 
 # Partitions, which whoever could write to a disk has named.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import iscsifs.cli
+import iscsifs.ctl.cli
 import iscsifs.target.cli
 from iscsifs.fs.platform.headroom import RESERVE
 from iscsifs.fs.platform.tuning import Limits
@@ -38,6 +39,7 @@ MAN = Path(__file__).parent.parent / "man"
 COMMANDS = {
     "iscsifs.8": (iscsifs.cli.parser(), iscsifs.cli.ExitStatus),
     "iscsifs-target.8": (iscsifs.target.cli.parser(), iscsifs.target.cli.ExitStatus),
+    "iscsifsctl.8": (iscsifs.ctl.cli.parser(), iscsifs.cli.ExitStatus),
 }
 
 each_command = pytest.mark.parametrize(
@@ -47,10 +49,11 @@ each_command = pytest.mark.parametrize(
 )
 
 
-def section(page: str, heading: str) -> str:
-    """Return the source of a section or subsection."""
+def section(page: str, heading: str, end: str = "") -> str:
+    """Return the source of a section or subsection, up to the next of either, or up to *end*."""
     text = (MAN / page).read_text()
-    match = re.search(rf"^\.S[hs] {heading}\n(.*?)(?=^\.S[hs] |\Z)", text, re.DOTALL | re.MULTILINE)
+    behind = rf"^\.S[hs] {end}"
+    match = re.search(rf"^\.S[hs] {heading}\n(.*?)(?={behind}|\Z)", text, re.DOTALL | re.MULTILINE)
     assert match is not None, f"{page} has no section {heading}"
     return match[1]
 
@@ -67,7 +70,7 @@ def options_in(macros: str) -> set[str]:
 def test_the_commands_have_the_same_names_for_the_same() -> None:
     first, second = (
         {option: set(action.option_strings) for option, action in options_of(parser).items()}
-        for parser, _ in COMMANDS.values()
+        for parser, _ in (COMMANDS["iscsifs.8"], COMMANDS["iscsifs-target.8"])
     )
     same = first.keys() & second.keys()
     assert {"--port", "--user", "--secret-file", "--target-user", "--read-only", "-V"} <= same
@@ -90,6 +93,41 @@ def test_every_option_is_described_and_no_other(
         assert takes_value == bool(re.search(r" (Ar|Cm) ", item)), item
         if choices := options[first].choices:
             assert re.sub(r".* Cm ", "", item).split(" | ") == list(choices)
+
+
+def commands_of_control() -> dict[str, argparse.ArgumentParser]:
+    parser = iscsifs.ctl.cli.parser()
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(commands.choices)
+
+
+def test_every_command_of_control_is_described_with_its_options_and_no_other() -> None:
+    items = re.findall(r"^\.It Cm (\w+)(.*)$", section("iscsifsctl.8", "COMMANDS", "FILES"), re.MULTILINE)
+    commands = commands_of_control()
+    assert sorted(name for name, _ in items) == sorted(commands)
+    for name, rest in items:
+        options = options_of(commands[name])
+        described = {options[option].dest for option in options_in(rest)}
+        assert described == {action.dest for action in options.values()} - {"help", "mount"}, name
+        for option in options_in(rest):
+            takes_value = options[option].nargs != 0
+            assert takes_value == bool(re.search(rf"Fl {option.lstrip('-')} Ar", rest)), (name, option)
+        arguments = [action for action in commands[name]._actions if not action.option_strings]
+        behind = re.sub(r"(Fl )+\w+ Ar \w+", "", rest)
+        assert bool(arguments) == ("Ar " in behind), name
+
+
+def test_the_long_options_of_its_commands_are_told() -> None:
+    text = section("iscsifsctl.8", "COMMANDS", "FILES")
+    for parser in commands_of_control().values():
+        for option in options_of(parser).keys() - {"-h", "--help", "-m", "--mount"}:
+            assert re.search(rf"{'Fl ' * (1 + option.startswith('--'))}{option.lstrip('-')}\b", text), option
+
+
+def test_what_top_sorts_by_is_described() -> None:
+    text = " ".join(section("iscsifsctl.8", "Looking").split())
+    *others, last = iscsifs.ctl.top.ORDERS
+    assert f".Cm {' , '.join(others)} or .Cm {last} ." in text
 
 
 @each_command

@@ -19,13 +19,13 @@ from support.mounting import run
 
 TOP = Path(__file__).resolve().parents[1]
 COMPLETIONS = TOP / "contrib" / "completions"
-PAGES = ["iscsifs.8", "iscsifs-target.8"]
+COMMANDS = ["iscsifs", "iscsifs-target", "iscsifsctl"]
 DATA = {
-    *(f"share/man/man8/{page}" for page in PAGES),
+    *(f"share/man/man8/{command}.8" for command in COMMANDS),
     "share/man/man5/iscsi.conf.5",
-    *(f"share/bash-completion/completions/{command}" for command in ("iscsifs", "iscsifs-target")),
-    *(f"share/zsh/site-functions/_{command}" for command in ("iscsifs", "iscsifs-target")),
-    *(f"share/fish/vendor_completions.d/{command}.fish" for command in ("iscsifs", "iscsifs-target")),
+    *(f"share/bash-completion/completions/{command}" for command in COMMANDS),
+    *(f"share/zsh/site-functions/_{command}" for command in COMMANDS),
+    *(f"share/fish/vendor_completions.d/{command}.fish" for command in COMMANDS),
     "lib/systemd/system/iscsifs@.service",
 }
 
@@ -89,7 +89,7 @@ def test_an_installed_wheel_runs_and_man_finds_its_page(
     # Its requirements are those that the tests run with.
     (site,) = venv.glob("lib/python*/site-packages")
     (site / "requirements.pth").write_text(next(path for path in sys.path if path.endswith("site-packages")))
-    for command in "iscsifs", "iscsifs-target":
+    for command in COMMANDS:
         assert run(venv / "bin" / command, "-V") == f"{command} {iscsifs.__version__}\n"
     where = run(venv / "bin/python", "-I", "-c", "import iscsifs; print(iscsifs.__file__)")
     assert where.startswith(str(venv))
@@ -110,7 +110,7 @@ def test_an_installed_wheel_runs_and_man_finds_its_page(
 def test_the_completions_are_those_of_the_parsers(tmp_path: Path) -> None:
     run(sys.executable, COMPLETIONS / "generate", tmp_path)
     made = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
-    assert len(made) == 6
+    assert len(made) == 3 * len(COMMANDS)
     for path, text in made.items():
         here = COMPLETIONS / path
         assert here.read_text() == text, (
@@ -119,11 +119,16 @@ def test_the_completions_are_those_of_the_parsers(tmp_path: Path) -> None:
 
 
 WORDS = [
-    ("--dig", ["--digest"]),
-    ("--digest ", ["none", "header", "data", "all"]),
-    ("--secret-file sec", ["secret"]),
-    ("host mou", ["mountpoint/"]),
-    ("host other mou", ["mountpoint/"]),
+    ("iscsifs --dig", ["--digest"]),
+    ("iscsifs --digest ", ["none", "header", "data", "all"]),
+    ("iscsifs --secret-file sec", ["secret"]),
+    ("iscsifs host mou", ["mountpoint/"]),
+    ("iscsifs host other mou", ["mountpoint/"]),
+    ("iscsifsctl resc", ["rescan"]),
+    ("iscsifsctl top --sort d", ["dirty", "depth"]),
+    ("iscsifsctl unmount mou", ["mountpoint/"]),
+    ("iscsifsctl save sec", ["secret"]),
+    ("iscsifsctl trace sto", ["stop"]),
 ]
 
 
@@ -138,9 +143,9 @@ def somewhere(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("words", "completed"), WORDS)
 def test_bash_completes(words: str, completed: list[str], somewhere: Path) -> None:
     script = f"""
-        . {COMPLETIONS}/bash/iscsifs; cd {somewhere}
-        COMP_WORDS=(iscsifs {words}{'""' if words.endswith(" ") else ""})
-        COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _shtab_iscsifs 2>/dev/null
+        . {COMPLETIONS}/bash/{words.split()[0]}; cd {somewhere}
+        COMP_WORDS=({words}{'""' if words.endswith(" ") else ""})
+        COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _shtab_{words.split()[0]} 2>/dev/null
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """
     assert run("bash", "-c", script).split() == [word.rstrip("/") for word in completed]
@@ -151,12 +156,15 @@ def test_fish_completes(
     words: str, completed: list[str], somewhere: Path, require: Callable[..., None]
 ) -> None:
     require("fish")
-    script = f"source {COMPLETIONS}/fish/iscsifs.fish; cd {somewhere}; complete -C 'iscsifs {words}'"
+    command = words.split()[0]
+    script = f"source {COMPLETIONS}/fish/{command}.fish; cd {somewhere}; complete -C '{words}'"
     said = run("env", f"HOME={somewhere}", "fish", "--no-config", "-c", script)
     assert {line.partition("\t")[0] for line in said.splitlines()} == set(completed)
 
 
-@pytest.mark.parametrize(("words", "completed"), [WORDS[0], *WORDS[2:]])
+@pytest.mark.parametrize(
+    ("words", "completed"), [(words, found) for words, found in WORDS if len(found) == 1]
+)
 def test_zsh_completes(
     words: str, completed: list[str], somewhere: Path, require: Callable[..., None]
 ) -> None:
@@ -168,7 +176,7 @@ def test_zsh_completes(
         zpty -w shell 'compinit -u -D; show() {{ print -r -- "line=$BUFFER=" >>said }}; zle -N show'
         zpty -w shell 'bindkey "^X" show; : > ready'
         until [[ -e {somewhere}/ready ]] {{ sleep 0.05 }}
-        zpty -w -n shell $'iscsifs {words}\\t\\x18'
+        zpty -w -n shell $'{words}\\t\\x18'
         until [[ -s {somewhere}/said ]] {{ sleep 0.05 }}
         zpty -d shell
     """

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from support.machine import require_programs
 from support.mounting import AS_USER
@@ -292,6 +293,35 @@ def test_images_are_taken_and_backups_kept(machine: Machine) -> None:
     machine.type(f"printf again | dd of={storage} bs=1 seek=99999 conv=notrunc,fsync")
     play(machine, [back], disk)
     machine.type(f"cmp {storage} disk.img; ! grep -q again served")
+
+
+def test_what_is_shown_is_looked_at(machine: Machine) -> None:
+    machine.serve("--name iqn.2001-04.com.example:disk1 --size 64M disk.img")
+    machine.type("mkdir disks; iscsifs localhost disks")
+    disk = machine.disk("disks")
+    machine.type(
+        f"dd if=/dev/zero of=disks/by-id/{disk}/storage bs=4k count=7 conv=notrunc,fsync 2>/dev/null"
+    )
+    said = [machine.type(command.replace("naa.1", disk)) for command, _ in example("See how a session")]
+    session, statistics, events = said
+    assert "disks/localhost/disk1/session/state:LOGGED_IN" in session
+    assert {"writes 7", "write_bytes 28672", "flushes 1"} <= set(statistics)
+    assert '"event": "login"' in events[-1]
+    machine.type("iscsifs --unmount disks")
+
+
+def test_the_metrics_are_handed_to_prometheus(machine: Machine) -> None:
+    machine.serve("--size 64M disk.img")
+    machine.type("iscsifs localhost /mnt/iscsi; mkdir -p /mnt/prometheus/node-exporter")
+    for command, _ in example("Hand the metrics"):
+        machine.type(command.replace("/var/lib/prometheus", "/mnt/prometheus"))
+    text = machine.type("cat /mnt/prometheus/node-exporter/*.prom")
+    families = {family.name: family for family in text_string_to_metric_families("\n".join(text) + "\n")}
+    page = PAGE.read_text()
+    alarms = page[page.index("What is worth an alarm") :].split(".Ed")[0]
+    for name in re.findall(r"iscsifs_\w+?(?=_total|_bucket| )", alarms):
+        assert families[name].samples, name
+    machine.type("iscsifs --unmount /mnt/iscsi")
 
 
 def test_an_ordinary_user_has_a_file_system(machine: Machine) -> None:

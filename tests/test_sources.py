@@ -187,7 +187,7 @@ def test_the_table_is_shown_without_its_secret(table: Path) -> None:
     texts = config_text(config).encode()
     for node in tree.nodes.values():
         if isinstance(node, TextFile):
-            texts += node._content()
+            texts += node.content()
     credentials = config.hosts[0].options.credentials
     assert credentials is not None
     assert credentials.user.encode() in texts

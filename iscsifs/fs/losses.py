@@ -26,7 +26,7 @@ class KnownLoss(Exception):
 
 
 class Losses:
-    """The losses of one unit.
+    """The losses of one unit, with all its partitions.
 
     A unit that went away and came back is another *storage* of the same name; what nobody has seen of the
     first one is reported by the second, so there may be several storages.
@@ -95,13 +95,14 @@ class Ledger:
 
     def open(self, storage: Storage) -> Handle:
         """Return what a new handle to *storage* knows."""
+        storage = storage.whole
         losses = self._losses.get(storage)
         if losses is None:
             losses = self._losses[storage] = self._inherited(storage) or Losses(storage)
         return Handle(losses)
 
     def forget(self, storage: Storage) -> None:
-        """Forget *storage*, unless it has losses of which nobody was told."""
+        """Forget *storage*, a unit, unless it has losses of which nobody was told."""
         losses = self._losses.get(storage)
         if losses is not None and not losses.unseen:
             del self._losses[storage]

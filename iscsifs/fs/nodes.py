@@ -230,53 +230,72 @@ class Link(Node):
 class TextFile(Node):
     """A file whose content is made by *text* each time that somebody opens it; nobody writes to it.
 
-    The kernel keeps no page of it, and asks for its size each time. Its times are those at which the text was
+    The kernel keeps no page of it, and asks for its size each time. While it is open the size is that of the
+    content that was made last for a reader, who may rely on it. Its times are those at which the text was
     first found to be what it is.
     """
 
-    __slots__ = ("_last", "_text")
+    __slots__ = ("_last", "_open", "_text")
     attr_timeout = 0.0
 
     def __init__(self, inode: int, text: Callable[[], str]) -> None:
         super().__init__(inode)
         self._text = text
         self._last = text()
+        self._open: list[_Snapshot] = []
 
     def stat(self) -> Stat:
-        """Return the size that it has now."""
-        size = len(self._content())
-        return Stat(stat.S_IFREG | 0o444, self._times(), size)
+        """Return the size that it has for who has opened it, else that of now."""
+        content = self._open[-1].content if self._open else self.content()
+        return Stat(stat.S_IFREG | 0o444, self._times(), len(content))
 
     async def open(self, flags: int, thread: int) -> Handle:
         """Return a handle to the content of this moment."""
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise Refused(Refusal.NOT_PERMITTED)
-        return _Snapshot(self._content())
+        snapshot = _Snapshot(self)
+        self._open.append(snapshot)
+        return snapshot
 
     async def truncate(self, size: int, handle: Handle | None, thread: int) -> None:
         """Refuse: its content is not its user's."""
         raise Refused(Refusal.NOT_PERMITTED)
 
-    def _content(self) -> bytes:
+    def content(self) -> bytes:
+        """Return the content of this moment."""
         text = self._text()
         if text != self._last:
             self._last = text
             self.time_ns = time_ns()
         return text.encode()
 
+    def released(self, snapshot: "_Snapshot") -> None:
+        """Take note that *snapshot* is closed."""
+        self._open.remove(snapshot)
+
 
 class _Snapshot(Handle):
-    """A text as it was when it was opened."""
+    """A text as it was when it was opened, or when its beginning was read once more (as in sysfs)."""
 
-    __slots__ = ("_content",)
+    __slots__ = ("_file", "_is_read", "content")
     direct_io = True
 
-    def __init__(self, content: bytes) -> None:
-        self._content = content
+    def __init__(self, file: TextFile) -> None:
+        self._file = file
+        self._is_read = False
+        self.content = file.content()
 
     async def read(self, offset: int, size: int) -> bytes:
         """Return what is there of the text."""
-        return self._content[offset : offset + size]
+        if offset == 0:
+            if self._is_read:
+                self.content = self._file.content()
+            self._is_read = True
+        return self.content[offset : offset + size]
+
+    def release(self) -> None:
+        """Let the file have its own size again."""
+        self._file.released(self)
 
 
 class ControlFile(Node):

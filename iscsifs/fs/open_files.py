@@ -7,7 +7,7 @@ from typing import Final
 import trio
 
 from iscsifs.fs.losses import Handle
-from iscsifs.fs.storage import Storage
+from iscsifs.fs.storage import Storage, overlapping
 from iscsifs.fs.times import Times
 
 RELEASE_TIME: Final = 1.0
@@ -75,6 +75,15 @@ class OpenFiles:
     def writers(self, storage: Storage) -> list[OpenFile]:
         """Return those of them that may write."""
         return [file for file in self.of(storage) if file.writes]
+
+    def touching(self, storage: Storage) -> list[OpenFile]:
+        """Return the open files of *storage*, and those of others that have bytes of it."""
+        storages = set(overlapping(storage))
+        return [file for file in self._files if file.storage in storages]
+
+    def rivals(self, storage: Storage) -> list[OpenFile]:
+        """Return those of them that may write."""
+        return [file for file in self.touching(storage) if file.writes]
 
     async def wait_until(self, condition: Callable[[], bool]) -> bool:
         """Return whether *condition* holds, or comes to hold when a file is released within RELEASE_TIME."""

@@ -51,19 +51,24 @@ class MountEntry:
     owner: int
 
 
-def mount_at(path: Path) -> MountEntry | None:
-    """Return what is mounted on *path*, the uppermost of several, without touching it."""
-    found = None
+def mounts() -> Iterator[MountEntry]:
+    """Yield what is mounted, as proc(5) lists it: of several on one path the uppermost comes last."""
     for line in _MOUNTINFO.read_bytes().splitlines():
         words = line.split(b" ")
         behind = words[words.index(b"-") + 1 :]
         target = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), words[4])
-        if target == os.fsencode(path):
-            owner = re.search(rb"(?:^|,)user_id=(\d+)", behind[2])
-            fstype = behind[0].decode(errors="replace")
-            found = MountEntry(
-                words[0].decode(), words[2].decode(), path, fstype, int(owner[1]) if owner else 0
-            )
+        owner = re.search(rb"(?:^|,)user_id=(\d+)", behind[2])
+        fstype = behind[0].decode(errors="replace")
+        path = Path(os.fsdecode(target))
+        yield MountEntry(words[0].decode(), words[2].decode(), path, fstype, int(owner[1]) if owner else 0)
+
+
+def mount_at(path: Path) -> MountEntry | None:
+    """Return what is mounted on *path*, the uppermost of several, without touching it."""
+    found = None
+    for entry in mounts():
+        if entry.path == path:
+            found = entry
     return found
 
 

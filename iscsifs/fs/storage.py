@@ -1,14 +1,30 @@
-"""What the file system asks of a logical unit."""
+"""What the file system asks of a logical unit, or of a partition of one."""
 
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 
 class Storage(Protocol):
-    """A logical unit as a range of bytes. What it raises is an `iscsifs.errors.IscsifsError`."""
+    """A logical unit, or a partition of one, as a range of bytes.
+
+    What it raises is an `iscsifs.errors.IscsifsError`.
+    """
 
     @property
     def name(self) -> str:
         """What messages call it."""
+
+    @property
+    def whole(self) -> "Storage":
+        """The logical unit: the storage itself, unless it is a partition of that."""
+
+    @property
+    def start(self) -> int:
+        """The offset in `whole` of the first byte."""
+
+    @property
+    def parts(self) -> "Sequence[Storage]":
+        """The partitions that are storages of their own."""
 
     @property
     def size(self) -> int:
@@ -78,3 +94,18 @@ class Storage(Protocol):
 
     async def flush(self) -> None:
         """Return when every write that was received before is on stable storage."""
+
+
+def overlapping(storage: Storage) -> Iterator[Storage]:
+    """Yield *storage* and the others that have bytes of it: its partitions, or its unit and the partitions
+    that overlap."""
+    yield storage
+    whole = storage.whole
+    if storage is whole:
+        yield from whole.parts
+        return
+    yield whole
+    start, end = storage.start, storage.start + storage.size
+    for part in whole.parts:
+        if part is not storage and part.start < end and start < part.start + part.size:
+            yield part

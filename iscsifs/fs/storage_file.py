@@ -1,7 +1,8 @@
-"""The file that is the bytes of one disk.
+"""The file that is the bytes of one disk, or of one partition.
 
 It behaves as the node of a block device does: its size is the capacity and nothing changes it, a write past
-the end finds no space, fsync is a flush of the disk's cache. A truncation says which bytes programs take for
+the end finds no space, fsync is a flush of the disk's cache. The file of a partition is the same within its
+part of the disk. A truncation says which bytes programs take for
 zeros from then on (`iscsifs.fs.truncation`).
 """
 
@@ -70,10 +71,10 @@ class StorageFile(Node):
             raise Refused(Refusal.READ_ONLY)
         if flags & os.O_TRUNC:
             # Seen only where FUSE_INIT could not be amended: the size will be 0 for all others for a moment.
-            await storages.require_free(lambda: not files.of(storage))
+            await storages.require_free(lambda: not files.touching(storage))
         if writes:
             if options.exclusive:
-                await storages.require_free(lambda: not files.writers(storage))
+                await storages.require_free(lambda: not files.rivals(storage))
             storages.owes(storage)
         file = OpenStorage(
             storage,
@@ -119,6 +120,11 @@ class OpenStorage(OpenFile, Handle):
     """An open disk, and what its user does with it."""
 
     storages: Storages
+    known_mtime_ns: int = 0
+    """The time of modification that the other files with bytes of this one know of."""
+
+    def __post_init__(self) -> None:
+        self.known_mtime_ns = self.times.mtime_ns
 
     @property
     def direct_io(self) -> bool:  # type: ignore[override]  # it is set for the whole mount
@@ -182,6 +188,7 @@ class OpenStorage(OpenFile, Handle):
             await _drain(self.storage)
         finally:
             self.in_work -= 1
+            self._tell_others()
         if (failure := self.losses.untold) is not None:
             raise KnownLoss(failure)
 
@@ -205,6 +212,15 @@ class OpenStorage(OpenFile, Handle):
     def release(self) -> None:
         """Forget it."""
         self.storages.files.remove(self)
+        if self.writes:
+            self._tell_others()  # mmap(2) may have written since the last close
+            self.storages.on_close(self.storage)
+
+    def _tell_others(self) -> None:
+        """Have the times of the other files with bytes of this one follow, where it was written to."""
+        if self.known_mtime_ns != self.times.mtime_ns:
+            self.known_mtime_ns = self.times.mtime_ns
+            self.storages.closed(self.storage)
 
 
 async def _drain(storage: Storage) -> None:

@@ -8,7 +8,7 @@ from iscsifs.fs.losses import Ledger, Losses
 from iscsifs.fs.nodes import Refusal, Refused, TreeOptions
 from iscsifs.fs.open_files import OpenFiles
 from iscsifs.fs.platform.pages import Pages, PagesByThread
-from iscsifs.fs.storage import Storage
+from iscsifs.fs.storage import Storage, overlapping
 from iscsifs.fs.times import Timetable
 from iscsifs.fs.truncation import Truncations
 
@@ -33,12 +33,15 @@ class Storages:
         self.truncations = Truncations(
             self.files, lambda inode, patience: self.pages.drop(inode, path_of(inode), patience)
         )
+        self.on_close: Callable[[Storage], None] = lambda storage: None
+        """Called when a file that was open to write is closed for good."""
         self._path_of = path_of
         self._written: dict[Storage, None] = {}
 
     @property
     def written(self) -> list[Storage]:
-        """What was ever opened to be written, or truncated, also where it is not in the tree any more."""
+        """The units of what was ever opened to be written, or truncated, also where they are not in the tree
+        any more."""
         return list(self._written)
 
     @property
@@ -51,7 +54,7 @@ class Storages:
 
         A truncation by name changes bytes without a handle.
         """
-        self._written[storage] = None
+        self._written[storage.whole] = None
         self.losses.open(storage)
 
     def forget(self, storages: Iterable[Storage]) -> None:
@@ -75,10 +78,24 @@ class Storages:
         return any(file.in_work and not file.storage.is_away for file in self.files)
 
     def may_have_changed(self, storage: Storage) -> None:
-        """Take note that other initiators may have written to *storage*: its session is a new one.
+        """Take note that other initiators may have written to *storage*, a unit: its session is a new one.
 
-        Its times move on, and its cached pages are dropped: at once where it is open, else at the next open.
+        Its times and those of its partitions move on, and cached pages are dropped: at once where it is open,
+        else at the next open.
         """
+        for view in overlapping(storage):
+            self._may_have_changed(view)
+
+    def closed(self, storage: Storage) -> None:
+        """Take note that *storage* was written to by a file that is being closed: so were the other files
+        that have bytes of it."""
+        for other in overlapping(storage):
+            times = self.times.known(other)
+            if other is not storage and times is not None:
+                times.modify()
+                self.kernel.forget_attributes(times.inode)
+
+    def _may_have_changed(self, storage: Storage) -> None:
         times = self.times.known(storage)
         if times is None:
             return  # nobody has looked at it

@@ -4,7 +4,9 @@
                        vendor product version serial   symlinks: what it is
                        storage                         the disk
                        lun0/ lun1/ ...                 all of them, with wwid type blocksize as well
+                           part1 part2 ...             the partitions of the disk
     by-id/<wwid> -> ../<host>/<target>/lunN
+    by-id/<wwid>-partN -> ../<host>/<target>/lunN/partN
     by-id/<wwid>@<host>,<target>,lunN    of units that have one name
 
 Nothing here knows of FUSE or of iSCSI. A tree is built from descriptions, and its names depend on these
@@ -12,21 +14,19 @@ only, not on the order in which they came. An inode lives as long as what it sta
 is never given to anything else.
 """
 
-import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import Final, TypeVar
 
+from iscsifs.fs.by_id import Named, Namesakes, links
 from iscsifs.fs.names import safe_name
 from iscsifs.fs.nodes import ControlFile, Directory, Link, Node, TextFile, TreeOptions, natural_order
 from iscsifs.fs.storage import Storage
 from iscsifs.fs.storage_file import StorageFile
 from iscsifs.fs.storages import Storages
-from iscsifs.limits import MAX_TARGETS, NOTES_A_LIST
-
-log = logging.getLogger(__name__)
+from iscsifs.limits import MAX_TARGETS
 
 ROOT_INODE: Final = 1
 """The inode of the root directory (FUSE_ROOT_ID)."""
@@ -85,6 +85,14 @@ class UnitDirectory(Directory):
         super().__init__(inode, path)
         self.unit = unit
 
+    def partitions(self) -> list[bytes]:
+        """Return the names of the files that are partitions of the disk."""
+        return [
+            name
+            for name, node in self.entries.items()
+            if isinstance(node, StorageFile) and name != b"storage"
+        ]
+
 
 class TargetDirectory(Directory):
     """The directory of one target; *main* is the unit that it shows as its own, None where there is none."""
@@ -112,7 +120,7 @@ class Tree:
         self._by_id = self.add_directory(self.root, _BY_ID)
         self._targets: dict[TargetDirectory, None] = {}
         self._names: dict[tuple[bytes, str, int], bytes] = {}  # which targets had, also those that are gone
-        self._namesakes: dict[str, set[bytes]] = {}  # the paths of those that were warned of, by their name
+        self._namesakes = Namesakes()
         self.on_host: list[Callable[[Directory], None]] = []
         """Called with the directory of each host that comes."""
         self.on_unit: list[Callable[[TargetDirectory, UnitDirectory], None]] = []
@@ -180,6 +188,27 @@ class Tree:
             for entry in unit.entries.values():
                 if isinstance(entry, StorageFile):
                     self.storages.kernel.forget_attributes(entry.inode)
+
+    def set_partitions(self, directory: UnitDirectory, partitions: Mapping[int, Storage]) -> None:
+        """Let the *directory* of a disk show these partitions, each by its number.
+
+        The file of a partition stays as long as its bytes are the same part of the same disk.
+        """
+        wanted = {b"part%d" % number: part for number, part in partitions.items()}
+        changed = False
+        for name, node in list(directory.entries.items()):
+            if isinstance(node, StorageFile) and name != b"storage":
+                part = wanted.get(name)
+                if part is not node.storage:
+                    self._remove_entry(directory, name)
+                    changed = True
+                else:
+                    del wanted[name]
+                    self.storages.kernel.forget_attributes(node.inode)
+        for name, part in wanted.items():
+            self._enter(directory, name, self._add(StorageFile(next(self._inodes), part, self.storages)))
+        if changed or wanted:
+            self._name_by_id()
 
     def add_directory(self, parent: Directory, name: bytes) -> Directory:
         """Make the directory *name* in *parent*, and return it."""
@@ -351,45 +380,21 @@ class Tree:
                 node.nlink = 2
 
     def _name_by_id(self) -> None:
-        """Make by-id anew. Units of one name are told apart by their paths, which are the same at every
-        mount: none of them has the plain name, so that nobody takes one for the other."""
-        namesakes: dict[str, list[bytes]] = {}
-        storages: dict[str, list[bytes]] = {}
-        for directory in self._targets:
-            for unit in directory.units():
-                if unit.unit.wwid:
-                    namesakes.setdefault(unit.unit.wwid, []).append(unit.path)
-                    if unit.unit.storage is not None:
-                        storages.setdefault(unit.unit.wwid, []).append(unit.path)
-        links: dict[bytes, bytes] = {}
-        for wwid, paths in namesakes.items():
-            for path in paths:
-                place = "" if len(paths) == 1 else "@" + path.decode().replace("/", ",")
-                links[safe_name(wwid + place)] = b"../" + path
+        """Make by-id anew."""
+        named = [
+            Named(unit.unit.wwid, unit.path, unit.unit.storage is not None, unit.partitions())
+            for directory in self._targets
+            for unit in directory.units()
+            if unit.unit.wwid
+        ]
+        wanted = links(named)
         for name, node in list(self._by_id.entries.items()):
-            if isinstance(node, Link) and links.get(name) != node.target:
+            if isinstance(node, Link) and wanted.get(name) != node.target:
                 self._remove_entry(self._by_id, name)
-        for name, target in links.items():
+        for name, target in wanted.items():
             if name not in self._by_id.entries:
                 self._enter(self._by_id, name, self._add(Link(next(self._inodes), target)))
-        self._warn_of_namesakes({wwid: paths for wwid, paths in storages.items() if len(paths) > 1})
-
-    def _warn_of_namesakes(self, namesakes: dict[str, list[bytes]]) -> None:
-        """Say which units have one name, once, and again when others have it as well."""
-        news = [wwid for wwid, paths in namesakes.items() if not self._namesakes.get(wwid, set()) >= {*paths}]
-        self._namesakes = {wwid: {*paths} for wwid, paths in namesakes.items()}
-        for wwid in news[:NOTES_A_LIST]:
-            first, second, *others = (path.decode() for path in sorted(namesakes[wwid]))
-            log.warning(
-                "%s and %s%s have the same worldwide name %s: they may be one disk; write to one of them"
-                " only, as each has a write buffer of its own",
-                first,
-                second,
-                f" and {len(others)} more" if others else "",
-                wwid,
-            )
-        if len(news) > NOTES_A_LIST:
-            log.warning("%d more worldwide names are those of several units", len(news) - NOTES_A_LIST)
+        self._namesakes.look(named)
 
 
 def place_of(target: TargetDescription) -> bytes:

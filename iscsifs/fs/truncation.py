@@ -88,8 +88,8 @@ class Truncations:
         return next((file for file in writers if file.is_new and file.pid == pid), None)
 
     def _others(self, storage: Storage, file: OpenFile | None) -> list[OpenFile]:
-        """Return the writers of *storage* beside *file*."""
-        return [other for other in self._files.writers(storage) if other is not file]
+        """Return the writers of bytes of *storage* beside *file*."""
+        return [other for other in self._files.rivals(storage) if other is not file]
 
     def _may_all_be_closed(self, storage: Storage, file: OpenFile | None) -> bool:
         """Say whether there are others, and each may have been closed: then waiting for RELEASE may help."""

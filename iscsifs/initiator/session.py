@@ -19,7 +19,9 @@ from typing import Final
 import trio
 
 from iscsifs.errors import IscsifsError, PathLost, TransportError
+from iscsifs.initiator.history import History
 from iscsifs.initiator.keepalive import Keepalive
+from iscsifs.initiator.notes import Notes
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.initiator.resets import Resets
 from iscsifs.iscsi.events import (
@@ -41,7 +43,6 @@ from iscsifs.limits import (
     LOGOUT_TIMEOUT,
     MANAGEMENT_TIMEOUT,
     MAX_TIME2WAIT,
-    NOTES_A_MINUTE,
 )
 from iscsifs.scsi.cdb import describe
 from iscsifs.scsi.sense import Sense, SenseKey
@@ -81,6 +82,7 @@ class Session:
         """The connection that commands are sent on; None while the session is away or closed."""
         self.state = advance_session(SessionState.FREE, SessionEvent.LOGGED_IN)
         """The state of section 8.3; between two sessions it is FAILED, or FREE after a logout."""
+        self.history = History()
         self.logins = 1
         """How many logins there were."""
         self.on_login: Callable[[], None] | None = None
@@ -105,7 +107,7 @@ class Session:
         self._attempt_ended = -math.inf  # the last one that has failed
         self._keepalive: Keepalive | None = None
         self._stuck_ticks = 0
-        self._notes = 0
+        self._notes = Notes(name)
         self._closing = False
         self._logged_out = trio.Event()
         self._wanted = trio.Event()
@@ -196,7 +198,8 @@ class Session:
         self._close()
         if self._away_since is None:
             with trio.move_on_after(LAST_LOGOUT_TIMEOUT) as scope:
-                await self._log_out()
+                self.link.log_out()
+                await self._logged_out.wait()
             if scope.cancelled_caught:
                 log.warning("%s: no answer to the logout in %g seconds", self.name, LAST_LOGOUT_TIMEOUT)
         self._end()
@@ -212,10 +215,6 @@ class Session:
         self._fail()
         self._discard()
         self.link.close()
-
-    async def _log_out(self) -> None:
-        self.link.log_out()
-        await self._logged_out.wait()
 
     async def _serve(self) -> None:
         """Serve the connection until it ends; keep what it left unanswered."""
@@ -239,6 +238,7 @@ class Session:
         if trio.current_time() - started >= LONGEST_DELAY:
             self._backoff = 0.0
         if not self._closing:
+            self.history.lost(str(link.failure))
             kind = {"kind": f"{self.name}: {type(link.failure)}"}
             log.warning("%s: %s; logging in again", self.name, link.failure, extra=kind)
             self.on_note("connection_lost", f"{link.failure}; logging in again")
@@ -253,11 +253,15 @@ class Session:
         """The connection has ended. After a logout the session is closed already."""
         self._go_away()
         if self.state is SessionState.LOGGED_IN:
-            self.state = advance_session(self.state, SessionEvent.FAILED)
+            self._advance(SessionEvent.FAILED)
+
+    def _advance(self, event: SessionEvent) -> None:
+        self.state = advance_session(self.state, event)
+        self.history.state_changed()
 
     def _discard(self) -> None:
         if self.state is SessionState.FAILED:
-            self.state = advance_session(self.state, SessionEvent.CLEARED)
+            self._advance(SessionEvent.CLEARED)
 
     def _resume(self, away_since: float) -> None:
         """Go on after a new login, which has cleared what was left of the old session (section 6.3.5)."""
@@ -265,7 +269,7 @@ class Session:
         if self.on_login is not None:
             self.on_login()
         self._discard()
-        self.state = advance_session(self.state, SessionEvent.LOGGED_IN)
+        self._advance(SessionEvent.LOGGED_IN)
         self._away_since = None
         self.open_link = self.link
         self._told_of_absence = False
@@ -317,6 +321,7 @@ class Session:
     def _login_failed(self, error: IscsifsError) -> None:
         """Log why, once for each reason in a row."""
         self._attempt_ended = trio.current_time()
+        self.history.last_error = str(error)
         self._tell_listeners()
         if str(error) != self._login_failure:
             self._login_failure = str(error)
@@ -331,7 +336,7 @@ class Session:
             await trio.sleep(TICK)
             ticks += 1
             if ticks % 60 == 0:
-                self._notes = 0
+                self._notes.begin_minute()
             now, away_since = trio.current_time(), self._away_since
             if away_since is not None:
                 leaving = self.link.connection.state is ConnectionState.IN_LOGOUT
@@ -465,16 +470,9 @@ class Session:
                 if self.on_sense is not None:
                     self.on_sense(event)
             case Noted():
-                self._note(event.text)
+                self._notes.add(event.text)
             case _:
                 pass  # the answer to a ping was counted with its bytes; no text is sent in a normal session
-
-    def _note(self, text: str) -> None:
-        """Log what the target reports by itself, up to NOTES_A_MINUTE lines."""
-        self._notes += 1
-        if self._notes <= NOTES_A_MINUTE:
-            more = "; more of these are left out" if self._notes == NOTES_A_MINUTE else ""
-            log.warning("%s: %s%s", self.name, text, more)
 
     def _leave(self, seconds: int) -> None:
         """Log out because the target asks for it (section 11.9.1); what is unanswered goes to the next
@@ -486,7 +484,7 @@ class Session:
 
     def _logged_out_by(self, logout: Logout) -> None:
         if logout.response == LogoutResponseCode.CLOSED:
-            self.state = advance_session(self.state, SessionEvent.CLOSED)
+            self._advance(SessionEvent.CLOSED)
             self._time2wait = 0.0
         else:
             log.warning("%s: the logout ended with response %s", self.name, logout.response)

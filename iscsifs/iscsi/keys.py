@@ -158,6 +158,36 @@ class Parameters:
     """None where the target did not say it (section 6.3.1 demands it)."""
 
 
+_DIGEST_NAMES: Final = ("None", "CRC32C")
+
+
+def agreed(parameters: Parameters) -> dict[str, str]:
+    """Return what a login settled, as values of the keys of section 13, in the order of that section.
+
+    The MaxRecvDataSegmentLength of the peer, which has the same key, is MaxXmitDataSegmentLength here.
+    """
+    values: dict[str, Value] = {
+        "HeaderDigest": _DIGEST_NAMES[parameters.header_digest],
+        "DataDigest": _DIGEST_NAMES[parameters.data_digest],
+        "MaxConnections": parameters.max_connections,
+        "TargetAlias": parameters.target_alias,
+        "InitialR2T": parameters.initial_r2t,
+        "ImmediateData": parameters.immediate_data,
+        "MaxRecvDataSegmentLength": parameters.max_recv_data_segment_length,
+        "MaxXmitDataSegmentLength": parameters.max_send_data_segment_length,
+        "MaxBurstLength": parameters.max_burst_length,
+        "FirstBurstLength": parameters.first_burst_length,
+        "DefaultTime2Wait": parameters.default_time2wait,
+        "DefaultTime2Retain": parameters.default_time2retain,
+        "MaxOutstandingR2T": parameters.max_outstanding_r2t,
+        "DataPDUInOrder": parameters.data_pdu_in_order,
+        "DataSequenceInOrder": parameters.data_sequence_in_order,
+        "ErrorRecoveryLevel": parameters.error_recovery_level,
+        "TaskReporting": parameters.task_reporting,
+    }
+    return {name: format_value(value) for name, value in values.items()}
+
+
 INITIATOR_OFFER: Final[Mapping[str, Value]] = MappingProxyType(
     {
         "HeaderDigest": ("None", "CRC32C"),

@@ -6,6 +6,7 @@ textfile collector and ``promtool check metrics`` read.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 Kind = Literal["counter", "gauge", "histogram", "info"]
@@ -75,13 +76,21 @@ def _samples(family: Family, suffix: str) -> Iterable[str]:
 
 
 def _buckets(name: str, labels: Labels, histogram: Histogram) -> Iterable[str]:
+    label_set = _label_set(labels)
+    others = f"{label_set[1:-1]}," if labels else ""
+    start = f'{name}_bucket{{{others}le="'
     count = 0
-    for bound, observed in zip([*histogram.bounds, float("inf")], histogram.counts, strict=True):
+    for le, observed in zip(_les(tuple(histogram.bounds)), histogram.counts, strict=True):
         count += observed
-        le = "+Inf" if bound == float("inf") else repr(float(bound))
-        yield f"{name}_bucket{_label_set({**labels, 'le': le})} {count}"
-    yield f"{name}_count{_label_set(labels)} {count}"
-    yield f"{name}_sum{_label_set(labels)} {_number(histogram.total)}"
+        yield f'{start}{le}"}} {count}'
+    yield f"{name}_count{label_set} {count}"
+    yield f"{name}_sum{label_set} {_number(histogram.total)}"
+
+
+@cache
+def _les(bounds: tuple[float, ...]) -> tuple[str, ...]:
+    """Return the values of the label ``le``."""
+    return *(repr(float(bound)) for bound in bounds), "+Inf"
 
 
 def _label_set(labels: Labels) -> str:

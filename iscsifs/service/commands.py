@@ -27,6 +27,7 @@ class Commands:
 
         async def rescan() -> None:
             await self._attached(directory).target.rescan()
+            await living.partitions.rescan(directory.units())
 
         async def reset() -> None:
             await self._attached(directory).target.reset()
@@ -43,6 +44,7 @@ class Commands:
 
         async def rescan() -> None:
             await self._attached(target).target.rescan(label)
+            await self._living.partitions.rescan([directory])
 
         async def reset() -> None:
             await self._attached(target).target.reset(label)

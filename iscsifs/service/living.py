@@ -22,7 +22,8 @@ from iscsifs.service.attach import Attached, Failure, Login, attach
 from iscsifs.service.changes import LossWatch, UnitChanges
 from iscsifs.service.find import Follower, Origin, first_reports, merged
 from iscsifs.service.initiators import Initiators
-from iscsifs.service.network import Network
+from iscsifs.service.network import LogicalUnit, Network
+from iscsifs.service.partitions import Partitions
 from iscsifs.service.retries import delays, may_pass
 from iscsifs.transport.polling import Poller
 
@@ -48,6 +49,7 @@ class LivingSet:
         self.events = events
         self._initiators = initiators
         self._nursery = nursery
+        self.partitions: Final = Partitions(tree, nursery)
         self._retries = retries
         self._attempts = trio.CapacityLimiter(LOGINS_AT_ONCE)  # of logins that have failed before
         self._followers: dict[Origin, Follower] = {}
@@ -220,6 +222,7 @@ class LivingSet:
         directories = self.tree.add_targets([each.describe() for each in attached], name if attached else b"")
         for each, directory in zip(attached, directories, strict=True):
             self._show(each, directory)
+        await self.partitions.settle()
         return attached, failures
 
     def retry(self, failures: Iterable[Failure]) -> None:
@@ -302,6 +305,7 @@ class LivingSet:
         self.tree.remove_target(directory)
         self._remove_host(directory.path)
         self.tree.storages.forget(storages)
+        self.partitions.forget(directory)
         log.info("%s: logging out", attached.target.target_name)
         self._tell("logout", attached.login, f"logged out: {why}")
         await attached.initiator.logout(attached.target)
@@ -323,7 +327,7 @@ class LivingSet:
         if attached not in self._targets:
             raise InUseError(f"{attached.target.target_name}: it is logged out of already")
         for storage in self._storages(attached):
-            if files := self.tree.storages.files.of(storage):
+            if files := self.tree.storages.files.touching(storage):
                 raise InUseError(f"{storage.name}: not logged out: it is open, {len(files)} times")
 
     def _storages(self, attached: Attached) -> list[Storage]:
@@ -346,15 +350,22 @@ class LivingSet:
             description = attached.describe()
             changes.look(description.units)
             self.tree.update(directory, description)
+            self.partitions.follow(directory)
+
+        def returned(unit: LogicalUnit) -> None:
+            if (storage := unit.storage) is not None:
+                self.tree.storages.may_have_changed(storage)
+                self.partitions.look(storage)
 
         self._targets[attached] = directory
         units = directory.target.units
         changes = UnitChanges(units, tell)
         attached.target.on_change = refresh
-        attached.target.on_return = self.tree.storages.may_have_changed
+        attached.target.on_return = returned
         attached.target.on_note = note
         for arrange in self.on_target:
             arrange(directory)
+        self.partitions.follow(directory)
         self._tell(
             "login", attached.login, f"logged in at {attached.target.portal}; logical units: {len(units)}"
         )

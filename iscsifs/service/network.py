@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from iscsifs.discovery.sendtargets import Discovered
 from iscsifs.fs.storage import Storage
 from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.initiator.report import SessionReport
 from iscsifs.iscsi.names import Portal
 from iscsifs.transport.polling import Poller
 from iscsifs.transport.tap import MakeRecorder
@@ -84,6 +85,9 @@ class Target(Protocol):
     @property
     def tag(self) -> int | None:
         """The tag of its portal group."""
+
+    def report(self) -> SessionReport:
+        """Return the session as it is now."""
 
     @property
     def units(self) -> Sequence[LogicalUnit]:

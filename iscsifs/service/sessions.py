@@ -16,6 +16,7 @@ from iscsifs.errors import IscsifsError, TaskAborted, UnitError
 from iscsifs.initiator import discover as discovery
 from iscsifs.initiator.dial import NO_POLLER, Connect, Dialler, Poller, connect
 from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.initiator.report import SessionReport, report
 from iscsifs.initiator.session import Session
 from iscsifs.initiator.target import Target
 from iscsifs.iscsi.chap import ChallengeMemory
@@ -109,6 +110,10 @@ class ManagedTarget:
             if unit.label == label:
                 return unit.lun
         raise UnitError(f"{self.target_name} LUN {label}: it is not there any more")
+
+    def report(self) -> SessionReport:
+        """Return the session as it is now."""
+        return report(self.session)
 
     async def poll(self, interval: float) -> None:
         """Rescan every *interval* seconds, as not every target reports what has changed; 0: never."""

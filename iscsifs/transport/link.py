@@ -25,6 +25,7 @@ from iscsifs.iscsi.connection import Connection
 from iscsifs.iscsi.events import Event, Logout, Management, Ping, Text
 from iscsifs.iscsi.framing import Buffer
 from iscsifs.iscsi.login import Redirect
+from iscsifs.iscsi.names import Portal
 from iscsifs.iscsi.pdu import TaskFunction
 from iscsifs.iscsi.task import Task
 from iscsifs.iscsi.text import Pair
@@ -69,6 +70,17 @@ class Link:
             return str(self._socket.getpeername()[0])
         except OSError as error:
             raise self._lost(error) from None
+
+    @property
+    def ends(self) -> tuple[str, str] | None:
+        """The addresses and ports of this end and of the other; None where the connection is gone."""
+        if self.failure is not None:
+            return None
+        try:
+            local, peer = self._socket.getsockname(), self._socket.getpeername()
+        except OSError:
+            return None
+        return str(Portal(*local[:2])), str(Portal(*peer[:2]))
 
     async def log_in(self) -> Redirect | None:
         """Exchange login PDUs until the full feature phase, or until the target redirects the login.

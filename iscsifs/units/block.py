@@ -1,5 +1,7 @@
 """A logical unit as a range of bytes."""
 
+from collections.abc import Sequence
+from time import perf_counter
 from typing import Final
 
 import trio
@@ -16,6 +18,7 @@ from iscsifs.units.identity import Description
 from iscsifs.units.queue import Queue
 from iscsifs.units.transfers import BlockTransfers
 from iscsifs.units.unit import LogicalUnit
+from iscsifs.units.window import Window
 from iscsifs.units.writeback import WriteBuffer
 from iscsifs.units.zeroing import Zeroing
 
@@ -47,6 +50,7 @@ class BlockUnit(LogicalUnit):
         super().__init__(lun, queue, description)
         self._size = 0
         self._holes = Holes()
+        self._windows: list[Window] = []
         self._transfers = BlockTransfers(queue, description)
         extents = ExtentMap()
         self._writes = WriteBuffer(
@@ -127,21 +131,55 @@ class BlockUnit(LogicalUnit):
         return self._writes.extents.unwritten
 
     @property
+    def unsynchronised(self) -> int:
+        """How many bytes the target has that are kept here, as it may still lose them."""
+        return self._writes.extents.unsynchronised
+
+    @property
     def needs_flush(self) -> bool:
         """Whether anything was written, or is being written, that is not known to be on stable storage."""
         writes = self._writes
         return bool(writes.admission.arrivals) or writes.ledger.needs_flush or self._holes.is_owed
 
+    # Views: the whole, and partitions.
+
+    @property
+    def whole(self) -> "BlockUnit":
+        """The unit itself."""
+        return self
+
+    @property
+    def start(self) -> int:
+        """0: it begins with its first byte."""
+        return 0
+
+    @property
+    def parts(self) -> Sequence[Window]:
+        """The partitions that are views of their own."""
+        return self._windows
+
+    def open_window(self, name: str, start: int, size: int) -> Window:
+        """Return a new view of *size* bytes from *start*, which messages call *name*."""
+        window = Window(self, self._holes, name, start, size)
+        self._windows.append(window)
+        return window
+
+    def close_window(self, window: Window) -> None:
+        """Forget a view that nobody uses any more."""
+        self._windows.remove(window)
+        window.close()
+
     # Truncation.
 
     def take_stale(self) -> bool:
         """Say whether copies of what was read may have old bytes where there are zeros now; once."""
-        stale, self._holes.stale = self._holes.stale, False
+        whole = self._holes.whole
+        stale, whole.stale = whole.stale, False
         return stale
 
     def shrinks(self, size: int) -> bool:
         """Say whether a truncation to *size* would lay the end of what programs mean further to the front."""
-        return self._holes.shrinks(size, self.size)
+        return self._holes.whole.shrinks(size, self.size)
 
     async def truncate(self, size: int) -> None:
         """Let *size* bytes be what programs mean of the unit, as far as its bytes are to be zeros (`holes`).
@@ -149,11 +187,11 @@ class BlockUnit(LogicalUnit):
         The size of the unit stays what it is, and *size* is no more than that.
         """
         self._check()
-        self._holes.truncate(size, self.size)
+        self._holes.whole.truncate(size, self.size)
 
     def release(self) -> None:
         """From now on nobody writes who would know of the last truncation."""
-        self._holes.release()
+        self._holes.whole.release()
 
     async def zero(self) -> None:
         """Return when the holes that truncations have left are zeros in the unit, perhaps only in its cache.
@@ -169,18 +207,32 @@ class BlockUnit(LogicalUnit):
 
     async def read(self, offset: int, size: int) -> memoryview:
         """Return *size* bytes from *offset*; fewer, or none, at the end of the unit."""
-        if self.queue.failure is not None:
-            raise self.queue.failure
-        size = min(size, (self._size or self.size) - offset)
-        if size <= 0:
-            return _NO_BYTES
-        block_size = self._transfers.block_size
-        start = offset - offset % block_size
-        end = offset + size
-        if self._holes.is_active:
-            self._holes.read(offset, end, self.size)
-        blocks = await self._read_newest(start, end + -end % block_size)
+        began = perf_counter()
+        try:
+            if self.queue.failure is not None:
+                raise self.queue.failure
+            size = min(size, (self._size or self.size) - offset)
+            if size <= 0:
+                return _NO_BYTES
+            block_size = self._transfers.block_size
+            start = offset - offset % block_size
+            end = offset + size
+            if self._holes.is_active:
+                self._holes.read(offset, end, self.size)
+            blocks = await self._read_newest(start, end + -end % block_size)
+        except Exception:
+            self.queue.statistics.reads.failed(perf_counter() - began)
+            raise
+        self.queue.statistics.reads.ended(perf_counter() - began, size)
         return blocks if len(blocks) == size else blocks[offset - start : offset - start + size]
+
+    async def peek(self, offset: int, size: int) -> memoryview:
+        """Return whole blocks as a program would read them.
+
+        This is not a program: a truncation goes on where it would be forgotten by a program that reads.
+        """
+        self._check()
+        return await self._read_newest(offset, offset + size)
 
     async def _read_newest(self, start: int, end: int) -> memoryview:
         """Return whole blocks as the last write made them, on the target or not yet."""
@@ -213,14 +265,20 @@ class BlockUnit(LogicalUnit):
         With write-behind it returns as soon as the data are kept here, and failures show in `failures`. With
         *sync* it returns when they are on stable storage, by FUA or SYNCHRONIZE CACHE, and raises what fails.
         """
-        if self.queue.failure is not None:
-            raise self.queue.failure
-        block_size = self._transfers.block_size
-        is_whole = not (offset % block_size or len(data) % block_size)
-        if is_whole and data and not self._holes.is_active and self._writes.admission.is_open:
-            await self._writes.put(offset, data, sync)
-        elif data:
-            await self._write_in_turn(offset, data, sync)
+        began = perf_counter()
+        try:
+            if self.queue.failure is not None:
+                raise self.queue.failure
+            block_size = self._transfers.block_size
+            is_whole = not (offset % block_size or len(data) % block_size)
+            if is_whole and data and not self._holes.is_active and self._writes.admission.is_open:
+                await self._writes.put(offset, data, sync)
+            elif data:
+                await self._write_in_turn(offset, data, sync)
+        except Exception:
+            self.queue.statistics.writes.failed(perf_counter() - began)
+            raise
+        self.queue.statistics.writes.ended(perf_counter() - began, len(data))
 
     async def _write_in_turn(self, offset: int, data: bytes, sync: bool) -> None:
         """Write *data* where they have to wait, are no whole blocks, or touch what a truncation has left."""
@@ -237,7 +295,7 @@ class BlockUnit(LogicalUnit):
             if holes.is_active:
                 holes.wrote(offset, end, self.size)
         if sync and holes.is_owed:
-            await self.flush()  # a hole in front of the data has to be zeros after a crash as well
+            await self._flush()  # a hole in front of the data has to be zeros after a crash as well
 
     async def _change_blocks(self, start: int, end: int, offset: int, data: bytes) -> memoryview:
         """Return the blocks from *start* to *end* with *data* at *offset*; only their ends are read."""
@@ -265,8 +323,16 @@ class BlockUnit(LogicalUnit):
 
         A unit that takes no writes is asked for that only as long as it owes anything: it may have become so.
         """
-        if self.queue.failure is not None:
-            raise self.queue.failure
+        began = perf_counter()
+        try:
+            await self._flush()
+        except Exception:
+            self.queue.statistics.flushes.failed(perf_counter() - began)
+            raise
+        self.queue.statistics.flushes.ended(perf_counter() - began, 0)
+
+    async def _flush(self) -> None:
+        self._check()
         holes, writes = self._holes, self._writes
         for _ in range(MAX_ROUNDS):
             resets = writes.ledger.resets

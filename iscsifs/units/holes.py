@@ -8,6 +8,10 @@ are in bytes.
 A hole goes through two states. PENDING: the unit still has the old bytes. ZEROED: a command has zeroed it,
 which the unit's volatile cache may still lose; then it is pending again. SYNCHRONIZE CACHE ends that state.
 
+A disk has several *views*: the whole, and each of its partitions. Each has an end of its own, which is that
+of the programs that use this view; the holes are those of the disk. A write or a read by one view is one by
+every other view that has the same bytes.
+
 When the last writer has closed the end is forgotten, so that a program that uses the unit as a disk is not
 affected by what another one has truncated before. Where nothing was written since the truncation, the end is
 *dormant* first: a truncation goes on from it, which serves ``truncate -s 0 X; truncate -s SIZE X``, and a
@@ -16,6 +20,7 @@ read or a write forgets it.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from typing import Final
 
 
 class RangeSet:
@@ -71,25 +76,24 @@ class RangeSet:
         self._ends.clear()
 
 
-class Holes:
-    """The end and the holes of one unit.
+_FAR: Final = 1 << 64
+"""An offset behind the end of every unit."""
 
-    `end` is None where it is the capacity. `is_active` is False as long as neither reads nor writes make any
-    difference here. `stale` is set when a hole comes to be where old bytes were read since the truncation, or
-    may have been before it: copies of these must not be used any more. Who drops them clears it.
+
+class Holes:
+    """The holes of one unit, and the ends of its `views`, of which `whole` is the first.
+
+    `is_active` is False as long as neither reads nor writes make any difference here.
     """
 
     def __init__(self) -> None:
-        self.end: int | None = None
         self.pending = RangeSet()
         self.is_active = False
-        self.stale = False
         self._zeroed = RangeSet()
         self._lost = RangeSet()  # what is pending because it was zeroed, which was lost: wherever the end is
         self._zeroings = 0
-        self._is_dormant = False
-        self._is_written = False  # since the end was laid further to the front
-        self._shown = (0, 0)  # old bytes behind the end that somebody may have a copy of
+        self.whole: Final = View(self)
+        self._views = [self.whole]
 
     @property
     def is_owed(self) -> bool:
@@ -101,57 +105,41 @@ class Holes:
         """The number of ranges that are kept."""
         return len(self.pending) + len(self._zeroed)
 
-    def shrinks(self, size: int, capacity: int) -> bool:
-        """Say whether a truncation to *size* lays the end further to the front."""
-        return size < (capacity if self.end is None else self.end)
+    def view(self, start: int, stop: int) -> "View":
+        """Return a new view of *start* to *stop*."""
+        view = View(self, start, stop)
+        self._views.append(view)
+        return view
 
-    def truncate(self, size: int, capacity: int) -> None:
-        """Set the end to *size*."""
-        end = capacity if self.end is None else self.end
-        if size < end:
-            self.pending.remove(size, capacity)
-            for start, stop in self._lost.within(size, capacity):
-                self.pending.add(start, stop)
-            self._shown = (size, capacity)
-            self._is_written = False
-        elif size > end:
-            self._open(end, size)
-        self._set_end(size, capacity)
+    def remove_view(self, view: "View") -> None:
+        """Forget *view*: nobody uses it any more."""
+        self._views.remove(view)
+        self.note_activity()
 
     def wrote(self, start: int, end: int, capacity: int) -> None:
         """Note that *start* to *end* were written."""
         self._remove(start, end)
-        if self._is_dormant:
-            self._set_end(capacity, capacity)
-        elif self.end is not None:
-            if start > self.end:
-                self._open(self.end, start)
-            self._set_end(max(end, self.end), capacity)
-            self._is_written = True
-        self._note_activity()
+        for view in self._views:
+            view.wrote(start, end, capacity)
+        self.note_activity()
 
     def read(self, start: int, end: int, capacity: int) -> None:
         """Note that *start* to *end* are being read."""
-        if self._is_dormant:
-            self._set_end(capacity, capacity)
-        elif self.end is not None and end > self.end:
-            first, last = self._shown
-            start = max(start, self.end)
-            self._shown = (min(first, start), max(last, end)) if first < last else (start, end)
-
-    def release(self) -> None:
-        """Note that the last writer has closed."""
-        if self._is_written:
-            self.end = None
-            self._note_activity()
-        self._is_dormant = self.end is not None
+        for view in self._views:
+            view.read(start, end, capacity)
 
     def clip(self, capacity: int) -> None:
         """Note that the unit has *capacity* bytes now."""
-        self._remove(capacity, 1 << 64)
-        if self.end is not None and self.end >= capacity:
-            self._set_end(capacity, capacity)
-        self._note_activity()
+        self._remove(capacity, _FAR)
+        for view in self._views:
+            view.clip(capacity)
+        self.note_activity()
+
+    def cut(self, start: int, end: int) -> None:
+        """Note that *start* to *end* are behind the end of a view: they stay, except for lost zeros."""
+        self.pending.remove(start, end)
+        for first, last in self._lost.within(start, end):
+            self.pending.add(first, last)
 
     def zeroed(self, start: int, end: int) -> None:
         """Note that what is pending of *start* to *end* was zeroed, perhaps only in the unit's cache."""
@@ -169,7 +157,7 @@ class Holes:
         """Note that the SYNCHRONIZE CACHE has succeeded."""
         if mark == self._zeroings:  # otherwise the next one will tell
             self._zeroed.clear()
-            self._note_activity()
+            self.note_activity()
 
     def lost(self) -> None:
         """Note that what was zeroed and not synchronised may be lost."""
@@ -180,26 +168,115 @@ class Holes:
 
     def forget(self) -> None:
         """Forget everything: the unit is gone."""
-        self._remove(0, 1 << 64)
-        self.end = None
-        self._is_dormant = self.is_active = False
+        self._remove(0, _FAR)
+        for view in self._views:
+            view.forget()
+        self.note_activity()
+
+    def note_activity(self) -> None:
+        """Note that a range, or the end of a view, has changed."""
+        self.is_active = self.is_owed or any(view.end is not None for view in self._views)
 
     def _remove(self, start: int, end: int) -> None:
         for ranges in (self.pending, self._zeroed, self._lost):
             ranges.remove(start, end)
 
+
+class View:
+    """The end of what programs mean of *start* to *stop* of a unit with *holes*.
+
+    `end` is an offset in the unit, and None where it is `stop`, or the capacity. `stale` is set when a hole
+    comes to be where old bytes were read since the truncation, or may have been before it: copies of these
+    must not be used any more. Who drops them clears it.
+    """
+
+    def __init__(self, holes: Holes, start: int = 0, stop: int = _FAR) -> None:
+        self.start: Final = start
+        self.stop = stop
+        self.end: int | None = None
+        self.stale = False
+        self._holes = holes
+        self._is_dormant = False
+        self._is_written = False  # since the end was laid further to the front
+        self._shown = (0, 0)  # old bytes behind the end that somebody may have a copy of
+
+    def shrinks(self, size: int, capacity: int) -> bool:
+        """Say whether a truncation to *size* bytes lays the end further to the front."""
+        return self.start + size < (min(self.stop, capacity) if self.end is None else self.end)
+
+    def truncate(self, size: int, capacity: int) -> None:
+        """Set the end to *size* bytes behind the start."""
+        stop, wanted = min(self.stop, capacity), self.start + size
+        end = stop if self.end is None else self.end
+        if wanted < end:
+            self._holes.cut(wanted, stop)
+            self._shown = (wanted, stop)
+            self._is_written = False
+        elif wanted > end:
+            self._open(end, wanted)
+        self._set_end(wanted, stop)
+        self._holes.note_activity()
+
+    def wrote(self, start: int, end: int, capacity: int) -> None:
+        """Note that *start* to *end* of the unit were written."""
+        stop = min(self.stop, capacity)
+        start, end = max(start, self.start), min(end, stop)
+        if start >= end:
+            return
+        if self._is_dormant:
+            self._set_end(stop, stop)
+        elif self.end is not None:
+            if start > self.end:
+                self._open(self.end, start)
+            self._set_end(max(end, self.end), stop)
+            self._is_written = True
+
+    def read(self, start: int, end: int, capacity: int) -> None:
+        """Note that *start* to *end* of the unit are being read."""
+        stop = min(self.stop, capacity)
+        start, end = max(start, self.start), min(end, stop)
+        if start >= end:
+            return
+        if self._is_dormant:
+            self._set_end(stop, stop)
+            self._holes.note_activity()
+        elif self.end is not None and end > self.end:
+            first, last = self._shown
+            start = max(start, self.end)
+            self._shown = (min(first, start), max(last, end)) if first < last else (start, end)
+
+    def release(self) -> None:
+        """Note that the last writer by this view has closed."""
+        if self._is_written:
+            self.end = None
+            self._holes.note_activity()
+        self._is_dormant = self.end is not None
+
+    def clip(self, capacity: int) -> None:
+        """Note that the unit has *capacity* bytes now."""
+        stop = min(self.stop, capacity)
+        if self.end is not None and self.end >= stop:
+            self._set_end(stop, stop)
+
+    def resize(self, stop: int) -> None:
+        """Let the view reach to *stop*. An end that programs mean now is not changed by that."""
+        self.stop = stop
+        self.clip(stop)
+        self._holes.note_activity()
+
+    def forget(self) -> None:
+        """Forget the end: the unit is gone."""
+        self.end = None
+        self._is_dormant = False
+
     def _open(self, start: int, end: int) -> None:
         """Make a hole."""
-        self.pending.add(start, end)
+        self._holes.pending.add(start, end)
         first, last = self._shown
         if start < last and first < end:
             self.stale = True
             self._shown = (0, 0)
 
-    def _set_end(self, end: int, capacity: int) -> None:
-        self.end = end if end < capacity else None
+    def _set_end(self, end: int, stop: int) -> None:
+        self.end = end if end < stop else None
         self._is_dormant = False
-        self._note_activity()
-
-    def _note_activity(self) -> None:
-        self.is_active = self.end is not None or self.is_owed

@@ -25,6 +25,7 @@ from iscsifs.scsi.cdb import changes_blocks, command_name, describe
 from iscsifs.scsi.status import Status
 from iscsifs.units.answers import Repeat, judge
 from iscsifs.units.path import NOTHING, Attempt, Path
+from iscsifs.units.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,10 @@ class Command:
         self.losses = self.repeats = self.aborts = 0
         self.delay = FIRST_DELAY
         self.busy_until = math.inf
+        statistics = queue.statistics
+        statistics.depth += 1
+        if statistics.depth > statistics.deepest:
+            statistics.deepest = statistics.depth
 
     def answered(self, attempt: Attempt) -> None:
         """Take the end of an *attempt*."""
@@ -113,6 +118,7 @@ class Command:
         """End the command, because of *failure* unless that is None."""
         self.failure = failure
         self.ended = True
+        self.queue.statistics.depth -= 1
         if self.waiter is not None:
             trio.lowlevel.reschedule(self.waiter)
             self.waiter = None
@@ -123,6 +129,7 @@ class Command:
         """Take the command back: its waiter is cancelled."""
         self.ended = True
         self.waiter = None
+        self.queue.statistics.depth -= 1
         self.queue.take_back(self)
         return trio.lowlevel.Abort.SUCCEEDED
 
@@ -155,6 +162,7 @@ class Queue:
         self.name = name
         self.path = path
         self.failure: IscsifsError | None = None
+        self.statistics = Statistics()
         self.doubts = 0
         """How often the commands of before were disowned."""
         self._doubt: IscsifsError | None = None
@@ -313,7 +321,7 @@ class Queue:
         elif isinstance(failure, TaskAborted) and command.aborts < MAX_ABORTS:
             command.aborts += 1
             command.busy_until, command.delay = math.inf, FIRST_DELAY  # it was not busy all the time
-            self._send(command)
+            self._send_again(command)
         else:
             error = type(failure)(f"{self.name}: {describe(command.cdb)}: {failure}")
             error.counted_as(f"{self.name}: {command_name(command.cdb)}: {failure.kind}")
@@ -324,7 +332,7 @@ class Queue:
         now = trio.current_time()
         if repeat is Repeat.AT_ONCE and command.repeats < MAX_REPEATS:
             command.repeats += 1
-            self._send(command)
+            self._send_again(command)
         elif repeat is Repeat.LATER and now < command.busy_until:
             if command.busy_until is math.inf:
                 command.busy_until = now + self._patience
@@ -344,7 +352,11 @@ class Queue:
                 command.end(TransportError(f"{self.name}: the initiator was stopped"))
             raise
         if not command.ended:
-            self._send(command)
+            self._send_again(command)
+
+    def _send_again(self, command: Command) -> None:
+        self.statistics.repeats += 1
+        self._send(command)
 
     def _lost(self, command: Command, *, sent: bool) -> None:
         """Queue *command*, which has no answer from a lost path, to be sent again, unless it must not be."""
@@ -359,6 +371,7 @@ class Queue:
         elif command.losses >= MAX_ATTEMPTS:
             command.end(CommandTimeout(f"{what}: {command.losses} sessions were lost with it"))
         else:
+            self.statistics.repeats += sent
             self._wait(command)
 
     # Waiting.

@@ -52,8 +52,9 @@ class Statistics:
         self.writes = OperationStatistics()
         self.flushes = OperationStatistics()
         self.repeats = 0
-        """Commands that were sent once more: busy, aborted, or lost with their connection."""
+        """Attempts at a command that were in vain and called for another: it was busy, aborted, or lost with
+        its connection."""
         self.depth = 0
-        """Commands under way now."""
+        """Commands that have not ended, those that wait included."""
         self.deepest = 0
-        """The most that were under way at once."""
+        """The most of them at once."""

@@ -13,6 +13,7 @@ from iscsifs.scsi.luns import lun_label
 from iscsifs.scsi.sense import Condition, Sense
 from iscsifs.units.identity import Description, Name, describe
 from iscsifs.units.queue import Queue
+from iscsifs.units.statistics import Statistics
 
 if TYPE_CHECKING:
     from iscsifs.units.block import BlockUnit
@@ -34,6 +35,11 @@ class LogicalUnit:
     def failure(self) -> IscsifsError | None:
         """Why the unit cannot be used any more."""
         return self.queue.failure
+
+    @property
+    def statistics(self) -> Statistics:
+        """What was done with the unit; a unit that takes its place begins anew."""
+        return self.queue.statistics
 
     @property
     def is_away(self) -> bool:

@@ -191,19 +191,27 @@ def test_while_what_is_held_cannot_be_written_requests_wait(disk: Disk) -> None:
     assert disk.load(4, direct=False) == set()
 
 
+def needed_by_modules() -> int:
+    """Return the bytes of data that Python has with all modules of the program."""
+    program = (
+        "import iscsifs.cli, mmap; print(int(open('/proc/self/statm').read().split()[5]) * mmap.PAGESIZE)"
+    )
+    return int(run(sys.executable, "-c", program))
+
+
 def test_a_start_with_too_little_memory_fails_in_one_line_or_what_is_mounted_works(
     disk: Disk, serve: Serve, tmp_path: Path
 ) -> None:
     """From what Python and all the modules need up to where there is enough."""
-    enough = disk.used("data")
+    enough = disk.used("data") + 12 * MIB
     target = serve(Embedded(tmp_path, Target(NAME, [Unit(make_image(tmp_path / "other", 16 * MIB))])))
     path = tmp_path / "limited"
     path.mkdir()
     mounted = Mounted(path)
     ends = []
     try:
-        for more in range(-36, 12, 6):
-            done = iscsifs(target.portal, path, limit=f"data={enough + more * MIB}")
+        for limit in range(needed_by_modules() + 4 * MIB, enough, 6 * MIB):
+            done = iscsifs(target.portal, path, limit=f"data={limit}")
             ends.append(done.returncode)
             if done.returncode == 0:
                 run("dd", f"if={mounted.storage()}", "of=/dev/null", "bs=1M", "iflag=direct")

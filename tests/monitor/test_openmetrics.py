@@ -1,5 +1,6 @@
 """Metrics, as the parsers of prometheus_client read them."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import Metric
@@ -29,6 +30,7 @@ def parsed_by_prometheus(text: bytes) -> list[Metric]:
     return list(parser.text_string_to_metric_families(text.decode()))  # type: ignore[no-untyped-call]
 
 
+@pytest.mark.conformance("METRICS-1.3", "METRICS-1.5")
 def test_openmetrics_is_written_as_the_standard_has_it() -> None:
     assert openmetrics(families()).decode().splitlines() == [
         "# TYPE iscsifs_read_bytes counter",
@@ -54,6 +56,7 @@ def test_openmetrics_is_written_as_the_standard_has_it() -> None:
     ]
 
 
+@pytest.mark.conformance("METRICS-1.8")
 def test_prometheus_client_reads_both_formats() -> None:
     parsed = parsed_by_prometheus(openmetrics(families()))
     assert [(family.name, family.type, family.unit) for family in parsed] == [
@@ -69,6 +72,7 @@ def test_prometheus_client_reads_both_formats() -> None:
     assert samples["iscsifs_build_info"] == 1
 
 
+@pytest.mark.conformance("METRICS-1.4")
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r")))
 def test_any_label_comes_back(text: str) -> None:
     family = Family("iscsifs_x", "gauge", "Anything.")
@@ -76,6 +80,15 @@ def test_any_label_comes_back(text: str) -> None:
     (parsed,) = parsed_by_prometheus(openmetrics([family]))
     assert parsed.samples[0].labels == {"target": text}
     assert parsed.samples[0].value == 1.5
+
+
+@pytest.mark.conformance("METRICS-1.4")
+def test_what_would_end_a_help_or_a_label_is_escaped() -> None:
+    family = Family("iscsifs_x", "gauge", 'a "b" \\ c\nd')
+    family.add({"target": '"\\\né'}, 1)
+    lines = openmetrics([family]).decode().splitlines()
+    assert lines[1:3] == [r"# HELP iscsifs_x a \"b\" \\ c\nd", r'iscsifs_x{target="\"\\\né"} 1']
+    assert prometheus_text([family]).decode().splitlines()[0] == r'# HELP iscsifs_x a "b" \\ c\nd'
 
 
 def test_nothing_at_all_is_an_end_mark() -> None:

@@ -8,8 +8,10 @@ import trio
 
 from iscsifs.initiator.dial import Poller
 from iscsifs.initiator.options import InitiatorOptions
+from iscsifs.initiator.report import SessionReport
 from iscsifs.iscsi.discovery import DiscoveredTarget
 from iscsifs.iscsi.names import Portal, TargetAddress
+from iscsifs.iscsi.states import SessionState
 from iscsifs.service.network import LogicalUnit
 from iscsifs.transport.tap import MakeRecorder
 
@@ -59,6 +61,18 @@ class FakeUnit:
     def release(self) -> None:
         pass
 
+    @property
+    def whole(self) -> "FakeUnit":
+        return self
+
+    @property
+    def start(self) -> int:
+        return 0
+
+    @property
+    def parts(self) -> tuple[()]:
+        return ()
+
     def take_stale(self) -> bool:
         return False
 
@@ -106,6 +120,9 @@ class FakeTarget:
     async def rescan(self, label: str | None = None) -> None:
         self._check()
         self.rescans += 1
+
+    def report(self) -> SessionReport:
+        return SessionReport(SessionState.LOGGED_IN, 0, 0x800000000001, 1, self.tag, {}, (), 0, (), "")
 
     async def reset(self, label: str | None = None) -> None:
         self._check()

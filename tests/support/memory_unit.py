@@ -52,6 +52,18 @@ class Memory:
     def release(self) -> None:
         self.requests.append(("release", 0, 0))
 
+    @property
+    def whole(self) -> "Memory":
+        return self
+
+    @property
+    def start(self) -> int:
+        return 0
+
+    @property
+    def parts(self) -> tuple[()]:
+        return ()
+
     def take_stale(self) -> bool:
         stale, self.stale = self.stale, False
         return stale

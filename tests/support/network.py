@@ -24,11 +24,15 @@ from iscsifs.target.server import Server
 from support.trouble import Trouble
 
 ADDRESS = "192.0.2.1"
+OWN_ADDRESS = "192.0.2.9"
 ISID = bytes.fromhex("800102030405")
 
 
 class End(socket.socket):
-    """The initiator's end of a pair, with an address as a socket of TCP has it."""
+    """The initiator's end of a pair, with addresses as a socket of TCP has them."""
+
+    def getsockname(self) -> tuple[str, int]:
+        return (OWN_ADDRESS, 49152)
 
     def getpeername(self) -> tuple[str, int]:
         return (ADDRESS, 3260)

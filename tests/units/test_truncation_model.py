@@ -2,7 +2,8 @@
 
 A state machine truncates, writes, reads and synchronises a unit of the embedded target, in pieces of a
 quarter of a block, while the zeroing of holes goes on, connections break and the target loses its cache.
-The model has one entry for each quarter and no ranges. 200 runs by default, or ISCSIFS_MODEL_RUNS.
+The model has one entry for each quarter and no ranges. A partition is compared with it as well, and what is
+in front of it and behind it has to stay. 200 runs by default, or ISCSIFS_MODEL_RUNS.
 """
 
 import os
@@ -17,6 +18,8 @@ from iscsifs.errors import MediumError
 from iscsifs.scsi import vpd
 from iscsifs.target.disk import Disk
 from iscsifs.target.unit import INVALID_OPERATION_CODE, WRITE_ERROR, WRITE_SAME_CODES, Fault
+from iscsifs.units.block import BlockUnit
+from iscsifs.units.window import Window
 from support.memory_san import San
 from support.stepwise import Loop
 
@@ -61,6 +64,11 @@ class Cell:
 
 
 class Truncation(RuleBasedStateMachine):
+    before = after = 0
+    """Bytes of the disk in front of and behind what is written to."""
+
+    unit: BlockUnit | Window
+
     def __init__(self) -> None:
         super().__init__()
         self.loop = Loop()
@@ -77,16 +85,21 @@ class Truncation(RuleBasedStateMachine):
         physical=st.sampled_from([0, 3]),
     )
     def open(self, write_behind: bool, write_cache: bool, write_same: bool, physical: int) -> None:
-        disk: Disk = SmallTransfers.in_memory(SIZE, block_size=BLOCK, write_cache=write_cache, droppable=True)
+        disk: Disk = SmallTransfers.in_memory(
+            self.before + SIZE + self.after, block_size=BLOCK, write_cache=write_cache, droppable=True
+        )
         if not write_same:
             disk.faults.append(Fault(INVALID_OPERATION_CODE, codes=WRITE_SAME_CODES))
         assert isinstance(disk, SmallTransfers)
         disk.most = physical
         self.san = San(self.loop.nursery, disk, write_behind=write_behind)
         self.loop.run(self.san.log_in)
-        self.unit = self.san.unit
+        self.unit = self._unit()
         self.write(0, CELLS)  # the old bytes
         self.loop.run(self.unit.flush)
+
+    def _unit(self) -> BlockUnit | Window:
+        return self.san.unit
 
     # What programs do.
 
@@ -152,7 +165,7 @@ class Truncation(RuleBasedStateMachine):
             return
         for cell in self.cells:
             cell.hidden = set()
-        self.compare(self.san.medium())
+        self.compare(self.medium())
 
     def zero(self) -> None:
         with suppress(MediumError):
@@ -187,6 +200,10 @@ class Truncation(RuleBasedStateMachine):
 
     # What always holds.
 
+    def medium(self) -> bytes:
+        """The bytes that are on the disk, the others being what they were."""
+        return self.san.medium()
+
     def compare(self, data: bytes, start: int = 0) -> None:
         for index in range(len(data) // CELL):
             value = data[index * CELL : (index + 1) * CELL]
@@ -216,12 +233,32 @@ class Truncation(RuleBasedStateMachine):
             self.compare(bytes(await self.unit.read(0, SIZE)))
             await self.unit.flush()
             assert not self.unit.needs_flush
-            self.compare(self.san.medium())
+            self.compare(self.medium())
             self.compare(bytes(await self.unit.read(0, SIZE)))
             await self.san.log_out()
 
 
+class PartitionTruncation(Truncation):
+    """The same of a partition, in a disk whose other bytes are old ones."""
+
+    before, after = 5 * BLOCK, 9 * BLOCK
+
+    def _unit(self) -> BlockUnit | Window:
+        unit = self.san.unit
+        self.loop.run(unit.write, 0, b"b" * self.before)
+        self.loop.run(unit.write, self.before + SIZE, b"a" * self.after)
+        return unit.open_window("partition", self.before, SIZE)
+
+    def medium(self) -> bytes:
+        medium = self.san.medium()
+        assert medium[: self.before] == b"b" * self.before
+        assert medium[self.before + SIZE :] == b"a" * self.after
+        return medium[self.before : self.before + SIZE]
+
+
 TestTruncation = Truncation.TestCase
-TestTruncation.settings = settings(
-    max_examples=RUNS, stateful_step_count=40, suppress_health_check=list(HealthCheck)
-)
+TestPartitionTruncation = PartitionTruncation.TestCase
+for case in TestTruncation, TestPartitionTruncation:
+    case.settings = settings(
+        max_examples=RUNS, stateful_step_count=40, suppress_health_check=list(HealthCheck)
+    )
