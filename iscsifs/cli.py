@@ -46,6 +46,7 @@ from iscsifs.service.attach import Failure
 from iscsifs.service.control import take_commands
 from iscsifs.service.drain import all_is_safe, put_on_stable_storage
 from iscsifs.service.find import find_targets, no_match, origins_of
+from iscsifs.service.listing import Listed, json_text, with_units
 from iscsifs.service.living import open_living_set
 from iscsifs.service.loops import Loops, remove_left_over
 from iscsifs.service.monitoring import show_monitoring
@@ -99,6 +100,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("operands", nargs="*", metavar="HOST... MOUNTPOINT", help=argparse.SUPPRESS)
     add = parser.add_argument
     add("-D", "--discover", action="store_true", help="list the targets of the hosts, and exit")
+    add("-l", "--long", action="store_true", help="with -D, the logical units and their sizes too")
+    add("--json", action="store_true", help="with -D, print JSON")
     add("-p", "--port", type=_value("port"), metavar="PORT", help="where no port is given (3260)")
     add(
         "-t",
@@ -358,16 +361,27 @@ async def _discover(config: Config, network: Network, signals: _Signals) -> Exit
     """List the targets of all hosts."""
     try:
         with tracing(config.mount_options, Events()) as trace:
-            found = await _unless(signals.first, partial(find_targets, config, Traced(network, trace)))
+            find = partial(_list, config, Traced(network, trace))
+            found = await _unless(signals.first, find)
     except ConfigError as exc:
         return _complain(exc)
     if found is None:
         return ExitStatus.FAILED
     targets, failures = found
-    is_listed = _tell(line for target in targets for line in target.wanted.lines())
+    lines = (line for target in targets for line in target.lines())
+    is_listed = _tell([json_text(targets)] if config.json else lines)
     for failure in failures:
         _complain(failure)
     return _summary(failures, targets) if is_listed else ExitStatus.FAILED
+
+
+async def _list(config: Config, network: Network) -> tuple[list[Listed], list[Failure]]:
+    """Return the targets of all hosts, with their logical units where these are wanted."""
+    logins, failures = await find_targets(config, network)
+    if not config.long:
+        return [Listed(login) for login in logins], failures
+    listed, refused = await with_units(logins, network)
+    return listed, failures + refused
 
 
 def _tell(lines: Iterable[str]) -> bool:

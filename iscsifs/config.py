@@ -53,6 +53,10 @@ class Config:
     name_servers: tuple[NameServer, ...] = ()
     ibft: Ibft | None = None
     reader: Reader | None = None
+    long: bool = False
+    """Whether logical units are listed too."""
+    json: bool = False
+    """Whether the list is for programs."""
 
     def host(self, text: str) -> Host:
         """Return the host that *text* names, with the options of this mount; raises ConfigError."""
@@ -90,8 +94,10 @@ def configure(args: argparse.Namespace, ask: Callable[[str], bytes]) -> Config:
     is_nothing = operands == [_NOTHING] and (others or not args.discover)
     words = [] if is_nothing else _without_file(args, operands)
     specs = [HostSpec.parse(word, args.port or DEFAULT_PORT) for word in words if is_host(word)]
-    if args.discover and any(spec.target for spec in specs):
-        raise ConfigError("-D lists what a host has; give it without a target name")
+    if args.discover and not args.long and any(spec.target for spec in specs):
+        raise ConfigError("-D lists what a host has; give it without a target name, or with -l")
+    if not args.discover and (args.json or args.long):
+        raise ConfigError(f"{'--json' if args.json else '--long'} is for -D only")
     users = dict.fromkeys(spec.user or args.user for spec in specs)
     if args.user is not None or not users:
         users.setdefault(args.user)
@@ -129,6 +135,8 @@ def configure(args: argparse.Namespace, ask: Callable[[str], bytes]) -> Config:
         tuple(named.name_servers),
         named.ibft,
         reader,
+        args.long,
+        args.json,
     )
 
 

@@ -1,5 +1,6 @@
 """What a command line can name: configuration files, the firmware's table, root paths, name servers."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import pytest
 
 from iscsifs.cli import ExitStatus, main, parser
 from iscsifs.config import Config, Host, HostSpec, configure
-from iscsifs.errors import ConfigError, NoTargetError
+from iscsifs.errors import ConfigError, NoTargetError, TransportError
 from iscsifs.fs.nodes import Directory, TextFile, TreeOptions
 from iscsifs.fs.tree import Tree
 from iscsifs.hosts import NameServer, Reader
@@ -20,7 +21,7 @@ from iscsifs.iscsi.discovery import DiscoveredTarget
 from iscsifs.iscsi.names import Portal, TargetAddress
 from iscsifs.monitor.events import Events
 from iscsifs.service.about import config_text, show_config
-from support.fake_network import FakeNetwork
+from support.fake_network import FakeNetwork, FakeTarget, FakeUnit
 from support.ibft_tables import TABLE
 
 IQN = "iqn.2001-04.com.example:"
@@ -304,3 +305,74 @@ def test_a_reader_knows_only_the_users_of_the_mount() -> None:
         reader.read("bob@host")
     assert reader.read("host").hosts == [Host(HostSpec(Portal("host")), options)]
     assert reader.read("isns://host").name_servers == [NameServer(Portal("host", 3205), options)]
+
+
+# Lists.
+
+
+def listed(network: FakeNetwork, *words: str) -> int:
+    return main(["-i", ME, "-D", *words], network=network)
+
+
+@pytest.fixture
+def network() -> FakeNetwork:
+    network = FakeNetwork()
+    units = [
+        FakeUnit(size=3 << 29),
+        FakeUnit("1", is_block=False, type_name="tape", vendor="A\x1b", wwid="naa.1"),
+    ]
+    network.offer(Portal("127.0.0.1"), FakeTarget(IQN + "disk", units, Portal("127.0.0.1")))
+    return network
+
+
+def test_a_long_list_has_the_units_and_their_sizes(
+    network: FakeNetwork, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert listed(network, "-l", "127.0.0.1") == ExitStatus.OK
+    assert capsys.readouterr().out.splitlines() == [
+        f"127.0.0.1: 127.0.0.1:3260,1 {IQN}disk",
+        "    lun0  disk  1.5 GiB (1610612736 bytes, blocks of 512)  ACME  Disk  1.0  s1",
+        "    lun1  tape  A\\x1b  Disk  1.0  naa.1",
+    ]
+    assert (len(network.logins), network.logouts) == (1, 1)
+
+
+def test_a_list_for_programs(network: FakeNetwork, capsys: pytest.CaptureFixture[str]) -> None:
+    assert listed(network, "--json", "127.0.0.1") == ExitStatus.OK
+    (target,) = json.loads(capsys.readouterr().out)
+    assert target == {
+        "host": "127.0.0.1",
+        "target": IQN + "disk",
+        "portals": [{"host": "127.0.0.1", "port": 3260, "tag": 1}],
+    }
+    assert network.logins == []
+    assert listed(network, "-l", "--json", f"iscsi://127.0.0.1/{IQN}disk/0") == ExitStatus.OK
+    output = capsys.readouterr().out
+    (target,) = json.loads(output)
+    (unit,) = target["units"]
+    assert (unit["lun"], unit["size"], unit["wwid"]) == ("0", 3 << 29, None)
+
+
+def test_what_fails_is_no_json(network: FakeNetwork, capsys: pytest.CaptureFixture[str]) -> None:
+    network.hosts[Portal("127.0.0.1")] = TransportError("refused")
+    assert listed(network, "--json", "127.0.0.1") == ExitStatus.UNREACHABLE
+    output = capsys.readouterr()
+    assert json.loads(output.out) == []
+    assert output.err == "iscsifs: 127.0.0.1:3260: refused\n"
+
+
+def test_a_target_that_lets_nobody_in_leaves_the_others_listed(
+    network: FakeNetwork, capsys: pytest.CaptureFixture[str]
+) -> None:
+    portal = Portal("127.0.0.1")
+    other = FakeTarget(IQN + "other", [FakeUnit()], portal)
+    network.offer(portal, FakeTarget(IQN + "disk", [FakeUnit()], portal), other)
+    network.targets[IQN + "other"] = TransportError("refused")
+    assert listed(network, "-l", "127.0.0.1") == ExitStatus.PARTIAL
+    assert capsys.readouterr().out.count("lun0") == 1
+
+
+@pytest.mark.parametrize("flag", ["--json", "--long"])
+def test_these_are_for_lists_only(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([flag, "host", MOUNT_POINT]) == ExitStatus.USAGE
+    assert f"{flag} is for -D only" in capsys.readouterr().err

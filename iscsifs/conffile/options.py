@@ -31,9 +31,15 @@ def initiator_options(entry: Entry, base: InitiatorOptions) -> InitiatorOptions:
     burst, first = offer.get("MaxBurstLength"), INITIATOR_OFFER["FirstBurstLength"]
     if isinstance(burst, int) and isinstance(first, int) and "FirstBurstLength" not in offer:
         offer["FirstBurstLength"] = min(burst, first)  # which must not be above the other (section 13.14)
+    end = entry.endpoint
     return replace(
         base,
-        initiator_name=entry.endpoint.name or base.initiator_name,
+        initiator_name=end.name or base.initiator_name,
+        alias=end.alias or base.alias,
+        source_address=end.address or base.source_address,
+        dscp=base.dscp if end.dscp is None else end.dscp,
+        pcp=base.pcp if end.pcp is None else end.pcp,
+        queue_depth=end.queue_depth or base.queue_depth,
         credentials=None if entry.anonymous else entry.credentials or base.credentials,
         offer=offer,
         **entry.session,
@@ -57,7 +63,14 @@ def entry_of(
         address,
         target_name,
         lun,
-        endpoint=Endpoint(name=options.initiator_name),
+        endpoint=Endpoint(
+            options.initiator_name,
+            options.alias or None,
+            options.source_address,
+            options.dscp,
+            options.pcp,
+            options.queue_depth,
+        ),
         credentials=options.credentials,
         anonymous=options.credentials is None,
         offer={**digests, **options.offer},

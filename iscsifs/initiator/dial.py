@@ -7,6 +7,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import trio
@@ -67,14 +68,41 @@ class Connect(Protocol):
         """Return a connected non-blocking socket; raises TransportError."""
 
 
-async def connect(portal: Portal, family: socket.AddressFamily) -> socket.socket:
+def _prepare(options: InitiatorOptions, sock: socket.socket) -> None:
+    """Give *sock* our end of the connection before it is one; raises OSError where the address is not ours."""
+    is_six = sock.family == socket.AF_INET6
+    if options.dscp is not None:
+        level, option = (
+            (socket.IPPROTO_IPV6, socket.IPV6_TCLASS) if is_six else (socket.IPPROTO_IP, socket.IP_TOS)
+        )
+        sock.setsockopt(level, option, options.dscp << 2)
+    if options.pcp is not None:  # behind the code point, which has a priority as well
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, options.pcp)
+        except PermissionError:
+            log.warning("priority %d (pcp) takes CAP_NET_ADMIN; going on without", options.pcp)
+    if options.source_address is not None:
+        sock.bind((options.source_address, 0))
+
+
+async def connect(
+    portal: Portal, family: socket.AddressFamily, options: InitiatorOptions | None = None
+) -> socket.socket:
     """Return a non-blocking TCP socket connected to *portal*, over addresses of *family*.
 
-    Each address of its name gets a fair part of the time that the caller allows. Raises TransportError, which
-    names the portal, the reason and what to look at.
+    Each address of its name gets a fair part of the time that the caller allows. *options* say what our end
+    is. Raises TransportError, which names the portal, the reason and what to look at.
     """
     found = await look_up(portal, family)
     failure = 0
+    source = None if options is None else options.source_address
+    if source is not None:
+        own = socket.AF_INET6 if ":" in source else socket.AF_INET
+        found = [entry for entry in found if entry[0] == own]
+        if not found:
+            raise TransportError(
+                f"{portal}: it has no address of the kind of {source}, to connect from there"
+            )
     for left, (address_family, kind, protocol, _, address) in zip(
         range(len(found), 0, -1), found, strict=True
     ):
@@ -86,12 +114,18 @@ async def connect(portal: Portal, family: socket.AddressFamily) -> socket.socket
             continue
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if options is not None:
+                _prepare(options, sock)
             failure = sock.connect_ex(address)
             if failure == errno.EINPROGRESS:
                 failure = errno.ETIMEDOUT
                 with trio.move_on_after(patience):
                     await trio.lowlevel.wait_writable(sock)
                     failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        except OSError as error:
+            sock.close()
+            from_ = "" if source is None else f"from {source}: "
+            raise TransportError(f"{portal}: {from_}{reason(error)}", number=error.errno or 0) from None
         except BaseException:
             sock.close()
             raise
@@ -102,12 +136,17 @@ async def connect(portal: Portal, family: socket.AddressFamily) -> socket.socket
     raise TransportError(f"{portal}: {why}", number=failure)
 
 
+def _tcp(options: InitiatorOptions) -> Connect:
+    """Return `connect` with our end as *options* have it."""
+    return partial(connect, options=options)
+
+
 class Dialler:
     """Logs in to one target, or for discovery to none, again and again as the same initiator port.
 
     The *addresses* are tried in their order. *isid* stays the same, so that a new session takes the place of
     a lost one (RFC 7143 section 6.3.5). `portal` is the one that answered last. The links use *poller*,
-    and the sockets that *connect* gives.
+    and the sockets that *connect* gives, or TCP.
     """
 
     def __init__(
@@ -118,9 +157,9 @@ class Dialler:
         addresses: Sequence[TargetAddress],
         isid: bytes,
         poller: Poller = NO_POLLER,
-        connect: Connect = connect,
+        connect: Connect | None = None,
     ) -> None:
-        self._connect = connect
+        self._connect = connect or _tcp(options)
         self._options = options
         self._poller = poller
         self._memory = memory
@@ -133,6 +172,7 @@ class Dialler:
             credentials=options.credentials if insists or options.discovery_auth != "none" else None,
             allow_none=not insists,
             offer=offer(options),
+            alias=options.alias,
         )
         self.portal = self._addresses[0].portal
         self.peer_address = self.portal.host
@@ -196,7 +236,8 @@ class Dialler:
             if self._options.record is not None:
                 sock = tapped(sock, self._options.record)
             self._login = InitiatorLogin(config, random_bytes=os.urandom, memory=self._memory)
-            link = Link(sock, Connection(self._login, tracer(str(portal))), self._poller)
+            connection = Connection(self._login, tracer(str(portal)), self._options.queue_depth)
+            link = Link(sock, connection, self._poller)
             try:
                 redirect = await link.log_in()
                 if redirect is None:

@@ -48,5 +48,15 @@ class InitiatorOptions:
     of before; otherwise these are lost, and reported."""
     write_behind: bool = True
     """Whether a write is acknowledged as soon as it is kept here; fsync waits for the target in any case."""
+    alias: str = ""
+    """InitiatorAlias, our name for people; none is sent where it is empty."""
+    source_address: str | None = None
+    """The numeric address of this machine to connect from."""
+    dscp: int | None = None
+    """The code point (6 bits) of the packets that are sent."""
+    pcp: int | None = None
+    """Their priority (3 bits) in a VLAN."""
+    queue_depth: int | None = None
+    """How many commands of a session may be on the wire, None: as many as the target takes."""
     record: MakeRecorder | None = None
     """Chooses who records each connection, as it is made."""

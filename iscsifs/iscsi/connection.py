@@ -46,8 +46,11 @@ class Connection:
     `heard` is set by every byte that arrives; the keepalive timer clears it.
     """
 
-    def __init__(self, login: InitiatorLogin, observer: Observer | None = None) -> None:
+    def __init__(
+        self, login: InitiatorLogin, observer: Observer | None = None, queue_depth: int | None = None
+    ) -> None:
         self.login = login
+        self._max_tasks = min(queue_depth or MAX_TASKS, MAX_TASKS)
         self.heard = False
         self.tasks_on_the_wire = 0
         """How many commands wait for their status; those still queued are not counted."""
@@ -194,7 +197,7 @@ class Connection:
         if exchange.state is not ConnectionState.LOGGED_IN:
             return
         commands, sender = exchange.commands, exchange.sender
-        for _ in range(min(len(queue), MAX_TASKS - self.tasks_on_the_wire, commands.window)):
+        for _ in range(min(len(queue), self._max_tasks - self.tasks_on_the_wire, commands.window)):
             task = queue[0]
             tag = exchange.new_tag(task)  # without memory it stays in one of the two
             queue.popleft()

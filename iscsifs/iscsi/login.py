@@ -103,6 +103,8 @@ class LoginConfig:
     """The operational keys to offer, by their names on the wire."""
     target_portal_group_tag: int | None = None
     """The tag that discovery gave for this portal; another one is logged."""
+    alias: str = ""
+    """InitiatorAlias; none is sent where it is empty."""
     zone: str | None = None
     """The zone of the connection, for link-local addresses in redirections."""
 
@@ -220,6 +222,8 @@ class InitiatorLogin:
         """The whole login, from the first request to the final response."""
         config, negotiation = self.config, self._negotiation
         pairs = [negotiation.send("InitiatorName", config.initiator_name)]
+        if config.alias:
+            pairs.append(negotiation.send("InitiatorAlias", config.alias))
         if config.target_name is not None:
             pairs.append(negotiation.send("TargetName", config.target_name))
         if config.tsih == 0:

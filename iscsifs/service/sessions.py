@@ -14,7 +14,7 @@ import trio
 
 from iscsifs.errors import IscsifsError, TaskAborted, TransportError, UnitError
 from iscsifs.initiator import discover as discovery
-from iscsifs.initiator.dial import NO_POLLER, Connect, Dialler, Poller, connect
+from iscsifs.initiator.dial import NO_POLLER, Connect, Dialler, Poller
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.initiator.report import SessionReport, report
 from iscsifs.initiator.session import Session
@@ -176,7 +176,7 @@ class Initiator:
     """Sessions with targets, as the initiator that *options* describe; see `open_initiator`."""
 
     def __init__(
-        self, options: InitiatorOptions, nursery: trio.Nursery, poller: Poller, connect: Connect = connect
+        self, options: InitiatorOptions, nursery: trio.Nursery, poller: Poller, connect: Connect | None = None
     ) -> None:
         self._options = options
         self._poller = poller
@@ -222,7 +222,7 @@ class Initiator:
 
 @asynccontextmanager
 async def open_initiator(
-    options: InitiatorOptions, poller: Poller = NO_POLLER, connect: Connect = connect
+    options: InitiatorOptions, poller: Poller = NO_POLLER, connect: Connect | None = None
 ) -> AsyncIterator[Initiator]:
     """Give an initiator; leaving the context, also by cancellation, logs out of all its targets.
 

@@ -58,6 +58,8 @@ complete -c iscsifs -f
 
 complete -c iscsifs -n _shtab_iscsifs_using -s h -l help -d 'show this help message and exit'
 complete -c iscsifs -n _shtab_iscsifs_using -s D -l discover -d 'list the targets of the hosts, and exit'
+complete -c iscsifs -n _shtab_iscsifs_using -s l -l long -d 'with -D, the logical units and their sizes too'
+complete -c iscsifs -n _shtab_iscsifs_using -l json -d 'with -D, print JSON'
 complete -c iscsifs -n _shtab_iscsifs_using -s p -l port -x -d 'where no port is given (3260)'
 complete -c iscsifs -n _shtab_iscsifs_using -s t -l pattern -x -d 'only targets with such a name, as in "iqn.*:disk?"; may be repeated'
 complete -c iscsifs -n _shtab_iscsifs_using -s 4 -l ipv4 -d 'use IPv4 only'
