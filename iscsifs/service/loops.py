@@ -88,8 +88,12 @@ class Loops:
             while True:
                 await trio.sleep(_POLL)
                 for loop in list(self._loops.values()):
-                    if loop.device is not None and not loop.lock.locked():
+                    if loop.lock.locked():
+                        continue
+                    if loop.device is not None:
                         await self._look_at(loop)
+                    elif not self._is_shown(loop):
+                        del self._loops[loop.directory]
 
     async def end(self) -> None:
         """Detach all devices, and wait for those that are in use; say what holds them."""
