@@ -146,7 +146,8 @@ async def test_a_target_has_so_many_partitions_and_no_more(
 
 
 async def test_what_is_lost_by_one_name_is_reported_by_the_other(connect: Connect) -> None:
-    site = await connect([(8, 100)])
+    """To every handle that was open, and to none that is opened when somebody knows of it."""
+    site = await connect([(8, 100), (108, 100)])
     whole = await site.file(b"storage").open(os.O_RDWR, 1)
     part = await site.file(b"part1").open(os.O_RDWR, 1)
     site.san.unit._writes.ledger.report(DataLostError("lost"))
@@ -154,5 +155,5 @@ async def test_what_is_lost_by_one_name_is_reported_by_the_other(connect: Connec
         with pytest.raises(DataLostError, match="lost"):
             await handle.fsync()
         await handle.fsync()
-    again = await site.file(b"part1").open(os.O_RDWR, 1)
-    await again.fsync()
+    await (await site.file(b"part2").open(os.O_RDWR, 1)).fsync()
+    assert site.tree.storages.untold == []
