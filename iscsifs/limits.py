@@ -328,5 +328,8 @@ MAX_METRIC_UNITS: Final = 512
 MAX_PARTITIONS: Final = 256
 """Partitions of one disk, as many as Linux shows."""
 
+MAX_TARGET_PARTITIONS: Final = 4096
+"""Partitions of all disks of one target that are shown: a hostile one may tell of millions."""
+
 MAX_PARTITION_ENTRIES: Final = 256 << 10
 """Bytes of the entries of a GPT; 16 KiB are usual."""

@@ -5,7 +5,7 @@ import stat
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from iscsifs.fs.nodes import Handle, Node, Refusal, Refused, Stat
+from iscsifs.fs.nodes import MAX_COMMAND, Handle, Node, Refusal, Refused, Stat
 
 _COMMANDS: Final = {b"0": False, b"0\n": False, b"1": True, b"1\n": True}
 
@@ -56,6 +56,6 @@ class _Switch(Handle):
     async def write(self, offset: int, data: bytes) -> int:
         """Carry out the command."""
         if (on := _COMMANDS.get(bytes(data))) is None:
-            raise Refused(Refusal.INVALID)
+            raise Refused(Refusal.TOO_LONG if len(data) > MAX_COMMAND else Refusal.INVALID)
         await self._switch(on)
         return len(data)

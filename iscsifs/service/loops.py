@@ -31,6 +31,9 @@ _TIME_TO_DETACH: Final = 2.0
 _TIME_TO_ATTACH: Final = 30.0
 """Seconds that the start waits for the devices."""
 
+_AT_ONCE: Final = 4
+"""Devices that are attached at once by themselves."""
+
 _NO_DEVICE: Final = "none"
 
 
@@ -71,6 +74,7 @@ class Loops:
         self._tell = tell
         self._loops: dict[UnitDirectory, _Loop] = {}
         self._nursery: trio.Nursery | None = None
+        self._children = trio.CapacityLimiter(_AT_ONCE)
         self._is_ending = False
         if not loop_devices.why_not():
             tree.on_unit.append(self._of_unit)
@@ -88,8 +92,12 @@ class Loops:
             while True:
                 await trio.sleep(_POLL)
                 for loop in list(self._loops.values()):
-                    if loop.device is not None and not loop.lock.locked():
+                    if loop.lock.locked():
+                        continue
+                    if loop.device is not None:
                         await self._look_at(loop)
+                    elif not self._is_shown(loop):
+                        del self._loops[loop.directory]
 
     async def end(self) -> None:
         """Detach all devices, and wait for those that are in use; say what holds them."""
@@ -142,7 +150,8 @@ class Loops:
         if loop.directory.unit.device_type != DIRECT_ACCESS:
             return
         try:
-            await self._attach(loop)
+            async with self._children:
+                await self._attach(loop)
         except IscsifsError as exc:
             log.error("%s: no loop device: %s", loop.directory.path.decode(), exc)
             self._events.add("loop_failed", str(exc), **loop.where)

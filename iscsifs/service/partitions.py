@@ -15,7 +15,7 @@ import trio
 from iscsifs.errors import IscsifsError
 from iscsifs.fs.storage import Storage
 from iscsifs.fs.tree import DIRECT_ACCESS, TargetDirectory, Tree, UnitDirectory
-from iscsifs.limits import PROBES_AT_ONCE
+from iscsifs.limits import MAX_TARGET_PARTITIONS, PROBES_AT_ONCE
 from iscsifs.units.block import BlockUnit
 from iscsifs.units.partitions import Partition, partitions
 from iscsifs.units.window import Window
@@ -33,6 +33,10 @@ class _Disks(dict[BlockUnit, "_Disk"]):
         super().__init__()
         self.limit: Final = trio.CapacityLimiter(PROBES_AT_ONCE)
 
+    def room(self) -> int:
+        """Return how many more partitions may be shown."""
+        return MAX_TARGET_PARTITIONS - sum(len(disk.windows) for disk in self.values())
+
 
 @dataclass(eq=False, slots=True)
 class _Disk:
@@ -41,7 +45,7 @@ class _Disk:
     unit: BlockUnit
     directory: UnitDirectory
     size: int
-    limit: trio.CapacityLimiter
+    siblings: _Disks
     windows: dict[int, Window] = field(default_factory=dict)
     is_due: bool = False
     is_looking: bool = False
@@ -71,7 +75,7 @@ class Partitions:
                 continue
             disk = disks.get(storage)
             if disk is None:
-                disk = disks[storage] = _Disk(storage, directory, 0, disks.limit)
+                disk = disks[storage] = _Disk(storage, directory, 0, disks)
                 self._disks[storage] = disk
             if disk.size != storage.size:
                 disk.size = storage.size
@@ -110,7 +114,7 @@ class Partitions:
         try:
             while disk.is_due:
                 disk.is_due = False
-                async with disk.limit:
+                async with disk.siblings.limit:
                     found = await _read_table(disk.unit)
                 if not self._is_shown(disk):
                     break
@@ -143,15 +147,25 @@ class Partitions:
             else:
                 del disk.windows[number]
                 disk.unit.close_window(window)
-        for number, partition in wanted.items():
-            if number not in disk.windows:
-                name = f"{disk.unit.name} partition {number}"
-                disk.windows[number] = disk.unit.open_window(name, partition.start, partition.size)
-        if new := kept - disk.kept:
+        room = disk.siblings.room()
+        new = [partition for number, partition in wanted.items() if number not in disk.windows]
+        if len(new) > room:
+            log.warning(
+                "%s: %d partitions are left out, as its target has more than %d",
+                disk.unit.name,
+                len(new) - room,
+                MAX_TARGET_PARTITIONS,
+                extra={"kind": f"{disk.unit.name}: partitions are left out"},
+            )
+        for partition in new[: max(0, room)]:
+            number = partition.number
+            name = f"{disk.unit.name} partition {number}"
+            disk.windows[number] = disk.unit.open_window(name, partition.start, partition.size)
+        if others := kept - disk.kept:
             log.warning(
                 "%s: partition %s is in use, and not what the table says now; it changes when it is closed",
                 disk.unit.name,
-                ", ".join(map(str, sorted(new))),
+                ", ".join(map(str, sorted(others))),
             )
         disk.kept = frozenset(kept)
         self._tree.set_partitions(disk.directory, dict(sorted(disk.windows.items())))
