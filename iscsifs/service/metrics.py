@@ -80,7 +80,7 @@ def _single(name: str, kind: Kind, text: str, value: float) -> Family:
 
 
 def _labels(directory: TargetDirectory) -> dict[str, str]:
-    host, _, target = directory.path.decode().partition("/")
+    host, _, target = directory.path.decode(errors="backslashreplace").partition("/")
     return {"host": host, "target": target}
 
 

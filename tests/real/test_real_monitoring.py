@@ -175,6 +175,23 @@ def test_a_session_that_is_lost_and_comes_back(monitored: Monitored) -> None:
     assert value(session / "connections") != connection
 
 
+@pytest.mark.conformance("METRICS-1.6")
+def test_no_secret_and_no_user_is_in_the_metrics(mount_hosts: MountHosts, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.touch(0o600)
+    secret.write_text("a secret of some length")
+    with TestTarget(user="alice-the-user", secret=secret.read_text()) as target:
+        mounted = mount_hosts("-u", "alice-the-user", "--secret-file", secret, target.url)
+        assert mounted.said.returncode == 0, mounted.said.stderr
+        monitored = Monitored(mounted, target)
+        assert "AuthMethod=CHAP" in value(monitored.session / "parameters").splitlines()
+        texts = {path: path.read_text() for path in monitored.texts()}
+        assert not [path for path, text in texts.items() if secret.read_text() in text]
+        for name in "metrics", "metrics.prom":
+            assert "alice" not in texts[monitored.own / name]
+        mounted.unmount()
+
+
 # What programs make of the files.
 
 
