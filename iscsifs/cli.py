@@ -413,7 +413,7 @@ async def _mount(
             take_commands(living, config, network)
             show_monitoring(living)
             OwnFiles(living, config, network, trace)
-            find = partial(living.find, origins_of(config, network))
+            find = partial(living.find, origins_of(config, network, events))
             if (found := await _unless(signals.first, find)) is None:
                 return ExitStatus.FAILED
             targets, failures = found

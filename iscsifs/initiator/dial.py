@@ -69,7 +69,7 @@ class Connect(Protocol):
 
 
 def _prepare(options: InitiatorOptions, sock: socket.socket) -> None:
-    """Give *sock* our end of the connection before it is one; raises OSError where the address is not ours."""
+    """Give *sock* our end before it is connected; raises OSError where the address is not ours."""
     is_six = sock.family == socket.AF_INET6
     if options.dscp is not None:
         level, option = (
