@@ -426,7 +426,7 @@ async def _mount(
             loops = Loops(
                 tree, mount_point, events, is_automatic=config.mount_options.loop, tell=_announce_waiting
             )
-            find = partial(living.find, origins_of(config, network))
+            find = partial(living.find, origins_of(config, network, events))
             if (found := await _unless(signals.first, find)) is None:
                 return ExitStatus.FAILED
             targets, failures = found

@@ -78,6 +78,8 @@ def configure(args: argparse.Namespace, ask: Callable[[str], bytes]) -> Config:
     """
     mount_options = MountOptions.parse(args.options, read_only=args.read_only)
     _merge(args, mount_options.command)
+    if mount_options.trace == Path("-") and (args.discover or not (args.foreground or args.debug)):
+        raise ConfigError("-o trace=- is for a mount in the foreground; add -f, or give a file")
     others = _other_sources(args)
     operands: list[str] = args.operands
     mount_point = None

@@ -289,7 +289,18 @@ def test_the_user_of_all_is_that_of_a_name_server(tmp_path: Path) -> None:
 
 def test_a_name_server_that_is_away_is_unreachable(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-i", ME, "-D", "--isns", "127.0.0.1:1"]) == ExitStatus.UNREACHABLE
-    assert "iSNS server 127.0.0.1:1: " in capsys.readouterr().err
+    (complaint,) = capsys.readouterr().err.splitlines()
+    assert complaint.startswith("iscsifs: iSNS server 127.0.0.1:1: Connection refused; ")
+
+
+# Traces.
+
+
+@pytest.mark.parametrize("words", [("host", MOUNT_POINT), ("-D", "host"), ("-D", "-f", "host")])
+def test_the_standard_output_takes_a_trace_of_the_foreground_only(words: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="add -f"):
+        configured("-o", "trace=-", *words)
+    assert configured("-f", "-o", "trace=-", "host", MOUNT_POINT).mount_options.trace == Path("-")
 
 
 # What comes while mounted.

@@ -16,8 +16,9 @@ from iscsifs.errors import IscsifsError, NoTargetError, TransportError, printabl
 from iscsifs.hosts import NameServer
 from iscsifs.initiator.options import InitiatorOptions
 from iscsifs.limits import LOGINS_AT_ONCE
+from iscsifs.monitor.events import Events
 from iscsifs.service.attach import Failure, Login, each
-from iscsifs.service.name_servers import isns_source, trouble
+from iscsifs.service.name_servers import isns_source, teller, trouble
 from iscsifs.service.network import Network
 from iscsifs.service.retries import delays, may_pass
 
@@ -36,17 +37,23 @@ class Origin:
     place: bytes = b""
 
 
-def origins_of(config: Config, network: Network) -> list[Origin]:
+def origins_of(config: Config, network: Network, events: Events | None = None) -> list[Origin]:
     """Return the sources that *config* names, the hosts first, in their order."""
-    return origins(config.hosts, config.name_servers, config, network)
+    return origins(config.hosts, config.name_servers, config, network, events)
 
 
 def origins(
-    hosts: Iterable[Host], name_servers: Iterable[NameServer], config: Config, network: Network
+    hosts: Iterable[Host],
+    name_servers: Iterable[NameServer],
+    config: Config,
+    network: Network,
+    events: Events | None,
 ) -> list[Origin]:
-    """Return the sources of the targets of *hosts* and of those that *name_servers* tell of."""
+    """Return the sources of the targets of *hosts* and of those that *name_servers* tell of; what these
+    are at is told to *events*, or only to who wants to know more where nothing is mounted."""
+    say = log.info if events is None else teller(events)
     return [origin_of(host, config, network) for host in hosts] + [
-        Origin(isns_source(server, config.wants), server.options) for server in name_servers
+        Origin(isns_source(server, config.wants, say), server.options) for server in name_servers
     ]
 
 

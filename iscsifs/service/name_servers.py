@@ -8,6 +8,7 @@ from iscsifs.discovery.isns import IsnsSource
 from iscsifs.discovery.source import Report, Source, Wanted
 from iscsifs.hosts import NameServer
 from iscsifs.isns.client import ClientConfig
+from iscsifs.monitor.events import Events
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,16 @@ def isns_source(
         return IsnsSource(server.portal, config, say, wants)
     source = IsnsSource(server.portal, config, say, lambda name: name == server.target)
     return OneUnit(source, server.lun)
+
+
+def teller(events: Events) -> Callable[[str], None]:
+    """Return what tells of a name server, in the log and in *events*."""
+
+    def tell(sentence: str) -> None:
+        log.warning("%s", sentence)
+        events.add("source", sentence)
+
+    return tell
 
 
 def trouble(source: Source) -> str | None:

@@ -15,12 +15,12 @@ from iscsifs.config import Config
 from iscsifs.errors import ConfigError, IscsifsError, printable
 from iscsifs.fs.command_file import CommandFile
 from iscsifs.fs.nodes import Directory, Refusal, Refused
-from iscsifs.hosts import shown
+from iscsifs.hosts import Named, shown
 from iscsifs.iscsi.names import TargetAddress
 from iscsifs.monitor.events import MAX_TEXT
 from iscsifs.service.attach import Attached
 from iscsifs.service.control import refusal_of
-from iscsifs.service.find import origins
+from iscsifs.service.find import Origin, origins
 from iscsifs.service.living import LivingSet
 from iscsifs.service.network import Network
 from iscsifs.service.tracing import Tracing
@@ -83,6 +83,10 @@ class OwnFiles:
             # By another thread: the file may be on a disk of this mount.
             await trio.to_thread.run_sync(files.save, path, entries)
 
+    def _origins(self, named: Named) -> list[Origin]:
+        living = self._living
+        return origins(named.hosts, named.name_servers, self._config, self._network, living.events)
+
     async def _attach(self, line: str) -> None:
         """Attach what *line* names, as on the command line."""
         reader = self._config.reader
@@ -90,7 +94,7 @@ class OwnFiles:
         named = await trio.to_thread.run_sync(reader.read_later, line)
         failures = []
         has_new = bool(named.name_servers)
-        for origin in origins(named.hosts, named.name_servers, self._config, self._network):
+        for origin in self._origins(named):
             attached, failed = await self._living.add_source(origin)
             has_new = has_new or bool(attached)
             failures += failed

@@ -189,6 +189,20 @@ def test_a_target_that_is_registered_later_appears_and_leaves_again(
     mounted.unmount()
 
 
+def test_a_name_server_that_goes_away_is_told_of_and_takes_nothing(
+    tmp_path: Path, serve: Serve, mount_hosts: MountHosts, isnsd: Isnsd
+) -> None:
+    tgt = tgt_with(serve, tmp_path, None)
+    isnsd.register("array", NAME, tgt.portal)
+    mounted = mount_hosts("-i", ME, "--isns", isnsd.portal)
+    wait_until(mounted.storage().exists, "the target is there", 5.0)
+    isnsd.kill()
+    events = mounted.path / ".iscsifs" / "events"
+    wait_until(lambda: "its targets stay" in events.read_text(), "it is told", 5.0)
+    assert mounted.storage().stat().st_size == MIB
+    mounted.unmount()
+
+
 @pytest.mark.conformance("RP-1.7")
 def test_a_root_path_without_a_server_is_found_by_the_name_server(
     tmp_path: Path, serve: Serve, mount_hosts: MountHosts, isnsd: Isnsd
