@@ -60,7 +60,7 @@ def config_text(config: Config) -> str:
     return "".join(f"{printable(line)}\n" for line in lines)
 
 
-_SHOWN = ("uid", "gid", "read_only", "direct_io", "sync", "exclusive", "max_background", "read_ahead")
+_SHOWN = ("uid", "gid", "read_only", "direct_io", "sync", "exclusive", "loop", "max_background", "read_ahead")
 
 
 def _lines_of_host(host: Host) -> list[str]:
