@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iscsifs.cli import parser
+from iscsifs.command_line import parser
 from iscsifs.config import HostSpec, configure, initiator_name
 from iscsifs.errors import ConfigError
 from iscsifs.initiator.options import InitiatorOptions

@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "unmount": {"errors", "exit_status", "fs", "terminal"},
     "mount_options": {"errors", "fs"},
     "hosts": {"conffile", "errors", "ibft", "initiator", "iscsi", "scsi", "secret"},
+    "command_line": {"mount_options", "terminal"},
     "config": {"conffile", "errors", "hosts", "ibft", "initiator", "iscsi", "mount_options", "secret"},
 }
 """What the rooms may import of this package; secret and terminal are for target.cli only.

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import iscsifs.cli
+import iscsifs.command_line
 import iscsifs.ctl.cli
 import iscsifs.target.cli
 from iscsifs.fs.platform.headroom import RESERVE
@@ -37,7 +38,7 @@ from iscsifs.mount_options import FUSE_OPTIONS, OPTIONS
 MAN = Path(__file__).parent.parent / "man"
 
 COMMANDS = {
-    "iscsifs.8": (iscsifs.cli.parser(), iscsifs.cli.ExitStatus),
+    "iscsifs.8": (iscsifs.command_line.parser(), iscsifs.cli.ExitStatus),
     "iscsifs-target.8": (iscsifs.target.cli.parser(), iscsifs.target.cli.ExitStatus),
     "iscsifsctl.8": (iscsifs.ctl.cli.parser(), iscsifs.cli.ExitStatus),
 }

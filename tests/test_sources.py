@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from iscsifs.cli import ExitStatus, main, parser
+from iscsifs.cli import ExitStatus, main
+from iscsifs.command_line import parser
 from iscsifs.config import Config, Host, HostSpec, configure
 from iscsifs.errors import ConfigError, NoTargetError, TransportError
 from iscsifs.fs.nodes import Directory, TextFile, TreeOptions
@@ -240,7 +241,7 @@ def test_the_secret_of_a_root_path_stays_with_it() -> None:
 def test_the_secret_of_a_root_path_is_not_shown_by_ps(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
-        "from iscsifs.cli import parser; from iscsifs.config import configure\n"
+        "from iscsifs.command_line import parser; from iscsifs.config import configure\n"
         "configure(parser().parse_intermixed_args(sys.argv[1:]), lambda whose: b'')\n"
         "sys.stdout.buffer.write(Path('/proc/self/cmdline').read_bytes())\n"
     )
