@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iscsifs.errors import ProtocolError
+from iscsifs.errors import ProtocolError, TaskAborted
 from iscsifs.iscsi.bhs import BHS_LENGTH, pack
 from iscsifs.iscsi.keys import Parameters
 from iscsifs.iscsi.pdu import (
@@ -13,6 +13,8 @@ from iscsifs.iscsi.pdu import (
     RESERVED_TAG,
     CommandFlag,
     DataOut,
+    ResponseFlag,
+    ScsiResponse,
 )
 from iscsifs.iscsi.task import Task, read_sense
 from support.memory_target import LUN, pattern
@@ -81,6 +83,19 @@ def test_what_an_r2t_asks_for_is_cut_short_once_the_task_is_about_to_end() -> No
     assert second is not None
     pdu, data = second.last, second.data
     assert (pdu.flags, pdu.buffer_offset, len(data)) == (FINAL, 2048, 512)
+
+
+@pytest.mark.parametrize(("flags", "residual"), [(0, 0), (ResponseFlag.UNDERFLOW, 1536)])
+def test_a_write_that_was_cut_short_is_not_done_whatever_the_target_says(flags: int, residual: int) -> None:
+    """The target may have refused the reset for which it was cut: then the write is to be repeated."""
+    parameters = Parameters(immediate_data=False, max_send_data_segment_length=512)
+    task = Task(LUN, bytes(6), data_out=memoryview(pattern(2048)))
+    task.start(parameters, 7, 1, 1)
+    task.aborting = True
+    assert task.solicited(r2t(0, 2048), parameters, 1) is not None
+    task.aborting = False
+    task.response_arrived(ScsiResponse(flags, 0, 0, 7, residual_count=residual), memoryview(b""))
+    assert isinstance(task.failure, TaskAborted)
 
 
 def test_directions() -> None:
