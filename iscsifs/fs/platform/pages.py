@@ -17,6 +17,7 @@ So no thread of this program may wait for its own mount. There are two ways:
 
 import logging
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -283,6 +284,11 @@ class PagesByChild:
             finally:
                 os.close(descriptor)
             opening.status = child.wait()
+        except trio.Cancelled:
+            # At the end of the mount. The child may wait in the kernel; init reaps it when this program ends.
+            child.kill()
+            child.returncode = -signal.SIGKILL
+            raise
         finally:
             del self._children[child.pid]
             if child.poll() is None:
