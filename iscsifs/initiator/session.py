@@ -11,19 +11,16 @@ good.
 """
 
 import logging
-import math
-import random
 from collections.abc import Awaitable, Callable
-from typing import Final
 
 import trio
 
 from iscsifs.errors import IscsifsError, PathLost, TransportError
 from iscsifs.initiator.history import History
-from iscsifs.initiator.keepalive import Keepalive
 from iscsifs.initiator.notes import Notes
 from iscsifs.initiator.options import InitiatorOptions
-from iscsifs.initiator.resets import Resets
+from iscsifs.initiator.redial import Redial
+from iscsifs.initiator.supervisor import TICK, Supervisor
 from iscsifs.iscsi.events import (
     ConnectionDropped,
     Event,
@@ -37,39 +34,18 @@ from iscsifs.iscsi.pdu import LogoutResponseCode, TaskFunction
 from iscsifs.iscsi.states import ConnectionState, SessionEvent, SessionState, advance_session
 from iscsifs.iscsi.task import CHECK_CONDITION, Task
 from iscsifs.limits import (
-    ATTEMPT_PATIENCE,
-    ATTEMPT_PAUSE,
     LAST_LOGOUT_TIMEOUT,
     LOGOUT_TIMEOUT,
-    MANAGEMENT_TIMEOUT,
-    MAX_TIME2WAIT,
 )
-from iscsifs.scsi.cdb import describe
-from iscsifs.scsi.sense import Sense, SenseKey
 from iscsifs.transport.link import Link
 
 log = logging.getLogger(__name__)
-
-TICK: Final = 1.0
-"""Seconds between two checks of the time-outs of a session."""
-
-FIRST_DELAY: Final = 0.25
-"""Seconds before the second attempt to log in again; the first comes at once, if Time2Wait allows it."""
-
-LONGEST_DELAY: Final = 5.0
-"""Seconds at most between two attempts; a session that lived this long resets the back-off."""
-
-_RESET: Final = Sense(SenseKey.UNIT_ATTENTION, 0x29, 0x03).pack()
-"""The sense data of a unit that was reset (SPC-3 section 4.5.6)."""
 
 
 class Session:
     """The commands of one initiator to one target; `run` has to run for anything to happen.
 
     *dial* connects and logs in, with the same ISID each time. *name* is for the log.
-
-    A command without an answer is aborted after the command time-out. Where that does not help within
-    MANAGEMENT_TIMEOUT its unit is reset, and after as long again the connection is given up.
     """
 
     def __init__(
@@ -93,25 +69,15 @@ class Session:
         before any command that is answered later counts as done."""
         self.on_note: Callable[[str, str], None] = lambda kind, text: None
         """Called with the kind and the sentence of an event: a loss, an attempt in vain, a new login."""
-        self._dial = dial
         self._options = options
+        self._redial = Redial(name, dial, self._login_failed)
+        self._supervisor = Supervisor(name, link, options, self._sense_reported)
         self._listeners: list[Callable[[], None]] = []
-        self._managements: dict[Management, float] = {}
-        self._resets = Resets()  # those that a user has asked for
         self._away_since: float | None = None
         self._told_of_absence = False
-        self._time2wait: float | None = None  # None: what the login agreed on
-        self._backoff = 0.0
-        self._login_failure = ""
-        self._attempt_began: float | None = None  # the one under way
-        self._attempt_ended = -math.inf  # the last one that has failed
-        self._keepalive: Keepalive | None = None
-        self._stuck_ticks = 0
         self._notes = Notes(name)
         self._closing = False
         self._logged_out = trio.Event()
-        self._wanted = trio.Event()
-        self._dialling = trio.CancelScope()
 
     # Commands.
 
@@ -135,7 +101,7 @@ class Session:
         task.on_end = None
         if not self.link.connection.withdraw(task) and not task.ended and self.link.failure is None:
             try:
-                self._abort(task)
+                self._supervisor.abort(task)
             except MemoryError:  # trio, which calls this for a caller that is cancelled, has no use for it
                 self.link.fail(TransportError("no memory to abort a command"))
 
@@ -149,16 +115,9 @@ class Session:
 
     def want(self) -> float:
         """Cut the back-off short, as there is a command to send; return until when an attempt to log in
-        may help.
-
-        After the replacement time-out there is a pause of ATTEMPT_PAUSE behind each attempt that has failed.
-        """
-        now = trio.current_time()
-        expired = now >= self.down_since + self._options.replacement_timeout
-        if self._attempt_began is None and expired and now < self._attempt_ended + ATTEMPT_PAUSE:
-            return -math.inf
-        self._wanted.set()
-        return (now if self._attempt_began is None else self._attempt_began) + ATTEMPT_PATIENCE
+        may help."""
+        expired = trio.current_time() >= self.down_since + self._options.replacement_timeout
+        return self._redial.want(is_expired=expired)
 
     def _tell_listeners(self) -> None:
         listeners, self._listeners = self._listeners, []
@@ -203,7 +162,7 @@ class Session:
             if scope.cancelled_caught:
                 log.warning("%s: no answer to the logout in %g seconds", self.name, LAST_LOGOUT_TIMEOUT)
         self._end()
-        self._dialling.cancel()
+        self._redial.stop()
 
     def _close(self) -> None:
         """Take no command from now on."""
@@ -219,8 +178,6 @@ class Session:
     async def _serve(self) -> None:
         """Serve the connection until it ends; keep what it left unanswered."""
         link, started = self.link, trio.current_time()
-        self._keepalive = Keepalive(link, self._options, started)
-        self._stuck_ticks = 0
         self._logged_out = trio.Event()
         try:
             if self._away_since is not None:
@@ -232,11 +189,9 @@ class Session:
         finally:
             self._logged_out.set()  # the end of the connection answers a logout as well
             self._fail()
-            self._managements.clear()
-            self._resets.lost()
+            self._supervisor.lost()
             self._hand_back(link.connection.take_unfinished())
-        if trio.current_time() - started >= LONGEST_DELAY:
-            self._backoff = 0.0
+        self._redial.connected(trio.current_time() - started)
         if not self._closing:
             self.history.lost(str(link.failure))
             kind = {"kind": f"{self.name}: {type(link.failure)}"}
@@ -279,56 +234,25 @@ class Session:
         self._tell_listeners()
 
     async def _log_in_again(self) -> None:
-        """Dial until it works or the session is closed, with growing delays (section 7.5).
+        """Dial until it works or the session is closed."""
+        link = await self._redial(float(self.link.connection.parameters.default_time2wait))
+        if link is None:
+            return
+        if self._closing:
+            link.close()
+            return
+        self.link = link
+        self._supervisor = Supervisor(self.name, link, self._options, self._sense_reported)
 
-        They also grow, over several calls, while sessions end as soon as they have begun.
-        """
-        if self._time2wait is None:
-            self._time2wait = float(self.link.connection.parameters.default_time2wait)
-        pause, self._time2wait = self._time2wait, None
-        if pause > MAX_TIME2WAIT:
-            log.warning(
-                "%s: the target wants us away for %g s; coming back after %g s",
-                self.name,
-                pause,
-                MAX_TIME2WAIT,
-            )
-            pause = MAX_TIME2WAIT
-        with trio.CancelScope() as self._dialling:
-            while not self._closing:
-                jittered = FIRST_DELAY * random.uniform(0.75, 1.25)
-                await trio.sleep(max(pause, jittered) if self._backoff else pause)
-                with trio.move_on_after(self._backoff):
-                    await self._wanted.wait()  # a new command cuts the back-off short
-                self._wanted = trio.Event()
-                self._backoff = min(2 * self._backoff + jittered, LONGEST_DELAY)
-                pause = 0.0
-                self._attempt_began = trio.current_time()
-                try:
-                    link = await self._dial()
-                except IscsifsError as error:
-                    self._login_failed(error)
-                    continue
-                finally:
-                    self._attempt_began = None
-                self._login_failure = ""
-                if self._closing:
-                    link.close()
-                else:
-                    self.link = link
-                return
-
-    def _login_failed(self, error: IscsifsError) -> None:
+    def _login_failed(self, error: IscsifsError, is_new: bool) -> None:
         """Log why, once for each reason in a row."""
-        self._attempt_ended = trio.current_time()
         self.history.last_error = str(error)
         self._tell_listeners()
-        if str(error) != self._login_failure:
-            self._login_failure = str(error)
+        if is_new:
             log.warning("%s: %s; still trying", self.name, error)
             self.on_note("login_failed", f"{error}; still trying")
 
-    # Time-outs: one clock for all of them, so that a command costs no timer of its own.
+    # Time-outs.
 
     async def _clock(self) -> None:
         ticks = 0
@@ -346,17 +270,9 @@ class Session:
                     self._tell_of_absence()
             elif self.link.failure is None:
                 try:
-                    self._watch(now)
+                    self._supervisor.check(now)
                 except MemoryError:
                     self.link.fail(TransportError("no memory to ask the target"))
-
-    def _watch(self, now: float) -> None:
-        """Ask for what is missing: signs of life, and the status of commands and task management requests."""
-        if self._keepalive is not None:
-            self._keepalive.check(now)
-        self._watch_commands()
-        self._watch_managements(now)
-        self.link.flush()
 
     def _tell_of_absence(self) -> None:
         if not self._told_of_absence:
@@ -366,81 +282,15 @@ class Session:
                 "%s: the target has been away for more than %g seconds; still trying", self.name, seconds
             )
 
-    def _watch_commands(self) -> None:
-        """Abort what has waited too long for its status, and give up a window that is never opened."""
-        connection = self.link.connection
-        limit = math.ceil(self._options.command_timeout / TICK)
-        unsent = False
-        for task in list(connection.tasks()):
-            if not task.on_the_wire:
-                unsent = True  # and so are all behind it
-                break
-            task.ticks += 1
-            if task.ticks == limit + 1:  # the first tick comes less than TICK after the command
-                seconds = self._options.command_timeout
-                log.warning(
-                    "%s: no answer to %s in %g s; aborting it",
-                    self.name,
-                    describe(task.cdb),
-                    seconds,
-                    extra={"kind": f"{self.name} {task.lun}"},
-                )
-                self._abort(task)
-        self._stuck_ticks = self._stuck_ticks + 1 if unsent and not connection.tasks_on_the_wire else 0
-        if self._stuck_ticks > limit:
-            self.link.fail(TransportError("the command window stays closed"))
-
-    def _watch_managements(self, now: float) -> None:
-        for management, since in list(self._managements.items()):
-            if now - since >= MANAGEMENT_TIMEOUT:
-                del self._managements[management]
-                self._escalate(management, "no answer")
-            elif management.refused_for_now:
-                del self._managements[management]
-                again = self.link.repeat(management)
-                self._manage(self._resets.repeated(management, again), since)
-
-    def _abort(self, task: Task) -> None:
-        if not any(task in management.tasks for management in self._managements):
-            self._manage(self.link.abort_task(task))
-
     async def reset(self, function: TaskFunction, lun: int = 0) -> None:
         """Have the target carry out a reset; raises TransportError, or TaskAborted where it refuses."""
         if self.open_link is None:
             raise TransportError(f"{self.name}: {function.name}: the target is away")
-        self._manage(management := self.open_link.reset(function, lun))
-        await self._resets.wait(self.name, management)
+        await self._supervisor.reset(function, lun)
 
-    def _manage(self, management: Management, since: float | None = None) -> None:
-        """Time a task management function that was sent now."""
-        self._managements[management] = trio.current_time() if since is None else since
-
-    def _managed(self, management: Management) -> None:
-        """Take the answer to a task management function, also to one that the connection asked for itself."""
-        since = self._managements.pop(management, trio.current_time())
-        lun = {TaskFunction.LOGICAL_UNIT_RESET: management.lun, TaskFunction.TARGET_WARM_RESET: None}
-        if management.succeeded and management.function in lun and self.on_sense is not None:
-            # The unit reports it to all other I_T nexuses, not to this one (SAM-5 section 7.7).
-            self.on_sense(SenseReported(lun[management.function], _RESET))
-        if management.refused_for_now:
-            self._managements[management] = since  # the clock repeats it
-        elif management.succeeded:
-            self._resets.ended(management)
-        else:
-            self._escalate(management, f"response {management.response}")
-
-    def _escalate(self, management: Management, reason: str) -> None:
-        """Escalate after a function that failed: from ABORT TASK to LOGICAL UNIT RESET to a new session."""
-        if self._resets.refused(management):
-            return
-        function, lun = management.function, management.lun
-        if all(task.ended for task in management.tasks):
-            return
-        if function is not TaskFunction.ABORT_TASK:
-            self.link.fail(TransportError(f"{function.name} did not help ({reason})"))
-        elif not any(other.function is not function and other.lun == lun for other in self._managements):
-            log.warning("%s: ABORT TASK did not help (%s); resetting the unit", self.name, reason)
-            self._manage(self.link.reset(TaskFunction.LOGICAL_UNIT_RESET, lun))
+    def _sense_reported(self, report: SenseReported) -> None:
+        if self.on_sense is not None:
+            self.on_sense(report)
 
     # What the connection tells.
 
@@ -458,17 +308,16 @@ class Session:
                 if on_end is not None:
                     on_end(event)
             case Management():
-                self._managed(event)
+                self._supervisor.ended(event)
             case LogoutRequested():
                 self._leave(event.seconds)
             case Logout():
                 self._logged_out_by(event)
             case ConnectionDropped():
-                self._time2wait = float(event.time2wait)
+                self._redial.time2wait = float(event.time2wait)
                 self.link.fail(TransportError("the target has given the connection up"))
             case SenseReported():
-                if self.on_sense is not None:
-                    self.on_sense(event)
+                self._sense_reported(event)
             case Noted():
                 self._notes.add(event.text)
             case _:
@@ -485,14 +334,14 @@ class Session:
     def _logged_out_by(self, logout: Logout) -> None:
         if logout.response == LogoutResponseCode.CLOSED:
             self._advance(SessionEvent.CLOSED)
-            self._time2wait = 0.0
+            self._redial.time2wait = 0.0
         else:
             log.warning("%s: the logout ended with response %s", self.name, logout.response)
             if logout.response in (
                 LogoutResponseCode.RECOVERY_UNSUPPORTED,
                 LogoutResponseCode.CLEANUP_FAILED,
             ):
-                self._time2wait = float(logout.time2wait)
+                self._redial.time2wait = float(logout.time2wait)
         self._logged_out.set()
         if not self._closing:
             self.link.fail(TransportError("logged out, as the target had asked for"))

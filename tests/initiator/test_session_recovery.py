@@ -9,7 +9,8 @@ import trio.lowlevel
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iscsifs.errors import CommandTimeout, LoginRefused, TransportError, UnitError
-from iscsifs.initiator.session import FIRST_DELAY, LONGEST_DELAY, TICK
+from iscsifs.initiator.redial import FIRST_DELAY, LONGEST_DELAY
+from iscsifs.initiator.supervisor import TICK
 from iscsifs.iscsi.pdu import (
     RESERVED_TAG,
     DataIn,

@@ -82,7 +82,8 @@ async def test_where_a_target_has_no_warm_reset_its_units_are_reset(
 ) -> None:
     asked: list[tuple[TaskFunction, int]] = []
     async with world({0: disk("S-0"), 1: disk("S-1")}) as w:
-        send, answered = w.target.session.open_link, w.target.session._managed
+        supervisor = w.target.session._supervisor
+        send, answered = w.target.session.open_link, supervisor.ended
         assert send is not None
         reset = send.reset
 
@@ -96,7 +97,7 @@ async def test_where_a_target_has_no_warm_reset_its_units_are_reset(
             answered(management)
 
         monkeypatch.setattr(send, "reset", noted)
-        monkeypatch.setattr(w.target.session, "_managed", refused)
+        monkeypatch.setattr(supervisor, "ended", refused)
         await w.target.reset()
         assert asked == [
             (TaskFunction.TARGET_WARM_RESET, 0),
@@ -114,7 +115,7 @@ async def test_a_reset_without_an_answer_is_an_error_and_no_new_session(
         def unheard(management: Management) -> None:
             management.response = None
 
-        monkeypatch.setattr(w.target.session, "_managed", unheard)
+        monkeypatch.setattr(w.target.session._supervisor, "ended", unheard)
         started = trio.current_time()
         with pytest.raises(TransportError, match="no answer"):
             await w.target.reset("0")
