@@ -8,6 +8,8 @@
     │   └── PathLost             the connection was lost before a command was answered
     ├── ProtocolError            the peer broke a rule of RFC 7143
     │   └── DigestError          a CRC32C did not match
+    ├── IsnsError                the iSNS server refuses something, or does not answer
+    │   └── IsnsProtocolError    it broke a rule of RFC 4171
     ├── LoginError               the login ended without a session
     │   ├── NegotiationError     a key's value cannot be accepted
     │   ├── AuthenticationError  one of the two sides was not believed
@@ -101,6 +103,17 @@ class ProtocolError(IscsifsError):
 
 class DigestError(ProtocolError):
     """A header or data digest did not match (RFC 7143 section 7.8)."""
+
+
+class IsnsError(IscsifsError):
+    """An iSNS server refuses a request, or does not answer it."""
+
+
+class IsnsProtocolError(IsnsError):
+    """An iSNS server broke a *rule* of RFC 4171, which *section* has."""
+
+    def __init__(self, rule: str, *, section: str) -> None:
+        super().__init__(f"{rule} (RFC 4171 section {section})")
 
 
 class LoginError(IscsifsError):

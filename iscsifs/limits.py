@@ -15,6 +15,9 @@ A target may be broken or hostile. Whatever it sends, one session with it keeps 
 A discovery session keeps one answer to SendTargets: 16 MiB while it arrives, and with its 262,144 pairs up to
 eight times as much while it is read.
 
+An iSNS server can have us keep one message of 1 MiB for each of 17 connections while it arrives, with 16 MiB
+more while one of them is read, and what it says of 4,096 targets with 32 portals each.
+
 Waiting ends as well, by the times here and by those that the user sets (`initiator.options`). Constants of
 the standards are where they are used, and so is what serves speed alone. What all this comes to is measured
 by `tests/faults/test_hostile_memory.py`.
@@ -71,6 +74,77 @@ MAX_ADDRESSES: Final = 32
 
 ANSWER_TIMEOUT: Final = 30.0
 """Seconds that the whole answer to SendTargets may take."""
+
+# iSNS: the server, which may also be anybody who answers in its place.
+
+MAX_ISNS_MESSAGE_LENGTH: Final = 1 << 20
+"""Bytes of one message of an iSNS server, of all its PDUs. Some 4,000 targets fit into it; a server that has
+more to tell can be asked for one after the other."""
+
+MAX_ISNS_PDUS: Final = 1024
+"""PDUs that such a message may come in: 1 MiB in pieces as small as 1 KiB."""
+
+MAX_ISNS_AUTHENTICATION_LENGTH: Final = 4096
+"""Bytes of an authentication block (RFC 4171 section 5.5), which is skipped."""
+
+ISNS_MESSAGE_TIMEOUT: Final = 10.0
+"""Seconds from the first byte of a message to its last."""
+
+ISNS_CONNECT_TIMEOUT: Final = 10.0
+"""Seconds for a connection to one address of an iSNS server."""
+
+ISNS_RESPONSE_TIMEOUT: Final = 15.0
+"""Seconds that a request to an iSNS server may be without an answer; then the connection is closed."""
+
+ISNS_FIRST_TIMEOUT: Final = 10.0
+"""Seconds at the start after which nobody waits any longer for the first targets of an iSNS server."""
+
+ISNS_LEAVE_TIMEOUT: Final = 2.0
+"""Seconds at the end for the deregistration."""
+
+MAX_ISNS_REQUESTS: Final = 8
+"""Requests to an iSNS server that are without an answer at once."""
+
+MAX_ISNS_REGISTRATIONS: Final = 5
+"""Registrations in a row at an iSNS server: each has another form than those before."""
+
+MAX_ISNS_INQUIRY_LENGTH: Final = 1 << 15
+"""Bytes of a notification or an inquiry of an iSNS server: its answer has to fit into one PDU."""
+
+MAX_ISNS_CHANGES: Final = 16
+"""Names of changed targets that are remembered; where there are more, all are asked for."""
+
+MAX_ISNS_CONNECTIONS: Final = 16
+"""Connections at once by which an iSNS server may bring us notifications."""
+
+ISNS_SHARE: Final = 0.25
+"""The part of the time that reading the messages of one connection of an iSNS server may take, at most."""
+
+MAX_ISNS_NOTES: Final = 100
+"""Different remarks about an iSNS server in one connection to it; the rest is left out."""
+
+MAX_ISNS_PAUSE: Final = 60.0
+"""Seconds between two attempts to reach an iSNS server that is away or busy, before jitter."""
+
+ISNS_REFUSED_PAUSE: Final = 600.0
+"""Seconds after which a request is tried again that an iSNS server has refused for good."""
+
+ISNS_POLL_INTERVAL: Final = 60.0
+"""Seconds between two queries of an iSNS server that cannot notify us. A target that such a server does not
+know any more, after it has lost our registration as well, is kept for as long."""
+
+ISNS_SLOW_POLL_INTERVAL: Final = 300.0
+"""The same for one that notifies us: a notification may be lost."""
+
+MIN_ISNS_PERIOD: Final = 3
+"""Seconds of the shortest registration period that is followed; a third of it passes between two messages."""
+
+ISNS_COALESCE: Final = 1.0
+"""Seconds between two queries that notifications bring about."""
+
+ISNS_SETTLE: Final = 0.1
+"""Seconds from a notification to the query: others follow, and open-isns 0.101 loses a response that comes
+together with requests."""
 
 # A connection in the full feature phase.
 

@@ -16,11 +16,12 @@ MAY_IMPORT = {
     "scsi": {"errors", "limits"},
     "conffile": {"errors", "initiator", "iscsi", "secret"},
     "ibft": {"errors", "iscsi", "scsi"},
+    "isns": {"errors", "limits"},
     "notify": set(),
     "transport": {"errors", "limits", "iscsi"},
     "initiator": {"errors", "limits", "transport", "iscsi", "scsi"},
     "units": {"errors", "limits", "scsi"},
-    "discovery": {"errors", "iscsi", "transport"},
+    "discovery": {"errors", "limits", "iscsi", "isns", "transport"},
     "service": {
         *("config", "discovery", "errors", "fs", "initiator", "iscsi", "limits", "transport", "units"),
     },
@@ -40,7 +41,7 @@ MAY_IMPORT = {
 
 Units and sessions do not know each other: service, which knows both, hands the paths over."""
 
-SANS_IO = {"errors", "limits", "iscsi", "scsi"}
+SANS_IO = {"errors", "limits", "iscsi", "isns", "scsi"}
 
 NOT_SANS_IO = {
     *("asyncio", "trio", "pyfuse3", "socket", "select", "selectors", "ssl", "subprocess", "threading"),
@@ -56,11 +57,12 @@ OUTSIDE = {
     "conffile": set[str](),
     "ibft": set[str](),
     "monitor": set[str](),
+    "isns": set[str](),
     "notify": set[str](),
     "transport": {"trio"},
     "initiator": {"trio"},
     "units": {"trio"},
-    "discovery": set[str](),
+    "discovery": {"trio"},
     "service": {"trio"},
     "target": {"trio", "crc32c"},
     "fs": {"trio", "pyfuse3"},

@@ -229,6 +229,11 @@ def trace_status(mount: Mount) -> dict[str, str | int] | None:
     text = mount.read(CONTROL, "trace").strip()
     if text == "off":
         return None
-    file, *counts = text.rsplit(maxsplit=3)
+    found = re.fullmatch(r"(.*) ([0-9]{1,20}) ([0-9]{1,20}) ([0-9]{1,20})", text)
+    if found is None:
+        file = printable(str(mount.path.joinpath(CONTROL, "trace")))
+        raise ControlError(f'{file}: cannot be understood: "{printable(text)}"')
     names = ("bytes", "frames", "dropped")
-    return {"file": file} | {name: int(count) for name, count in zip(names, counts, strict=False)}
+    return {"file": found[1]} | {
+        name: int(count) for name, count in zip(names, found.groups()[1:], strict=True)
+    }

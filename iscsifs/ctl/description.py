@@ -5,6 +5,7 @@ back to what they stand for (``%2F`` is a slash). So they go to a terminal only 
 `iscsifs.errors.printable`.
 """
 
+import re
 import stat
 from dataclasses import dataclass
 from urllib.parse import unquote
@@ -134,4 +135,4 @@ def _text(mount: Mount, place: Place, name: str) -> str | None:
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isascii() and text.isdecimal() else None
+    return int(text) if text is not None and re.fullmatch(r"[0-9]{1,20}", text) else None

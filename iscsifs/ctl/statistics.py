@@ -20,6 +20,9 @@ Buckets = tuple[tuple[float, int], ...]
 
 _PERCENTILE: Final = 0.99
 
+_MOST: Final = 1 << 64
+"""No count of a unit is as large."""
+
 
 @dataclass(frozen=True, slots=True)
 class Operations:
@@ -168,6 +171,8 @@ def _values(text: str) -> dict[str, float]:
     for line in text.splitlines():
         name, _, value = line.partition(" ")
         values[name] = float(value)
+        if not 0 <= values[name] < _MOST:
+            raise ValueError(f"{name}: {value[:80]}")
     return values
 
 
@@ -178,7 +183,8 @@ def _histograms(text: str) -> dict[str, Buckets]:
         kind, *words = line.split()
         pairs = [word.partition(":") for word in words[:MAX_LATENCY_BUCKETS]]
         buckets = tuple((float(bound), int(count)) for bound, _, count in pairs)
-        if not _is_rising([bound for bound, _ in buckets]) or any(count < 0 for _, count in buckets):
+        bounds = [0.0, *(bound for bound, _ in buckets)]
+        if not _is_rising(bounds) or any(not 0 <= count < _MOST for _, count in buckets):
             raise ValueError(f"latency: {line[:80]}")
         found[kind] = buckets
     return found

@@ -34,7 +34,7 @@ def table(
 
 def fields(pairs: Iterable[tuple[str, object]]) -> list[str]:
     """Return a line for each of *pairs* but those with None: the name, and the value at one column."""
-    known = [(name, shown(value)) for name, value in pairs if value is not None]
+    known = [(shown(name), shown(value)) for name, value in pairs if value is not None]
     width = max((len(name) for name, _ in known), default=0)
     return [f"{name + ':':{width + 1}} {value}".rstrip() for name, value in known]
 

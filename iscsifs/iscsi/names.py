@@ -77,15 +77,15 @@ class Portal:
         return f"{host}:{self.port}"
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str, default_port: int = DEFAULT_PORT) -> Self:
         """Read what a user writes: ``host``, ``host:port``, ``[address]:port`` or an IPv6 address as it is.
 
-        Raises ConfigError.
+        Where that has no port, it is *default_port*. Raises ConfigError.
         """
         try:
             if text.count(":") > 1 and not text.startswith("["):
-                return cls(_ipv6(text))
-            host, port = _host_and_port(text)
+                return cls(_ipv6(text), default_port)
+            host, port = _host_and_port(text, default_port)
             return cls(host, port)
         except ValueError as exc:
             raise ConfigError(
@@ -124,14 +124,14 @@ class TargetAddress:
             raise ProtocolError(f'TargetAddress "{printable(value)}": {exc}', section="13.8") from None
 
 
-def _host_and_port(text: str) -> tuple[str, int]:
+def _host_and_port(text: str, default_port: int = DEFAULT_PORT) -> tuple[str, int]:
     """Split ``domainname[:port]``; raise ValueError."""
     match = _ADDRESS.fullmatch(text)
     if match is None:
         raise ValueError("it is not an address (an IPv6 address stands in brackets)")
     bracketed, plain, port = match.groups()
     host = _host(plain) if bracketed is None else _ipv6(bracketed)
-    return host, DEFAULT_PORT if port is None else _bounded(port, 1, "port")
+    return host, default_port if port is None else _bounded(port, 1, "port")
 
 
 def _host(text: str) -> str:

@@ -2,8 +2,9 @@
 
 A row is one behaviour of an iSCSI initiator that a target can provoke. It is named by a group and a number:
 LOGIN, CHAP and FFP after the titles of the UNH-IOL initiator suites, with an R what RFC 7143 adds to them;
-ERR, errors and recovery; HOSTILE, targets that break the rules; DISC, discovery. ``sources.md`` has rows of
-what is around an initiator, and says what each demands. A test names the rows that it covers:
+ERR, errors and recovery; HOSTILE, targets that break the rules; DISC, discovery; ISNS, iSNS servers
+(``isns/checklist.md`` says what each row is). ``sources.md`` has rows of what is around an initiator, and
+says what each demands. A test names the rows that it covers:
 
     @pytest.mark.conformance("FFP-8.1")
 
@@ -40,6 +41,11 @@ _NUMBERS: Final = {
         "33 34 35 36 37"
     ),
     "DISC": ("1 2 3 4 5 6 7 8 9 10 11"),
+    "ISNS": (
+        "1.1 1.2 1.3 1.4 1.5 1.6 1.7 2.1 2.2 2.3 2.4 2.5 2.6 3.1 3.2 3.3 3.4 3.5 3.6 3.7 3.8 "
+        "4.1 4.2 4.3 4.4 4.5 4.6 4.7 4.8 4.9 5.1 5.2 5.3 5.4 5.5 5.6 6.1 6.2 6.3 7.1 7.2 7.3 7.4 "
+        "8.1 8.2 8.3 8.4 8.5"
+    ),
 }
 
 _SOURCES: Final = Path(__file__).parents[1] / "sources.md"

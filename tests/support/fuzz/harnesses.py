@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from iscsifs.conffile.keywords import KEYWORDS
 from iscsifs.iscsi.keys import METHOD_KEYS, OBSOLETE, TABLE
-from support.fuzz import initiator, parsers, sources, target
+from support.fuzz import initiator, isns, parsers, sources, target
 
 
 class Harness(NamedTuple):
@@ -31,6 +31,8 @@ HARNESSES: Final[Mapping[str, Harness]] = {
     "luns": Harness(parsers.luns, 1024),
     "capacity": Harness(parsers.capacity, 64),
     "addresses": Harness(parsers.addresses, 2048),
+    "isns_stream": Harness(isns.isns_stream, 4096),
+    "isns_payload": Harness(isns.isns_payload, 2048),
     "path_names": Harness(parsers.path_names, 1536),
     "iscsi_conf": Harness(sources.iscsi_conf, 2048),
     "open_iscsi_record": Harness(sources.open_iscsi_record, 4096),
