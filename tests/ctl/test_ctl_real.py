@@ -102,3 +102,33 @@ def test_it_leaves_the_mount_free_and_unmounts_it(mounted: Mounted) -> None:
     assert control(mounted, "unmount") == ""
     assert not mounted.is_mounted()
     assert not mounted.pids
+
+
+def test_hosts_and_targets_come_and_go(mounted: Mounted, tgt: Tgt) -> None:
+    host, place = "127.0.0.1", "127.0.0.1/disk"
+
+    def places() -> list[str]:
+        return [target["place"] for target in json.loads(control(mounted, "list", "--json"))["targets"]]
+
+    control(mounted, "logout", "disk")
+    assert places() == []
+    control(mounted, "login", place)
+    assert places() == [place]
+    control(mounted, "remove", host)
+    assert places() == []
+    assert control(mounted, "add", tgt.portal) == f"{mounted.path}/{tgt.portal}/disk\n"
+    assert places() == [f"{tgt.portal}/disk"]
+    kinds = [json.loads(line)["event"] for line in control(mounted, "events", "--json").splitlines()]
+    assert [kind for kind in kinds if kind in ("login", "logout")] == ["login", "logout"] * 2 + ["login"]
+
+
+def test_what_fails_is_told_with_the_sentence_of_the_mount(mounted: Mounted) -> None:
+    for words, status, sentence in (
+        (("add", "127.0.0.1:1"), ExitStatus.UNREACHABLE, "Connection refused"),
+        (("add", "host.invalid"), ExitStatus.UNREACHABLE, "cannot be looked up"),
+        (("login", "127.0.0.1/other"), ExitStatus.NO_TARGET, "no source tells of this target"),
+    ):
+        assert sentence in control(mounted, *words, status=status)
+    with open(mounted.storage(), "r+b"):
+        assert "it is open" in control(mounted, "logout", "disk", status=ExitStatus.FAILED)
+    assert json.loads(control(mounted, "list", "--json"))["targets"]
