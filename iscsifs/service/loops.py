@@ -237,7 +237,12 @@ async def remove_left_over(mount_point: Path) -> None:
     """Detach the loop devices that a run on *mount_point* has left behind when it was killed; say so."""
     if loop_devices.why_not():
         return
-    for device in await loop_devices.left_over(mount_point):
+    try:
+        devices = await loop_devices.left_over(mount_point)
+    except OSError as exc:
+        log.info("loop devices that may be left behind were not looked for: %s", exc.strerror)
+        return
+    for device in devices:
         held = loop_devices.holders(device)
         if held:
             log.warning(
