@@ -357,7 +357,7 @@ def test_an_ordinary_user_has_a_file_system(machine: Machine) -> None:
 def test_the_lines_of_fstab_mount(machine: Machine) -> None:
     """Both: the disks by `mount -a`, and a file system on one of them, as systemd would have it done."""
     require_programs("mount.fuse3")
-    disks, files = fstab_lines()
+    disks, _, _, _, files = fstab_lines()
     machine.type(f"mkdir /mnt/etc; mount -t tmpfs none {SYSTEM_BIN}; ln -s $(which iscsifs) {SYSTEM_BIN}")
     write_secret(machine, Path(machine.home / "secret"))
     machine.type("mkdir -p /mnt/data; cp -a secret /mnt/etc/secret")
@@ -373,6 +373,26 @@ def test_the_lines_of_fstab_mount(machine: Machine) -> None:
     machine.type("umount /mnt/data; umount /mnt/iscsi; while pgrep -x iscsifs; do sleep 0.1; done >/dev/null")
     machine.type("mount /mnt/iscsi; mount /mnt/data; cmp /etc/services /mnt/data/services")
     machine.type("umount /mnt/data /mnt/iscsi")
+
+
+def test_the_lines_of_fstab_without_a_host_mount(machine: Machine) -> None:
+    """A configuration file, and a mount that waits for a look at a host."""
+    require_programs("mount.fuse3")
+    _, configured, _, automatic, _ = fstab_lines()
+    machine.type(f"mkdir /mnt/etc; mount -t tmpfs none {SYSTEM_BIN}; ln -s $(which iscsifs) {SYSTEM_BIN}")
+    write_secret(machine, Path(machine.home / "secret"))
+    (machine.home / "iscsi.conf").write_text(
+        "disk1 { TargetAddress = 127.0.0.1; TargetName = iqn.2001-04.com.example:disk1;"
+        f' chapIName = alice; chapSecret = "{_SECRET}" }}\n'
+    )
+    machine.type("cp iscsi.conf /mnt/etc; chmod 600 /mnt/etc/iscsi.conf")
+    for line, shown in (configured, "by-id 127.0.0.1"), (automatic, "by-id"):
+        machine.replace("/etc/fstab", line.replace("/etc/iscsi.conf", "/mnt/etc/iscsi.conf") + "\n")
+        machine.type("mount -a; mount -a")
+        assert sorted(machine.type("ls /mnt/iscsi")) == sorted(shown.split())
+        machine.type(
+            "umount /mnt/iscsi; while pgrep -x iscsifs; do sleep 0.1; done >/dev/null; umount /etc/fstab"
+        )
 
 
 def disks_of(machine: Machine) -> list[str]:

@@ -51,7 +51,7 @@ def test_a_target_is_a_directory_and_a_disk_a_file(
 
     target = mounted.target()
     first = daemon.first_lun
-    assert directories(target) == [*(f"lun{number}" for number in range(first + 3)), "session"]
+    assert directories(target) == [f"lun{number}" for number in range(first + 3)]
     of_target = links(target)
     assert of_target["hostname"] == of_target["ip"] == "127.0.0.1"
     assert of_target["port"] == str(daemon.port)
@@ -91,7 +91,7 @@ def test_the_usual_programs_look_at_it(
     mounted = mount_hosts(daemon.portal)
     target = mounted.target()
     first = target / f"lun{daemon.first_lun}"
-    found = run("find", mounted.path, "-type", "f", "-name", "storage").split()
+    found = run("find", mounted.path, "-type", "f", "-size", "+1", "-name", "storage").split()
     assert sorted(found) == sorted(map(str, [*target.glob("lun*/storage"), target / "storage"]))
     assert run("find", mounted.path, "-samefile", first / "storage").count("\n") == 2
     assert run("stat", "-c", "%F %s %h %a", mounted.storage()) == f"regular file {8 * MIB} 2 600\n"
@@ -216,7 +216,7 @@ def test_ipv6(kind: type[Daemon], serve: Serve, mount_hosts: MountHosts, tmp_pat
     portal = f"[::1]:{daemon.port}"
     mounted = mount_hosts(portal if how == "discovery" else f"iscsi://{portal}/{NAME}")
     assert mounted.said.stdout == f"::1: {portal},1 {NAME}\n"
-    (host,) = [name for name in directories(mounted.path) if name not in {"by-id", ".iscsifs"}]
+    (host,) = [name for name in directories(mounted.path) if name != "by-id"]
     assert links(mounted.path / host / "disk")["ip"] == "::1"
     assert mounted.storage(host=host).read_bytes()[:6] == b"disk 0"
 
@@ -226,7 +226,7 @@ def test_a_host_may_have_a_name(
 ) -> None:
     daemon = serve(any_target(tmp_path, Target(NAME, images(tmp_path, MIB))))
     mounted = mount_hosts("-4", "-p", daemon.port, "localhost")
-    assert directories(mounted.path) == [".iscsifs", "by-id", "localhost"]
+    assert directories(mounted.path) == ["by-id", "localhost"]
     assert links(mounted.target(host="localhost"))["hostname"] == "localhost"
     assert links(mounted.target(host="localhost"))["ip"] == "127.0.0.1"
 
@@ -237,13 +237,10 @@ def test_a_target_may_be_given_without_discovery(
     daemon = serve(any_target(tmp_path, Target(NAME, images(tmp_path, MIB, 2 * MIB))))
     url = f"iscsi://{daemon.portal}/{NAME}"
     every = mount_hosts(url)
-    assert directories(every.target()) == [
-        *(f"lun{number}" for number in range(daemon.first_lun + 2)),
-        "session",
-    ]
+    assert directories(every.target()) == [f"lun{number}" for number in range(daemon.first_lun + 2)]
     every.unmount()
     one = mount_hosts(f"{url}/{daemon.first_lun + 1}")
-    assert directories(one.target()) == [f"lun{daemon.first_lun + 1}", "session"]
+    assert directories(one.target()) == [f"lun{daemon.first_lun + 1}"]
     assert one.storage().stat().st_size == 2 * MIB
 
 
