@@ -96,7 +96,7 @@ def disk(tmp_path: Path, serve: Serve) -> Iterator[Counted]:
 BUDGET = [
     ("a random read", Counted.read, 57),
     ("a random read, 32 at once", Counted.read_at_once, 54),
-    ("a random write", Counted.write, 61),
+    ("a random write", Counted.write, 65),
     ("a random write and an fsync", Counted.write_and_fsync, 158),
 ]
 """Calls for each operation of 4 KiB at most: three more than on a quiet machine, where busy-polls succeed."""
